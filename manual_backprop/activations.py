@@ -1,0 +1,181 @@
+"""The activation functions f_l of (F2) and their derivatives f_l' of (C7), one row each.
+
+A row is found by its name, `get("tanh")`, or as an attribute of this module. To add one, write f and df
+and append a row to `TABLE`; the tests run over the table. Every df is written in terms of z where the
+usual short form in a loses the tail: 1 - a**2 is 0 in float32 from z = 9.1 on and wrong by a fifth in
+bfloat16 at z = 3, while sech(z)**2 from exp(-2|z|) is right to rounding as far as the format reaches.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from manual_backprop.precision import rounded_once
+
+Elementwise = Float[Array, "*shape"]
+
+_SELU_ALPHA = 1.6732632423543772848170429916717
+_SELU_SCALE = 1.0507009873554804934193349852946
+_LEAKY_SLOPE = 0.01
+_GELU_CUBIC = 0.044715
+
+
+@dataclass(frozen=True)
+class Activation:
+    """One row of the table: an elementwise activation function with its derivative.
+
+    Attributes:
+        name: what `mlp(activation=...)` and reports call it.
+        f: z -> a, elementwise, same shape and dtype (F2).
+        df: (z, a) -> f'(z), elementwise; a = f(z) is offered because some derivatives are cheaper in a (C7).
+        kinks: (z, slope) at every point where f has no derivative: the slope that df takes there.
+        initializer: the weight initialisation that keeps signals level through this f.
+    """
+
+    name: str
+    f: Callable[[Array], Array]
+    df: Callable[[Array, Array], Array]
+    kinks: tuple[tuple[float, float], ...] = ()
+    initializer: str = "glorot"
+
+
+def _logistic(z: Array) -> Array:
+    """1 / (1 + exp(-z)) through exp(-|z|), which cannot overflow and keeps the left tail."""
+    e = jnp.exp(-jnp.abs(z))
+    return jnp.where(z >= 0, 1, e) / (1 + e)
+
+
+def _logistic_slope(z: Array) -> Array:
+    """Sigmoid's derivative, e / (1 + e)**2 with e = exp(-|z|): both tails kept, where a (1 - a) keeps one."""
+    e = jnp.exp(-jnp.abs(z))
+    return e / jnp.square(1 + e)
+
+
+def _sech_squared(z: Array) -> Array:
+    """tanh's derivative, 4 e / (1 + e)**2 with e = exp(-2|z|)."""
+    return 4 * _logistic_slope(2 * z)
+
+
+def _exp_left(z: Array) -> Array:
+    """exp(z) for z <= 0, and 1 right of it, so that the branch not taken stays finite."""
+    return jnp.exp(jnp.minimum(z, 0))
+
+
+def _normal_cdf(z: Array) -> Array:
+    return 0.5 * jax.lax.erfc(-math.sqrt(0.5) * z)
+
+
+def _normal_pdf(z: Array) -> Array:
+    return math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * jnp.square(z))
+
+
+def _gelu_tanh_gate(z: Array) -> Array:
+    """The v in 0.5 z (1 + tanh(v/2)) = z sigmoid(v)."""
+    return 2 * math.sqrt(2 / math.pi) * (z + _GELU_CUBIC * z * z * z)
+
+
+def _gelu_tanh_slope(z: Array) -> Array:
+    v = _gelu_tanh_gate(z)
+    # Beyond |z| = 30 sigmoid'(v) is 0 in every format; without the clip z dv would overflow against it.
+    near = jnp.clip(z, -30, 30)
+    dv = 2 * math.sqrt(2 / math.pi) * (1 + 3 * _GELU_CUBIC * near * near)
+    return _logistic(v) + near * dv * _logistic_slope(v)
+
+
+def _row(
+    name: str,
+    f: Callable[[Array], Array],
+    df: Callable[[Array, Array], Array],
+    kinks: tuple[tuple[float, float], ...] = (),
+    initializer: str = "glorot",
+) -> Activation:
+    return Activation(name, rounded_once(f), rounded_once(df), kinks, initializer)
+
+
+identity = _row("identity", lambda z: z, lambda z, a: jnp.ones_like(z))
+sigmoid = _row("sigmoid", _logistic, lambda z, a: _logistic_slope(z))
+tanh = _row("tanh", jnp.tanh, lambda z, a: _sech_squared(z))
+relu = _row(
+    "relu",
+    lambda z: jnp.maximum(z, 0),
+    lambda z, a: jnp.where(z > 0, jnp.ones_like(z), 0),
+    kinks=((0.0, 0.0),),
+    initializer="he",
+)
+leaky_relu = _row(
+    "leaky_relu",
+    lambda z: jnp.where(z >= 0, z, _LEAKY_SLOPE * z),
+    lambda z, a: jnp.where(z >= 0, jnp.ones_like(z), _LEAKY_SLOPE),
+    kinks=((0.0, 1.0),),
+    initializer="he",
+)
+elu = _row(
+    "elu",
+    lambda z: jnp.where(z > 0, z, jnp.expm1(jnp.minimum(z, 0))),
+    lambda z, a: _exp_left(z),
+    initializer="he",
+)
+selu = _row(
+    "selu",
+    lambda z: _SELU_SCALE * jnp.where(z > 0, z, _SELU_ALPHA * jnp.expm1(jnp.minimum(z, 0))),
+    lambda z, a: _SELU_SCALE * jnp.where(z > 0, jnp.ones_like(z), _SELU_ALPHA * _exp_left(z)),
+    kinks=((0.0, _SELU_SCALE * _SELU_ALPHA),),
+    initializer="lecun",
+)
+gelu = _row(
+    "gelu",
+    lambda z: z * _normal_cdf(z),
+    lambda z, a: _normal_cdf(z) + z * _normal_pdf(z),
+    initializer="he",
+)
+gelu_tanh = _row(
+    "gelu_tanh",
+    lambda z: z * _logistic(_gelu_tanh_gate(z)),
+    lambda z, a: _gelu_tanh_slope(z),
+    initializer="he",
+)
+silu = _row(
+    "silu",
+    lambda z: z * _logistic(z),
+    lambda z, a: _logistic(z) + z * _logistic_slope(z),
+    initializer="he",
+)
+softplus = _row(
+    "softplus",
+    lambda z: jnp.maximum(z, 0) + jnp.log1p(jnp.exp(-jnp.abs(z))),
+    lambda z, a: _logistic(z),
+)
+softsign = _row(
+    "softsign",
+    lambda z: z / (1 + jnp.abs(z)),
+    lambda z, a: 1 / jnp.square(1 + jnp.abs(z)),
+)
+
+TABLE: dict[str, Activation] = {
+    row.name: row
+    for row in (
+        identity, sigmoid, tanh, relu, leaky_relu, elu, selu, gelu, gelu_tanh, silu, softplus, softsign,
+    )
+}  # fmt: skip
+
+
+def get(activation: str | Activation) -> Activation:
+    """The row of that name; a row is returned as it is.
+
+    Raises:
+        ValueError: no row has that name.
+        TypeError: neither a name nor a row.
+    """
+    if isinstance(activation, Activation):
+        return activation
+    if not isinstance(activation, str):
+        raise TypeError(
+            f"activation must be a name or an Activation row, got {type(activation).__name__} {activation!r}"
+        )
+    if activation not in TABLE:
+        raise ValueError(f"no activation is called {activation!r}; there are {', '.join(TABLE)}")
+    return TABLE[activation]

@@ -1,0 +1,167 @@
+"""Checks at the public edge: what was expected, what came, what to do.
+
+They look at structures, shapes and dtypes, which are known while tracing too, so they cost a compiled
+program nothing. Nothing is broadcast, cast or dropped to make things fit.
+"""
+
+from functools import lru_cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from manual_backprop.layers.base import Node, Shape, Tree
+from manual_backprop.precision import accumulator
+
+
+@lru_cache(maxsize=256)
+def _expected(net: Node) -> Tree:
+    """Shapes of `net`'s parameters, from its own `init`; nothing is drawn."""
+    return jax.eval_shape(lambda: net.init(jax.random.key(0)))
+
+
+@lru_cache(maxsize=256)
+def _out_shape(net: Node, in_shape: Shape) -> Shape:
+    return net.out_shape(in_shape)
+
+
+def array(name: str, value: Any) -> Array:
+    """`value` as a JAX float or integer array of the dtype that it has already.
+
+    Raises:
+        TypeError: not an array, or of a dtype that JAX would change without a word.
+    """
+    if isinstance(value, jax.Array):
+        return value
+    if not isinstance(value, np.ndarray | np.generic):
+        raise TypeError(f"{name} must be an array, got {type(value).__name__}; wrap it in jnp.asarray")
+    kept = jax.dtypes.canonicalize_dtype(value.dtype)
+    if kept != value.dtype and jnp.issubdtype(value.dtype, jnp.inexact):
+        raise TypeError(
+            f"{name} is {value.dtype}, which JAX would make {kept} while x64 is off; convert it with"
+            f' .astype("{kept}"), or enable x64'
+        )
+    return jnp.asarray(value)
+
+
+def _floating(name: str, value: Any) -> Array:
+    value = array(name, value)
+    if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise TypeError(f"{name} must hold floats, got {value.dtype}; convert it with .astype")
+    return value
+
+
+def like(name: str, tree: Tree, other_name: str, other: Tree) -> None:
+    """Refuse a tree that differs from `other` in structure, or in any leaf's shape or dtype.
+
+    Raises:
+        ValueError: another structure or shape.
+        TypeError: another dtype.
+    """
+    _same_structure(name, tree, other_name, other)
+    leaves = zip(
+        jax.tree_util.tree_leaves_with_path(tree), jax.tree_util.tree_leaves_with_path(other), strict=True
+    )
+    for (path, leaf), (_, expected) in leaves:
+        where = f"{name}{jax.tree_util.keystr(path)}"
+        leaf = array(where, leaf)
+        if leaf.shape != expected.shape:
+            raise ValueError(f"{where} is {list(leaf.shape)}, expected {list(expected.shape)} as in {other_name}")
+        if leaf.dtype != expected.dtype:
+            raise TypeError(f"{where} is {leaf.dtype}, expected {expected.dtype} as in {other_name}")
+
+
+def _same_structure(name: str, tree: Tree, other_name: str, other: Tree) -> None:
+    came, expected = jax.tree.structure(tree), jax.tree.structure(other)
+    if came != expected:
+        raise ValueError(f"{name} has structure\n  {came}\nbut {other_name} has\n  {expected}")
+
+
+def params(net: Node, params: Tree) -> Tree:
+    """Parameters of `net`, as JAX arrays of one float dtype.
+
+    Raises:
+        ValueError: another structure or shape than `net.init` gives.
+        TypeError: not float arrays, or dtypes that differ.
+    """
+    expected = _expected(net)
+    _same_structure("params", params, "the network's init", expected)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    dtypes = set()
+    for (path, leaf), shape in zip(leaves, jax.tree.leaves(expected), strict=True):
+        where = f"params{jax.tree_util.keystr(path)}"
+        leaf = _floating(where, leaf)
+        if leaf.shape != shape.shape:
+            raise ValueError(
+                f"{where} is {list(leaf.shape)}, expected {list(shape.shape)} for the network {net}"
+                " (W has one row an output)"
+            )
+        dtypes.add(leaf.dtype)
+    if len(dtypes) > 1:
+        raise TypeError(f"params mix the dtypes {sorted(map(str, dtypes))}; convert them to one")
+    return jax.tree.map(lambda leaf: array("params", leaf), params)
+
+
+def inputs(net: Node, tree: Tree, x: Any) -> tuple[Tree, Array]:
+    """Parameters and a batch that fit `net` and each other.
+
+    Raises:
+        ValueError: shapes that do not fit, an empty batch, or parameters of another structure.
+        TypeError: not float arrays, or dtypes that differ.
+    """
+    tree = params(net, tree)
+    x = _floating("x", x)
+    if x.ndim < 2:
+        raise ValueError(f"x is {list(x.shape)}, expected a batch with one example a row; one example is x[None]")
+    if x.shape[0] == 0:
+        raise ValueError(f"x is {list(x.shape)}: a batch needs at least one example")
+    _out_shape(net, x.shape[1:])
+    dtype = jax.tree.leaves(tree)[0].dtype if jax.tree.leaves(tree) else x.dtype
+    if x.dtype != dtype:
+        raise TypeError(f"x is {x.dtype} but params are {dtype}; convert one of them with .astype")
+    return tree, x
+
+
+def output(net: Node, x: Array) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of `net`'s output for a batch that `inputs` has let in."""
+    return jax.ShapeDtypeStruct((x.shape[0], *_out_shape(net, x.shape[1:])), x.dtype)
+
+
+def weights(value: Any, x: Array) -> Array:
+    """One weight for each example of the batch x, in the precision of sums.
+
+    Raises:
+        ValueError: not of shape (N,).
+        TypeError: not floats of x's dtype or of the precision of sums.
+    """
+    value = _floating("weights", value)
+    if value.shape != x.shape[:1]:
+        raise ValueError(f"weights are {list(value.shape)}, expected [{x.shape[0]}]: one for each example")
+    if value.dtype not in (x.dtype, accumulator(x.dtype)):
+        raise TypeError(f"weights are {value.dtype} but x is {x.dtype}; convert them with .astype")
+    return value.astype(accumulator(x.dtype))
+
+
+def coefficient(value: Any, x: Array) -> Array | float:
+    """A lambda given at the call: a Python number, or a scalar array that may be traced.
+
+    Raises:
+        ValueError: not a scalar; or negative or not finite, where its value is known.
+        TypeError: not a float of the precision of sums.
+    """
+    if isinstance(value, int | float):
+        value = float(value)
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"lam must be finite and >= 0, got {value}")
+        return value
+    value = _floating("lam", value)
+    wide = accumulator(x.dtype)
+    if value.shape != ():
+        raise ValueError(f"lam is {list(value.shape)}, expected a scalar; sweep over several with jax.vmap")
+    if value.dtype != wide:
+        raise TypeError(f"lam is {value.dtype}, expected {wide} for x of {x.dtype}; convert it with .astype")
+    if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < float("inf"):
+        raise ValueError(f"lam must be finite and >= 0, got {value}")
+    return value

@@ -1,0 +1,26 @@
+"""The families of layers, one file each; `base` says what a family gives and what it gets for it."""
+
+from manual_backprop.layers.base import (
+    Factor as Factor,
+)
+from manual_backprop.layers.base import (
+    Layer as Layer,
+)
+from manual_backprop.layers.base import (
+    LayerTrace as LayerTrace,
+)
+from manual_backprop.layers.base import (
+    Node as Node,
+)
+from manual_backprop.layers.base import (
+    Parameters as Parameters,
+)
+from manual_backprop.layers.dense import (
+    Affine as Affine,
+)
+from manual_backprop.layers.dense import (
+    Dense as Dense,
+)
+from manual_backprop.layers.dense import (
+    OuterProduct as OuterProduct,
+)

@@ -1,0 +1,67 @@
+"""The regularisation term s of (J2) and its gradient (B6)."""
+
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from manual_backprop.layers.base import Parameters, Tree
+from manual_backprop.precision import accumulator
+
+Scalar = Float[Array, ""]
+Coefficient = float | Scalar
+
+
+def _is_parameters(node: object) -> bool:
+    return isinstance(node, Parameters)
+
+
+def _sum_of_squares(array: Array) -> Scalar:
+    return jnp.sum(jnp.square(array.astype(accumulator(array.dtype))))
+
+
+@dataclass(frozen=True)
+class Frobenius:
+    """s = (lam/2) (||W^(1)||_F^2 + ... + ||W^(L)||_F^2): squared norms, biases free (J2).
+
+    Attributes:
+        lam: the coefficient lambda >= 0, a Python number, static under jit. For one that is traced (a sweep
+            over lambda under `vmap`) give `lam=` at the call, which takes this one's place.
+    """
+
+    lam: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.lam, jax.Array):
+            raise TypeError(
+                f"Frobenius(lam) is static and must be a Python number, got {self.lam}; a traced lambda goes"
+                " in at the call: objective(params, x, y, lam=...)"
+            )
+        if not (self.lam >= 0 and math.isfinite(self.lam)):
+            raise ValueError(f"Frobenius lam must be finite and >= 0, got {self.lam}")
+        object.__setattr__(self, "lam", float(self.lam))
+
+    def penalty(self, params: Tree, lam: Coefficient | None = None) -> Scalar:
+        """S, in float32 or wider (J2)."""
+        return (self.lam if lam is None else lam) * self.d_lam(params)
+
+    def d_lam(self, params: Tree) -> Scalar:
+        """ds/dlam = (1/2) sum_l ||W^(l)||_F^2, which is s/lam (B6)."""
+        blocks = jax.tree.leaves(params, is_leaf=_is_parameters)
+        squares = [_sum_of_squares(getattr(block, name)) for block in blocks for name in block.weights]
+        return 0.5 * sum(squares[1:], squares[0]) if squares else jnp.zeros(())
+
+    def gradient(self, params: Tree, lam: Coefficient | None = None) -> Tree:
+        """ds/dW^(l) = lam W^(l) and zero for everything else, in the shape of `params` (B6)."""
+        factor = self.lam if lam is None else lam
+
+        def scaled(W: Array) -> Array:
+            return (factor * W.astype(accumulator(W.dtype))).astype(W.dtype)
+
+        def of_block(block: Parameters) -> Parameters:
+            fields = vars(block).items()
+            return type(block)(**{k: scaled(v) if k in block.weights else jnp.zeros_like(v) for k, v in fields})
+
+        return jax.tree.map(of_block, params, is_leaf=_is_parameters)
