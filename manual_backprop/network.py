@@ -139,7 +139,7 @@ class Repeat(Node):
 
     block: Node
     n: int
-    recompute: bool = False
+    recompute: bool = True
 
     def __post_init__(self) -> None:
         _require_node("Repeat", self.block)

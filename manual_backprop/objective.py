@@ -95,7 +95,7 @@ class Objective:
         """
         params, x, y, lam, weights = self.checked(params, x, y, lam, weights)
         output, _ = self.net.lean_forward(params, x)
-        return self.total_loss(output, y, weights) + self.penalty(params, lam)
+        return sum(self.terms(params, output, y, lam, weights))
 
     def checked(
         self, params: Tree, x: Any, y: Any, lam: Any, weights: Any
@@ -114,14 +114,15 @@ class Objective:
             weights = edge.weights(weights, x)
         return params, x, y, lam, weights
 
-    def total_loss(self, output: Array, y: Array, weights: Array | None) -> Scalar:
-        """L: the examples' losses summed with `weights`, or their mean (J1)."""
+    def terms(
+        self, params: Tree, output: Array, y: Array, lam: Coefficient | None, weights: Array | None
+    ) -> tuple[Scalar, Scalar]:
+        """(L, s): the examples' losses summed with `weights` or averaged (J1), and the penalty (J2)."""
         losses = self.loss.value(output, y)
-        return jnp.mean(losses) if weights is None else jnp.sum(weights * losses)
-
-    def penalty(self, params: Tree, lam: Coefficient | None) -> Scalar:
-        """S, or zero without a regulariser (J2)."""
-        return jnp.zeros(()) if self.regularizer is None else self.regularizer.penalty(params, lam)
+        loss = jnp.mean(losses) if weights is None else jnp.sum(weights * losses)
+        if self.regularizer is None:
+            return loss, jnp.zeros_like(loss)
+        return loss, self.regularizer.penalty(params, lam)
 
     def add_penalty_gradient(self, gradients: Tree, params: Tree, lam: Coefficient | None) -> Tree:
         """dJ/dparams from dL/dparams (B6)."""
@@ -149,7 +150,7 @@ def backprop(
     output, trace = net.forward(params, x)  # step 1
     d_x, deltas = net.backward(params, trace, objective.loss.derivative(output, y), read_delta)  # step 2
     gradients = net.read(trace, deltas, gradient_reader(weights))  # step 3
-    loss, penalty = objective.total_loss(output, y, weights), objective.penalty(params, lam)
+    loss, penalty = objective.terms(params, output, y, lam, weights)
     return Step(
         value=loss + penalty,
         loss=loss,
@@ -159,7 +160,7 @@ def backprop(
         deltas=deltas,
         gradients=objective.add_penalty_gradient(gradients, params, lam),
         d_x=d_x,
-        d_lam=jnp.zeros(()) if objective.regularizer is None else objective.regularizer.d_lam(params),
+        d_lam=jnp.zeros_like(loss) if objective.regularizer is None else objective.regularizer.d_lam(params),
     )
 
 
@@ -201,7 +202,7 @@ def value_and_grad(
         output, trace = objective.net.lean_forward(params, x)
         d_output = objective.loss.derivative(output, y)
         d_x, gradients = objective.net.backward(params, trace, d_output, gradient_reader(weights))
-        value = objective.total_loss(output, y, weights) + objective.penalty(params, lam)
+        value = sum(objective.terms(params, output, y, lam, weights))
         by_argument = (
             objective.add_penalty_gradient(gradients, params, lam),
             _per_example_scaled(d_x, weights),

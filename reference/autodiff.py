@@ -1,0 +1,83 @@
+"""Every quantity of the note by jax.grad of `reference.model`."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from manual_backprop.objective import Objective, Step
+from reference import model
+
+Tree = Any
+
+
+def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Callable[..., tuple[Array, Any]]:
+    """jax.value_and_grad of the reference's objective: the counterpart of `manual_backprop.value_and_grad`.
+
+    Returns:
+        A function (params, x, y, *, lam=None, weights=None) -> (J, gradient).
+    """
+
+    def J(params: Tree, x: Array, y: Array, *, lam: Any = None, weights: Any = None) -> Array:
+        return model.value(objective, params, x, y, lam=lam, weights=weights)
+
+    return jax.value_and_grad(J, argnums)
+
+
+def deltas(objective: Objective, params: Tree, x: Array, y: Array) -> Tree:
+    """delta^(l) = dL_n/dz^(l) of every example, unscaled: the derivative with respect to a zero added to z."""
+    return _deltas_and_d_x(objective, params, x, y)[0]
+
+
+def d_x(objective: Objective, params: Tree, x: Array, y: Array) -> Array:
+    """dL_n/dx_n of every example, unscaled."""
+    return _deltas_and_d_x(objective, params, x, y)[1]
+
+
+def _deltas_and_d_x(objective: Objective, params: Tree, x: Array, y: Array) -> tuple[Tree, Array]:
+    def summed(probes: Tree, x: Array) -> Array:
+        return model.example_losses(objective, params, x, y, probes)[0].sum()
+
+    return jax.grad(summed, argnums=(0, 1))(model.zero_probes(objective.net, params, x), x)
+
+
+def d_lam(objective: Objective, params: Tree, lam: Any = None) -> Array:
+    """ds/dlam; zero without a regulariser."""
+    if objective.regularizer is None:
+        return jnp.zeros_like(model.penalty(objective, params))
+    return jax.grad(lambda lam: model.penalty(objective, params, lam))(_lam(objective, params, lam))
+
+
+def _lam(objective: Objective, params: Tree, lam: Any) -> Array:
+    """Lambda as an array to differentiate by: the one given, the regulariser's, or zero without one."""
+    if lam is None:
+        lam = 0.0 if objective.regularizer is None else objective.regularizer.lam
+    return jnp.asarray(lam, jax.tree.leaves(params)[0].dtype)
+
+
+def backprop(
+    objective: Objective, params: Tree, x: Array, y: Array, *, lam: Any = None, weights: Any = None
+) -> Step:
+    """The counterpart of `manual_backprop.backprop`: the same fields, every derivative by JAX's vjp.
+
+    One forward pass, pulled back twice: from J to the parameters and lambda, and from the summed loss to
+    every z and x.
+    """
+    if weights is None:
+        weights = jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype)
+
+    def everything(params: Tree, lam: Any, probes: Tree, x: Array) -> tuple[tuple[Array, Array], Step]:
+        losses, (output, values) = model.example_losses(objective, params, x, y, probes)
+        loss, penalty = jnp.dot(weights, losses), model.penalty(objective, params, lam)
+        step = Step(loss + penalty, loss, penalty, output, values, None, None, None, None)
+        return (loss + penalty, losses.sum()), step
+
+    lam = _lam(objective, params, lam)
+    probes = model.zero_probes(objective.net, params, x)
+    (J, total), pull, step = jax.vjp(everything, params, lam, probes, x, has_aux=True)
+    gradients, d_lam, _, _ = pull((jnp.ones_like(J), jnp.zeros_like(total)))
+    _, _, deltas, d_x = pull((jnp.zeros_like(J), jnp.ones_like(total)))
+    return replace(step, gradients=gradients, d_lam=d_lam, deltas=deltas, d_x=d_x)

@@ -1,0 +1,189 @@
+"""The networks that `manual-backprop check` proves: a small set that covers every pair of features.
+
+A fault that needs two features to meet (float16 and softplus, say, or Repeat and a traced lambda) is met;
+testing every combination would take a hundred times as long.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import jax
+import numpy as np
+
+import manual_backprop as mb
+from manual_backprop.layers import Node
+from reference import data
+
+EXAMPLES = 32
+
+FEATURES: dict[str, tuple[Any, ...]] = {
+    "activation": tuple(mb.activations.TABLE),
+    "loss": (
+        "squared_error",
+        "huber",
+        "softmax_cross_entropy",
+        "softmax_cross_entropy on distributions",
+        "sigmoid_binary_cross_entropy",
+        "binary_cross_entropy",
+    ),
+    "depth": tuple(range(1, 9)),
+    "lam": ("none", "0.01", "traced"),
+    "dtype": ("float64", "float32", "bfloat16", "float16"),
+    "composite": ("serial", "residual", "repeat", "repeated residual"),
+}
+Setting = tuple[Any, ...]  # one value for each of FEATURES, in their order
+TRACED_LAM = 0.3
+
+
+def possible(a: tuple[str, Any], b: tuple[str, Any]) -> bool:
+    """Whether two features can meet: one layer alone has no hidden layer to repeat or to skip."""
+    both = dict((a, b))
+    return not (both.get("depth") == 1 and both.get("composite", "serial") != "serial")
+
+
+def _pairs(setting: Setting) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
+    return set(combinations(zip(FEATURES, setting, strict=True), 2))
+
+
+def all_pairs() -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
+    """Every pair of values of two different features that can meet."""
+    pairs = set()
+    for a, b in combinations(FEATURES, 2):
+        pairs |= {((a, u), (b, v)) for u in FEATURES[a] for v in FEATURES[b] if possible((a, u), (b, v))}
+    return pairs
+
+
+def covering(seed: int) -> list[Setting]:
+    """Settings that meet every possible pair, greedily: each next one meets as many new pairs as it can."""
+    draw = random.Random(seed)
+    missing, chosen = all_pairs(), []
+    while missing:
+        candidates = []
+        for must in draw.sample(sorted(missing, key=repr), min(40, len(missing))):
+            candidates.append(_extend(dict(must), missing, draw))
+        best = max(candidates, key=lambda setting: len(_pairs(setting) & missing))
+        chosen.append(best)
+        missing -= _pairs(best)
+    return chosen
+
+
+def each_value(settings: Sequence[Setting]) -> list[Setting]:
+    """The first few of `settings` that between them meet every single value."""
+    missing = {(name, value) for name, values in FEATURES.items() for value in values}
+    chosen = []
+    for setting in settings:
+        new = set(zip(FEATURES, setting, strict=True)) & missing
+        if new:
+            chosen.append(setting)
+            missing -= new
+    return chosen
+
+
+def _extend(fixed: dict[str, Any], missing: set, draw: random.Random) -> Setting:
+    """Fill in the other features, each with the value that meets most new pairs with those before it."""
+    for name in draw.sample(list(FEATURES), len(FEATURES)):
+        if name in fixed:
+            continue
+        values = [v for v in FEATURES[name] if all(possible(item, (name, v)) for item in fixed.items())]
+        draw.shuffle(values)
+        order = list(FEATURES)
+
+        def gain(value: Any, name: str = name, order: list[str] = order) -> int:
+            met = [
+                tuple(sorted([(name, value), item], key=lambda pair: order.index(pair[0]))) for item in fixed.items()
+            ]
+            return sum(pair in missing for pair in met)
+
+        fixed[name] = max(values, key=gain)
+    return tuple(fixed[name] for name in FEATURES)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One network on real data, ready to check.
+
+    Attributes:
+        name: what --only matches and reports print.
+        objective: what to prove.
+        params: its parameters, biases not zero.
+        x: EXAMPLES rows of the data set.
+        y: their targets.
+        lam: a lambda given at the call, or None.
+        dtype: the precision to prove it in.
+        dataset: where x and y come from.
+    """
+
+    name: str
+    objective: mb.Objective
+    params: Any
+    x: np.ndarray
+    y: np.ndarray
+    lam: float | None
+    dtype: str
+    dataset: str
+
+
+def build(setting: Setting, seed: int) -> Case:
+    """The case of one setting; the seed draws parameters and rows."""
+    chosen = dict(zip(FEATURES, setting, strict=True))
+    x, y, outputs, dataset = _rows(chosen["loss"], seed)
+    net = _network(chosen, x.shape[1], outputs)
+    loss = mb.losses.TABLE[chosen["loss"].partition(" on ")[0]]
+    regularizer = None if chosen["lam"] == "none" else mb.Frobenius(0.01)
+    params = perturbed(net.init(jax.random.key(seed), np.float32), seed)
+    name = "{activation}, {loss}, depth {depth}, lam {lam}, {dtype}, {composite}".format(**chosen)
+    lam = TRACED_LAM if chosen["lam"] == "traced" else None
+    return Case(name, mb.Objective(net, loss, regularizer), params, x, y, lam, chosen["dtype"], dataset)
+
+
+def perturbed(params: Any, seed: int) -> Any:
+    """Parameters with a little noise on every entry: a bias of zero would hide what is wrong with it."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    noisy = [leaf + 0.1 * jax.random.normal(k, leaf.shape, leaf.dtype) for leaf, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(structure, noisy)
+
+
+def _rows(loss: str, seed: int) -> tuple[np.ndarray, np.ndarray, int, str]:
+    """(x, y, number of outputs, data set) in the form that the loss takes."""
+    dataset = data.load(
+        "diabetes" if loss in ("squared_error", "huber") else "digits" if "softmax" in loss else "breast_cancer"
+    )
+    rows = np.random.default_rng(seed).choice(len(dataset.x), EXAMPLES, replace=False)
+    x, y = dataset.x[rows], dataset.y[rows]
+    if loss == "softmax_cross_entropy":
+        return x, y, dataset.classes, dataset.name
+    if loss == "softmax_cross_entropy on distributions":
+        smoothed = 0.9 * np.eye(dataset.classes)[y] + 0.1 / dataset.classes
+        return x, smoothed, dataset.classes, dataset.name
+    return x, y.reshape(-1, 1).astype(np.float64), 1, dataset.name
+
+
+def _network(chosen: dict[str, Any], width: int, outputs: int) -> mb.Serial:
+    """`depth` layers: hidden ones as wide as the input, so that any of them can be skipped or repeated."""
+    activation, hidden = chosen["activation"], chosen["depth"] - 1
+    # One layer alone has only the output to carry the activation.
+    last = "sigmoid" if chosen["loss"] == "binary_cross_entropy" else "identity" if hidden else activation
+    layer = mb.Dense(width, width, activation)
+    wrap: dict[str, Callable[[], tuple[Node, ...]]] = {
+        "serial": lambda: (layer,) * hidden,
+        "residual": lambda: (mb.Residual(layer),) * hidden,
+        "repeat": lambda: (mb.Repeat(layer, hidden),),
+        "repeated residual": lambda: (mb.Repeat(mb.Residual(layer), hidden),),
+    }
+    body = wrap[chosen["composite"]]() if hidden else ()
+    return mb.Serial((*body, mb.Dense(width, outputs, last)))
+
+
+def cases(seed: int, quick: bool) -> list[Case]:
+    """The catalogue: every pair, or with `quick` every value."""
+    settings = covering(seed)
+    if quick:
+        settings = each_value(settings)
+    with jax.enable_x64(True):
+        return [build(setting, seed + i) for i, setting in enumerate(settings)]
+
+

@@ -1,0 +1,238 @@
+"""The proof: every number of a hand-written step against the reference's, in float64 or a working precision."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike
+
+import manual_backprop as mb
+from manual_backprop.layers import Dense, LayerTrace, Node, Parameters
+from manual_backprop.network import Repeat, Residual, Serial
+from manual_backprop.objective import Objective, Step
+from reference import autodiff, causes
+from reference.model import LayerValues
+from reference.report import Report, Row
+from reference.rounding import Tolerance, tolerance
+
+Tree = Any
+Backprop = Callable[..., Step]
+ValueAndGrad = Callable[[Objective], Callable[..., tuple[Any, Any]]]
+
+
+def check(
+    objective: Objective,
+    params: Tree,
+    x: Any,
+    y: Any,
+    *,
+    lam: Any = None,
+    weights: Any = None,
+    dtype: DTypeLike = "float64",
+    backprop: Backprop = mb.backprop,
+    value_and_grad: ValueAndGrad = mb.value_and_grad,
+) -> Report:
+    """Prove one hand-written step right, or say where it is wrong.
+
+    Compares z and a of every layer, loss, penalty, J, every delta, every dW and db, dL/dx and ds/dlam, entry
+    by entry, with jax.grad of an objective that is written independently. Inputs are rounded to `dtype`, the
+    step under test runs in it, and the reference runs in float64 on the same rounded inputs.
+
+    Args:
+        objective: what to check.
+        params: its parameters; a check can only fail where they are generic (b not zero, for one).
+        x: a batch; N >= 2 lets a missing 1/N show.
+        y: targets.
+        lam: as for the objective.
+        weights: as for the objective.
+        dtype: the precision to test in.
+        backprop: the step under test, in the form of `manual_backprop.backprop`.
+        value_and_grad: the gradient under test, in the form of `manual_backprop.value_and_grad`.
+
+    Returns:
+        A report with one row for each leaf, in the order of computation: the first that fails is the cause.
+
+    Raises:
+        ValueError, TypeError: inputs that the objective refuses.
+    """
+    manual, witness = compute(
+        objective, params, x, y, lam=lam, weights=weights, dtype=dtype, backprop=backprop, value_and_grad=value_and_grad
+    )
+    return compare(objective, params, len(x), manual, witness, lam=lam, dtype=dtype)
+
+
+def compute(
+    objective: Objective,
+    params: Tree,
+    x: Any,
+    y: Any,
+    *,
+    lam: Any = None,
+    weights: Any = None,
+    dtype: DTypeLike = "float64",
+    backprop: Backprop = mb.backprop,
+    value_and_grad: ValueAndGrad = mb.value_and_grad,
+) -> tuple[tuple[Step, Any], Step]:
+    """((the step under test, the value and gradient under test), the reference's step), as NumPy arrays."""
+    given = {"lam": lam, "weights": weights}
+    given = {name: jnp.asarray(value) for name, value in given.items() if value is not None}
+    with jax.enable_x64(True):
+        rounded = _cast((params, x, y), dtype)
+        objective.checked(*rounded, *(_as_sums(given.get(k), dtype) for k in ("lam", "weights")))
+        narrow = {k: _as_sums(v, dtype) for k, v in given.items()}
+
+        @jax.jit
+        def under_test(p: Tree, x: Any, y: Any, narrow: dict[str, Any]) -> tuple[Step, Any]:
+            return backprop(objective, p, x, y, **narrow), value_and_grad(objective)(p, x, y, **narrow)
+
+        @jax.jit
+        def by_autodiff(p: Tree, x: Any, y: Any, wide: dict[str, Any]) -> Step:
+            return autodiff.backprop(objective, p, x, y, **wide)
+
+        manual = under_test(*rounded, narrow)
+        witness = by_autodiff(*_cast(rounded, "float64"), _cast(narrow, "float64"))
+        return jax.device_get(manual), jax.device_get(witness)
+
+
+def _cast(tree: Tree, dtype: DTypeLike) -> Tree:
+    """Float leaves in `dtype`, integers as they are."""
+
+    def one(leaf: Any) -> Any:
+        leaf = jnp.asarray(leaf)
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, tree)
+
+
+def _as_sums(value: Any, dtype: DTypeLike) -> Any:
+    """Lambda and weights in the precision of sums, float32 or wider."""
+    wide = "float64" if jnp.dtype(dtype) == jnp.float64 else "float32"
+    return None if value is None else value.astype(wide)
+
+
+def compare(
+    objective: Objective,
+    params: Tree,
+    n_examples: int,
+    manual: tuple[Step, Any],
+    witness: Step,
+    *,
+    lam: Any = None,
+    dtype: DTypeLike = "float64",
+) -> Report:
+    """The report on what `compute` gave."""
+    step, (value, gradients) = manual
+    layers = list(dense_layers(objective.net))
+    tol = tolerance(dtype, sum(n for _, n in layers), max(layer.d_in for layer, _ in layers))
+    coefficient = 0.0 if objective.regularizer is None else float(objective.regularizer.lam if lam is None else lam)
+    same_params = {path: (leaf, is_weight) for path, leaf, is_weight in _parameters(params)}
+    rows = []
+    pairs = [
+        *_pairs(step, witness),
+        ("value_and_grad.value", value, witness.value),
+        *_leaf_pairs("value_and_grad.gradients", gradients, witness.gradients),
+    ]
+    for path, ours, theirs in pairs:
+        parameter, is_weight = same_params.get(path.partition("gradients")[2], (None, False))
+        rows.append(
+            compare_leaf(path, ours, theirs, tol, n_examples, coefficient, parameter, is_weight)
+        )
+    return Report(tuple(rows), str(jnp.dtype(dtype)), n_examples, str(objective.net), coefficient)
+
+
+def compare_leaf(
+    path: str,
+    manual: Any,
+    reference: Any,
+    tol: Tolerance,
+    n_examples: int,
+    lam: float,
+    parameter: np.ndarray | None = None,
+    is_weight: bool = False,
+) -> Row:
+    """One row: the worst entry of a leaf, and what the pattern of its differences says."""
+    ours, theirs = np.asarray(manual, np.float64), np.asarray(reference, np.float64)
+    if ours.shape != theirs.shape:
+        raise ValueError(f"{path} is {list(ours.shape)} by hand but {list(theirs.shape)} by jax.grad")
+    with np.errstate(invalid="ignore"):
+        errors = np.where(ours == theirs, 0.0, np.abs(ours - theirs))
+    errors = np.where(np.isnan(errors), np.inf, errors)
+    worst = np.unravel_index(np.argmax(errors), errors.shape) if errors.size else ()
+    finite = theirs[np.isfinite(theirs)]
+    scale = float(np.abs(finite).max()) if finite.size else 0.0
+    error = float(errors[worst]) if errors.size else 0.0
+    passed = error <= tol.allowed(scale)
+    pattern = cause = ""
+    if not passed:
+        pattern = causes.ratio_pattern(ours, theirs)[1]
+        cause = causes.probable_cause(
+            ours, theirs, n_examples=n_examples, lam=lam, parameter=parameter, is_weight=is_weight
+        )
+    return Row(
+        path=path,
+        shape=ours.shape,
+        error=error,
+        scale=scale,
+        tolerance=tol.allowed(scale),
+        where=tuple(int(i) for i in worst),
+        manual=float(ours[worst]) if ours.size else 0.0,
+        reference=float(theirs[worst]) if theirs.size else 0.0,
+        passed=passed,
+        pattern=pattern,
+        cause=cause,
+    )
+
+
+def dense_layers(node: Node) -> Iterator[tuple[Dense, int]]:
+    """Every dense layer of a network, with how often it stands there."""
+    if isinstance(node, Serial):
+        for child in node.nodes:
+            yield from dense_layers(child)
+    elif isinstance(node, Residual):
+        yield from dense_layers(node.block)
+    elif isinstance(node, Repeat):
+        for layer, count in dense_layers(node.block):
+            yield layer, count * node.n
+    elif isinstance(node, Dense):
+        yield node, 1
+
+
+def _parameters(params: Tree) -> Iterator[tuple[str, np.ndarray, bool]]:
+    """(path, values, whether the regulariser counts it) of every parameter."""
+    blocks = jax.tree_util.tree_leaves_with_path(params, is_leaf=lambda node: isinstance(node, Parameters))
+    for path, block in blocks:
+        for inner, leaf in jax.tree_util.tree_leaves_with_path(block):
+            name = jax.tree_util.keystr(inner)
+            counted = isinstance(block, Parameters) and name.lstrip(".") in block.weights
+            yield jax.tree_util.keystr(path) + name, np.asarray(leaf, np.float64), counted
+
+
+def _leaf_pairs(name: str, ours: Tree, theirs: Tree) -> list[tuple[str, Any, Any]]:
+    """(path, by hand, by jax.grad) of every leaf of two trees that must have one structure."""
+    if jax.tree.structure(ours) != jax.tree.structure(theirs):
+        raise ValueError(
+            f"{name} has structure\n  {jax.tree.structure(ours)}\nby hand but\n  {jax.tree.structure(theirs)}\nby jax.grad"
+        )
+    left, right = jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs)
+    return [(name + jax.tree_util.keystr(path), a, b) for (path, a), b in zip(left, right, strict=True)]
+
+
+def _pairs(step: Step, witness: Step) -> list[tuple[str, Any, Any]]:
+    """Every leaf of two steps in the order of computation, so that the first that differs is the cause."""
+    is_trace = lambda node: isinstance(node, LayerTrace)  # noqa: E731
+    values = jax.tree.map(lambda t: LayerValues(t.z, t.a), step.trace, is_leaf=is_trace)
+    forward = _leaf_pairs("trace", values, witness.trace)
+    backward = _leaf_pairs("deltas", step.deltas, witness.deltas)
+    return [
+        *forward,
+        ("output", step.output, witness.output),
+        ("loss", step.loss, witness.loss),
+        ("penalty", step.penalty, witness.penalty),
+        ("value", step.value, witness.value),
+        *reversed(backward),
+        ("d_x", step.d_x, witness.d_x),
+        *_leaf_pairs("gradients", step.gradients, witness.gradients),
+        ("d_lam", step.d_lam, witness.d_lam),
+    ]
