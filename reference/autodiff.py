@@ -38,8 +38,8 @@ def d_x(objective: Objective, params: Tree, x: Array, y: Array) -> Array:
 
 
 def _deltas_and_d_x(objective: Objective, params: Tree, x: Array, y: Array) -> tuple[Tree, Array]:
-    def summed(probes: Tree, x: Array) -> Array:
-        return model.example_losses(objective, params, x, y, probes)[0].sum()
+    def summed(added: Tree, x: Array) -> Array:
+        return model.example_losses(objective, params, x, y, added)[0].sum()
 
     return jax.grad(summed, argnums=(0, 1))(model.zero_probes(objective.net, params, x), x)
 
@@ -59,25 +59,33 @@ def _lam(objective: Objective, params: Tree, lam: Any) -> Array:
 
 
 def backprop(
-    objective: Objective, params: Tree, x: Array, y: Array, *, lam: Any = None, weights: Any = None
+    objective: Objective,
+    params: Tree,
+    x: Array,
+    y: Array,
+    *,
+    lam: Any = None,
+    weights: Any = None,
+    at: Tree | None = None,
 ) -> Step:
     """The counterpart of `manual_backprop.backprop`: the same fields, every derivative by JAX's vjp.
 
     One forward pass, pulled back twice: from J to the parameters and lambda, and from the summed loss to
-    every z and x.
+    every z and x. With `at`, a tree of `model.LayerValues`, every layer is differentiated at those values of z
+    and a instead of its own, and reports what it makes of the values below it.
     """
     if weights is None:
         weights = jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype)
 
-    def everything(params: Tree, lam: Any, probes: Tree, x: Array) -> tuple[tuple[Array, Array], Step]:
-        losses, (output, values) = model.example_losses(objective, params, x, y, probes)
+    def everything(params: Tree, lam: Any, added: Tree, x: Array) -> tuple[tuple[Array, Array], Step]:
+        losses, (output, values) = model.example_losses(objective, params, x, y, added, at)
         loss, penalty = jnp.dot(weights, losses), model.penalty(objective, params, lam)
         step = Step(loss + penalty, loss, penalty, output, values, None, None, None, None)
         return (loss + penalty, losses.sum()), step
 
     lam = _lam(objective, params, lam)
-    probes = model.zero_probes(objective.net, params, x)
-    (J, total), pull, step = jax.vjp(everything, params, lam, probes, x, has_aux=True)
+    added = model.zero_probes(objective.net, params, x)
+    (J, total), pull, step = jax.vjp(everything, params, lam, added, x, has_aux=True)
     gradients, d_lam, _, _ = pull((jnp.ones_like(J), jnp.zeros_like(total)))
     _, _, deltas, d_x = pull((jnp.zeros_like(J), jnp.ones_like(total)))
     return replace(step, gradients=gradients, d_lam=d_lam, deltas=deltas, d_x=d_x)

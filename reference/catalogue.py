@@ -133,18 +133,25 @@ def build(setting: Setting, seed: int) -> Case:
     net = _network(chosen, x.shape[1], outputs)
     loss = mb.losses.TABLE[chosen["loss"].partition(" on ")[0]]
     regularizer = None if chosen["lam"] == "none" else mb.Frobenius(0.01)
-    params = perturbed(net.init(jax.random.key(seed), np.float32), seed)
+    # A residual network adds its branches up; small ones keep eight of them within float16's range.
+    gain = 0.4 if "residual" in chosen["composite"] else 1.0
+    params = draw_params(net, gain, np.random.default_rng(seed))
     name = "{activation}, {loss}, depth {depth}, lam {lam}, {dtype}, {composite}".format(**chosen)
     lam = TRACED_LAM if chosen["lam"] == "traced" else None
     return Case(name, mb.Objective(net, loss, regularizer), params, x, y, lam, chosen["dtype"], dataset)
 
 
-def perturbed(params: Any, seed: int) -> Any:
-    """Parameters with a little noise on every entry: a bias of zero would hide what is wrong with it."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    noisy = [leaf + 0.1 * jax.random.normal(k, leaf.shape, leaf.dtype) for leaf, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(structure, noisy)
+def draw_params(net: Node, gain: float, rng: np.random.Generator) -> Any:
+    """Generic parameters: W that multiplies a signal by about `gain`, and a bias that is not zero.
+
+    A bias of zero would hide what is wrong with its gradient.
+    """
+
+    def one(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
+        deviation = gain * leaf.shape[-1] ** -0.5 if leaf.ndim > 1 and leaf.shape[-1] > 1 else 0.1
+        return rng.normal(0, deviation, leaf.shape)
+
+    return jax.tree.map(one, jax.eval_shape(lambda: net.init(jax.random.key(0))))
 
 
 def _rows(loss: str, seed: int) -> tuple[np.ndarray, np.ndarray, int, str]:

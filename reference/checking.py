@@ -33,12 +33,15 @@ def check(
     dtype: DTypeLike = "float64",
     backprop: Backprop = mb.backprop,
     value_and_grad: ValueAndGrad = mb.value_and_grad,
+    compiler_options: dict[str, Any] | None = None,
 ) -> Report:
     """Prove one hand-written step right, or say where it is wrong.
 
     Compares z and a of every layer, loss, penalty, J, every delta, every dW and db, dL/dx and ds/dlam, entry
     by entry, with jax.grad of an objective that is written independently. Inputs are rounded to `dtype`, the
-    step under test runs in it, and the reference runs in float64 on the same rounded inputs.
+    step under test runs in it, and the reference runs in float64 on the same rounded inputs. In a working
+    precision each layer of the reference starts from the z and a that the step under test found below it: a
+    rounding that crosses a kink, or that the layers above magnify, is then no difference, and a wrong z still is.
 
     Args:
         objective: what to check.
@@ -50,6 +53,7 @@ def check(
         dtype: the precision to test in.
         backprop: the step under test, in the form of `manual_backprop.backprop`.
         value_and_grad: the gradient under test, in the form of `manual_backprop.value_and_grad`.
+        compiler_options: for XLA, as `jax.jit` takes them.
 
     Returns:
         A report with one row for each leaf, in the order of computation: the first that fails is the cause.
@@ -57,59 +61,39 @@ def check(
     Raises:
         ValueError, TypeError: inputs that the objective refuses.
     """
-    manual, witness = compute(
-        objective, params, x, y, lam=lam, weights=weights, dtype=dtype, backprop=backprop, value_and_grad=value_and_grad
-    )
+
+    def under_test(p: Tree, x: Any, y: Any, given: dict[str, Any]) -> tuple[Step, tuple[Any, Any]]:
+        return backprop(objective, p, x, y, **given), value_and_grad(objective)(p, x, y, **given)
+
+    def by_autodiff(p: Tree, x: Any, y: Any, given: dict[str, Any], at: Tree | None) -> Step:
+        return autodiff.backprop(objective, p, x, y, **given, at=at)
+
+    with jax.enable_x64(True):
+        rounded = _cast((params, x, y), dtype)
+        named = {"lam": lam, "weights": weights}
+        given = {name: _as_sums(value, dtype) for name, value in named.items() if value is not None}
+        objective.checked(*rounded, given.get("lam"), given.get("weights"))
+        manual = jax.jit(under_test, compiler_options=compiler_options)(*rounded, given)
+        at = None if jnp.dtype(dtype) == jnp.float64 else layer_values(manual[0].trace)
+        wide = _cast((*rounded, given, at), "float64")
+        witness = jax.jit(by_autodiff, compiler_options=compiler_options)(*wide)
+        manual, witness = jax.device_get((manual, witness))
     return compare(objective, params, len(x), manual, witness, lam=lam, dtype=dtype)
 
 
-def compute(
-    objective: Objective,
-    params: Tree,
-    x: Any,
-    y: Any,
-    *,
-    lam: Any = None,
-    weights: Any = None,
-    dtype: DTypeLike = "float64",
-    backprop: Backprop = mb.backprop,
-    value_and_grad: ValueAndGrad = mb.value_and_grad,
-) -> tuple[tuple[Step, Any], Step]:
-    """((the step under test, the value and gradient under test), the reference's step), as NumPy arrays."""
-    given = {"lam": lam, "weights": weights}
-    given = {name: jnp.asarray(value) for name, value in given.items() if value is not None}
-    with jax.enable_x64(True):
-        rounded = _cast((params, x, y), dtype)
-        objective.checked(*rounded, *(_as_sums(given.get(k), dtype) for k in ("lam", "weights")))
-        narrow = {k: _as_sums(v, dtype) for k, v in given.items()}
-
-        @jax.jit
-        def under_test(p: Tree, x: Any, y: Any, narrow: dict[str, Any]) -> tuple[Step, Any]:
-            return backprop(objective, p, x, y, **narrow), value_and_grad(objective)(p, x, y, **narrow)
-
-        @jax.jit
-        def by_autodiff(p: Tree, x: Any, y: Any, wide: dict[str, Any]) -> Step:
-            return autodiff.backprop(objective, p, x, y, **wide)
-
-        manual = under_test(*rounded, narrow)
-        witness = by_autodiff(*_cast(rounded, "float64"), _cast(narrow, "float64"))
-        return jax.device_get(manual), jax.device_get(witness)
-
-
 def _cast(tree: Tree, dtype: DTypeLike) -> Tree:
-    """Float leaves in `dtype`, integers as they are."""
+    """Float leaves in `dtype`, integers as they are, as NumPy arrays: nothing to compile."""
 
-    def one(leaf: Any) -> Any:
-        leaf = jnp.asarray(leaf)
-        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    def one(leaf: Any) -> np.ndarray:
+        leaf = np.asarray(leaf)
+        return leaf.astype(jnp.dtype(dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
     return jax.tree.map(one, tree)
 
 
 def _as_sums(value: Any, dtype: DTypeLike) -> Any:
     """Lambda and weights in the precision of sums, float32 or wider."""
-    wide = "float64" if jnp.dtype(dtype) == jnp.float64 else "float32"
-    return None if value is None else value.astype(wide)
+    return np.asarray(value, "float64" if jnp.dtype(dtype) == jnp.float64 else "float32")
 
 
 def compare(
@@ -122,7 +106,7 @@ def compare(
     lam: Any = None,
     dtype: DTypeLike = "float64",
 ) -> Report:
-    """The report on what `compute` gave."""
+    """The report on (the step, its value and gradient) under test and the reference's step, as NumPy arrays."""
     step, (value, gradients) = manual
     layers = list(dense_layers(objective.net))
     tol = tolerance(dtype, sum(n for _, n in layers), max(layer.d_in for layer, _ in layers))
@@ -163,7 +147,7 @@ def compare_leaf(
     finite = theirs[np.isfinite(theirs)]
     scale = float(np.abs(finite).max()) if finite.size else 0.0
     error = float(errors[worst]) if errors.size else 0.0
-    passed = error <= tol.allowed(scale)
+    passed = bool(error <= tol.allowed(scale))
     pattern = cause = ""
     if not passed:
         pattern = causes.ratio_pattern(ours, theirs)[1]
@@ -182,6 +166,13 @@ def compare_leaf(
         passed=passed,
         pattern=pattern,
         cause=cause,
+    )
+
+
+def layer_values(trace: Tree) -> Tree:
+    """Z and a of every layer of a trace."""
+    return jax.tree.map(
+        lambda t: LayerValues(t.z, t.a), trace, is_leaf=lambda node: isinstance(node, LayerTrace)
     )
 
 
@@ -221,9 +212,7 @@ def _leaf_pairs(name: str, ours: Tree, theirs: Tree) -> list[tuple[str, Any, Any
 
 def _pairs(step: Step, witness: Step) -> list[tuple[str, Any, Any]]:
     """Every leaf of two steps in the order of computation, so that the first that differs is the cause."""
-    is_trace = lambda node: isinstance(node, LayerTrace)  # noqa: E731
-    values = jax.tree.map(lambda t: LayerValues(t.z, t.a), step.trace, is_leaf=is_trace)
-    forward = _leaf_pairs("trace", values, witness.trace)
+    forward = _leaf_pairs("trace", layer_values(step.trace), witness.trace)
     backward = _leaf_pairs("deltas", step.deltas, witness.deltas)
     return [
         *forward,

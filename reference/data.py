@@ -5,9 +5,7 @@ from functools import cache
 
 import numpy as np
 
-
-class MissingPackage(RuntimeError):  # noqa: N818
-    """An optional package that a command needs is not installed."""
+from reference.files import BadInput
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +36,12 @@ def load(name: str) -> Dataset:
     """One of "digits", "breast_cancer", "diabetes".
 
     Raises:
-        MissingPackage: scikit-learn is not installed.
+        BadInput: scikit-learn is not installed.
     """
     try:
         from sklearn import datasets
     except ImportError as error:
-        raise MissingPackage(
+        raise BadInput(
             'the data ships with scikit-learn, which is not installed: pip install "manual-backprop[cli]"'
         ) from error
     x, y = getattr(datasets, f"load_{name}")(return_X_y=True)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
-SAFETY = 16.0
+SAFETY = 8.0
 FLOAT64_RELATIVE = 1e-12
 
 

@@ -1,0 +1,104 @@
+"""The command `manual-backprop`. JAX is imported only once there is work for it, so `--help` answers at once."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
+    return value
+
+
+def _rate(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+    return value
+
+
+def _coefficient(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number, 0 or above, got {text}")
+    return value
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    return tuple(_positive(part) for part in text.split(",")) if text else ()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="manual-backprop",
+        description="Backpropagation written by hand, and the proof by jax.grad that it is right.",
+        epilog="exit status: 0 all proven, 1 something differs, 2 bad usage or input",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    check = commands.add_parser(
+        "check",
+        help="prove every hand-written gradient equal to jax.grad's, on real data",
+        description="Trains nothing. Compares z, a, loss, penalty, J, every delta, dW and db, dL/dx and ds/dlam"
+        " of a catalogue of networks with jax.grad, and three published examples with their printed digits.",
+    )
+    check.add_argument("--quick", action="store_true", help="every feature once, instead of every pair")
+    check.add_argument("--only", metavar="PATTERN", help="networks whose name contains or matches PATTERN")
+    check.add_argument("--list", action="store_true", help="name the networks and stop")
+    check.add_argument("--seed", type=_natural, default=0, help="draws networks, parameters and rows (default 0)")
+    check.add_argument("--json", metavar="FILE", help="write every row to FILE")
+
+    train = commands.add_parser(
+        "train",
+        help="train a network by the note's three steps, with jax.grad's run beside it",
+        description="An MLP on scikit-learn's digits, or on your own data, trained by hand-written gradients"
+        " and again by jax.grad from the same start; prints both.",
+    )
+    train.add_argument("--data", metavar="FILE.npz", help="arrays x (examples, features) and y (labels or values)")
+    train.add_argument("--hidden", type=_widths, default=(128, 64), metavar="M,M", help="hidden widths (default 128,64)")
+    train.add_argument("--activation", default="tanh", help="of the hidden layers (default tanh)")
+    train.add_argument("--optimizer", choices=("adam", "sgd", "momentum"), default="adam")
+    train.add_argument("--learning-rate", type=_rate, default=1e-3, metavar="R", help="default 0.001")
+    train.add_argument("--epochs", type=_natural, default=40, help="default 40")
+    train.add_argument("--batch", type=_positive, default=64, help="examples a step (default 64)")
+    train.add_argument("--lam", type=_coefficient, default=1e-4, help="of the regulariser (default 0.0001)")
+    train.add_argument("--seed", type=_natural, default=0, help="draws split, parameters and order (default 0)")
+    train.add_argument("--save", metavar="FILE.npz", help="write the trained network")
+    train.add_argument("--load", metavar="FILE.npz", help="start from a network that --save wrote")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    from reference.files import BadInput
+
+    try:
+        if arguments.command == "check":
+            from reference.run_check import run
+        else:
+            from reference.run_train import run
+        return run(arguments)
+    except BadInput as error:
+        print(f"manual-backprop {arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of a pipe has gone; there is nobody to tell
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
