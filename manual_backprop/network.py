@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
 from manual_backprop.activations import Activation
-from manual_backprop.layers.base import Node, Reader, Shape, Tree
+from manual_backprop.layers.base import Leaf, Node, Reader, Shape, Tree
 from manual_backprop.layers.dense import Dense
 
 
@@ -120,7 +120,7 @@ class Residual(Node):
 class BlockInputs:
     """What a recomputing `Repeat` keeps on a lean forward sweep: every block's input, (n, N, *features)."""
 
-    x: Array
+    x: Leaf
 
 
 @dataclass(frozen=True)

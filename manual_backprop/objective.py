@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Shaped
 
 from manual_backprop import edge
 from manual_backprop.contractions import gradient_reader
-from manual_backprop.layers.base import Node, Tree, read_delta
+from manual_backprop.layers.base import Leaf, Node, Tree, read_delta
 from manual_backprop.losses import Loss
 from manual_backprop.regularizers import Coefficient, Frobenius, Scalar
 
@@ -36,15 +36,15 @@ class Step:
         d_lam: ds/dlam (B6); zero without a regulariser.
     """
 
-    value: Scalar
-    loss: Scalar
-    penalty: Scalar
-    output: Float[Array, "N *outputs"]
+    value: Leaf
+    loss: Leaf
+    penalty: Leaf
+    output: Leaf
     trace: Tree
     deltas: Tree
     gradients: Tree
-    d_x: Batch
-    d_lam: Scalar
+    d_x: Leaf
+    d_lam: Leaf
 
 
 @dataclass(frozen=True)

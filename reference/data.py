@@ -7,15 +7,17 @@ import numpy as np
 
 from reference.files import BadInput
 
+ONE_UNIT = ("digits",)  # data sets whose features are all in one unit: pixels
+
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Features with zero mean and unit variance where they vary, and targets.
+    """Features and targets.
 
     Attributes:
         name: as scikit-learn calls it.
         x: float64, (examples, features).
-        y: int64 labels (examples,), or float64 values (examples, 1) with zero mean and unit variance.
+        y: int64 labels (examples,), or float64 values (examples, 1).
         classes: number of labels; 0 for a regression.
     """
 
@@ -25,15 +27,18 @@ class Dataset:
     classes: int
 
 
-def standardised(values: np.ndarray) -> np.ndarray:
-    """Zero mean and unit variance column by column; a constant column becomes zero."""
-    deviation = values.std(axis=0)
-    return (values - values.mean(axis=0)) / np.where(deviation > 0, deviation, 1.0)
+def scaling(x: np.ndarray, one_unit: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(mean, deviation) of every column; with `one_unit` the deviation of them all together.
+
+    A column that does not vary gets the deviation 1, so that scaling makes it zero.
+    """
+    deviation = np.full(x.shape[1], x.std()) if one_unit else x.std(axis=0)
+    return x.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
 
 
 @cache
-def load(name: str) -> Dataset:
-    """One of "digits", "breast_cancer", "diabetes".
+def raw(name: str) -> Dataset:
+    """One of "digits", "breast_cancer", "diabetes", as it is.
 
     Raises:
         BadInput: scikit-learn is not installed.
@@ -45,7 +50,20 @@ def load(name: str) -> Dataset:
             'the data ships with scikit-learn, which is not installed: pip install "manual-backprop[cli]"'
         ) from error
     x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
-    x = standardised(np.asarray(x, np.float64))
+    x = np.asarray(x, np.float64)
     if name == "diabetes":
-        return Dataset(name, x, standardised(np.asarray(y, np.float64)[:, None]), 0)
+        return Dataset(name, x, np.asarray(y, np.float64)[:, None], 0)
     return Dataset(name, x, np.asarray(y, np.int64), int(y.max()) + 1)
+
+
+@cache
+def load(name: str) -> Dataset:
+    """The same with features and values scaled to zero mean and unit variance."""
+    dataset = raw(name)
+    x, y = _scaled(dataset.x, name in ONE_UNIT), dataset.y
+    return Dataset(name, x, y if dataset.classes else _scaled(y), dataset.classes)
+
+
+def _scaled(values: np.ndarray, one_unit: bool = False) -> np.ndarray:
+    mean, deviation = scaling(values, one_unit)
+    return (values - mean) / deviation

@@ -53,8 +53,8 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 class LayerValues:
     """z^(l) and a^(l) of one layer, as the reference computes them."""
 
-    z: Array
-    a: Array
+    z: Any
+    a: Any
 
 
 @jax.tree_util.register_dataclass
@@ -68,8 +68,8 @@ class Probe:
             the layer is what the reference made of the values below it, before they are moved.
     """
 
-    added: Array
-    at: LayerValues | None = None
+    added: Any
+    at: Any = None
 
 
 def _moved(value: Array, to: Array | None) -> Array:

@@ -59,16 +59,16 @@ def run(arguments: Namespace) -> int:
     save = None if arguments.save is None else Path(arguments.save)
     if save is not None:
         require_writable(save)
-    x, y, name = _examples(arguments.data)
+    dataset = _examples(arguments.data)
     loaded = None if arguments.load is None else load_network(Path(arguments.load))
-    split = _split(x, y, arguments.seed, loaded)
+    split = _split(dataset, arguments.seed, loaded)
     net, params = (loaded.net, loaded.params) if loaded else _fresh(arguments, split)
     loss = mb.softmax_cross_entropy if split.classes else mb.squared_error
     objective = mb.Objective(net, loss, mb.Frobenius(arguments.lam))
     if loaded:
         _require_fit(loaded, split)
 
-    print(f"{net}\n{len(split.x)} examples of {name} to train on, {len(split.x_held)} held out\n")
+    print(f"{net}\n{len(split.x)} examples of {dataset.name} to train on, {len(split.x_held)} held out\n")
     with progress("epochs", 2 * arguments.epochs) as advance:
         ours, curve = train(arguments, objective, params, split, mb.value_and_grad, advance)
         theirs, their_curve = train(arguments, objective, params, split, autodiff.value_and_grad, advance)
@@ -133,11 +133,10 @@ def _print(
     return agree
 
 
-def _examples(path: str | None) -> tuple[np.ndarray, np.ndarray, str]:
-    """(x, y, name): the digits, or the arrays x and y of a file."""
+def _examples(path: str | None) -> data.Dataset:
+    """The digits, or the arrays x and y of a file."""
     if path is None:
-        digits = data.load("digits")
-        return digits.x, digits.y, digits.name
+        return data.raw("digits")
     arrays = _read(Path(path))
     if not {"x", "y"} <= set(arrays):
         raise BadInput(f"{path} holds {sorted(arrays)}; it needs the arrays x and y")
@@ -162,7 +161,8 @@ def _examples(path: str | None) -> tuple[np.ndarray, np.ndarray, str]:
             raise BadInput(f"{name} in {path} has {np.count_nonzero(~np.isfinite(values))} entries of nan or inf")
     if np.issubdtype(y.dtype, np.integer) and y.min() < 0:
         raise BadInput(f"labels in {path} must be 0 or above, got {y.min()}")
-    return x.astype(np.float64), y, Path(path).name
+    classes = int(y.max()) + 1 if np.issubdtype(y.dtype, np.integer) else 0
+    return data.Dataset(Path(path).name, x.astype(np.float64), y, classes)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -178,21 +178,19 @@ def _read(path: Path) -> dict[str, np.ndarray]:
         raise BadInput(f"cannot read {path} as .npz: {error}") from error
 
 
-def _split(x: np.ndarray, y: np.ndarray, seed: int, loaded: "Network | None") -> Split:
+def _split(dataset: data.Dataset, seed: int, loaded: "Network | None") -> Split:
     """The same rows are held out for the same seed; a loaded network brings its own mean and deviation."""
+    x, y = dataset.x, dataset.y
     order = np.random.default_rng(seed).permutation(len(x))
     cut = max(1, round(HELD_OUT * len(x)))
     held, kept = order[:cut], order[cut:]
-    if loaded is not None and loaded.mean.shape != x.shape[1:]:
-        raise BadInput(f"the network takes {loaded.mean.size} features but the data has {x.shape[1]}")
-    mean = x[kept].mean(axis=0) if loaded is None else loaded.mean
-    spread = x[kept].std(axis=0)
-    deviation = np.where(spread > 0, spread, 1.0) if loaded is None else loaded.deviation
-    scaled = ((x - mean) / deviation).astype(np.float32)
-    labels = np.issubdtype(y.dtype, np.integer)
-    y = y.astype(np.int32 if labels else np.float32)
-    classes = int(y.max()) + 1 if labels else 0
-    return Split(scaled[kept], y[kept], scaled[held], y[held], mean, deviation, classes)
+    mean, deviation = data.scaling(x[kept], dataset.name in data.ONE_UNIT)
+    if loaded is not None:
+        if loaded.mean.shape != x.shape[1:]:
+            raise BadInput(f"the network takes {loaded.mean.size} features but the data has {x.shape[1]}")
+        mean, deviation = loaded.mean, loaded.deviation
+    x, y = ((x - mean) / deviation).astype(np.float32), y.astype(np.int32 if dataset.classes else np.float32)
+    return Split(x[kept], y[kept], x[held], y[held], mean, deviation, dataset.classes)
 
 
 def _fresh(arguments: Namespace, split: Split) -> tuple[mb.Serial, Any]:

@@ -19,7 +19,7 @@ from manual_backprop.precision import accumulator
 
 Tree = Any  # a pytree that mirrors the network
 Shape = tuple[int, ...]  # of one example: without the batch axis
-Batch = Float[Array, "N *features"]
+Leaf = Any  # an array in a registered dataclass, or what a tree transformation puts in its place
 
 
 class Parameters:
@@ -63,8 +63,8 @@ class Factor(ABC):
 class LayerTrace:
     """What the forward sweep keeps of one layer: z^(l), a^(l), and what the layer's transposes need."""
 
-    z: Batch
-    a: Batch
+    z: Leaf
+    a: Leaf
     saved: Tree
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from manual_backprop import activations
 from manual_backprop.activations import Activation
-from manual_backprop.layers.base import Factor, Layer, Parameters, Shape
+from manual_backprop.layers.base import Factor, Layer, Leaf, Parameters, Shape
 from manual_backprop.precision import accumulator
 
 _INITIALIZERS = {
@@ -28,8 +28,8 @@ class Affine(Parameters):
         b: bias b^(l), shape (d_out,).
     """
 
-    W: Array
-    b: Array
+    W: Leaf
+    b: Leaf
 
     weights = ("W",)
 
@@ -39,11 +39,13 @@ class Affine(Parameters):
 class OuterProduct(Factor):
     """(a^(l-1), delta^(l)): dL/dW^(l) is their outer product, dL/db^(l) is delta^(l).
 
-    Axes between the first and the last (positions in a sequence) belong to their example.
+    Attributes:
+        a_in: what entered the layer, shape (N, *positions, d_in); positions belong to their example.
+        delta: shape (N, *positions, d_out).
     """
 
-    a_in: Float[Array, "N *positions d_in"]
-    delta: Float[Array, "N *positions d_out"]
+    a_in: Leaf
+    delta: Leaf
 
     def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Affine:
         """(B4) and (B3), summed over examples with `weights`; sums are formed in float32 or wider."""

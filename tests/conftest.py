@@ -1,0 +1,23 @@
+"""Strict everywhere: x64 on, no implicit promotion of dtypes or ranks, annotations enforced at run time."""
+
+from collections.abc import Iterator
+
+import jax
+import jaxtyping
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: slow ones run last
+
+
+@pytest.fixture
+def without_hook() -> Iterator[None]:
+    """Run-time annotation checks off, as for a user: what is left is the library's own refusal."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,0 +1,86 @@
+"""Networks, data and comparisons that several test files share."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import manual_backprop as mb
+from manual_backprop import losses
+
+N = 7
+TOLERANCE = 1e-12  # relative to the largest entry of a leaf, float64
+
+
+def generic(net: Any, seed: int = 0, dtype: Any = "float64", scale: float = 1.0) -> Any:
+    """Parameters without a zero or a symmetry for a fault to hide behind."""
+    rng = np.random.default_rng(seed)
+    shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
+    return jax.tree.map(lambda s: jnp.asarray(scale * rng.normal(0, 0.6, s.shape), dtype), shapes)
+
+
+def batch(features: int, n: int = N, seed: int = 1, dtype: Any = "float64") -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).normal(size=(n, features)), dtype)
+
+
+def targets(loss: mb.Loss, outputs: int, n: int = N, seed: int = 2, dtype: Any = "float64") -> jax.Array:
+    rng = np.random.default_rng(seed)
+    if isinstance(loss, losses.SoftmaxCrossEntropy):
+        return jnp.asarray(rng.integers(0, outputs, n))
+    if isinstance(loss, losses.SigmoidBinaryCrossEntropy | losses.BinaryCrossEntropy):
+        return jnp.asarray(rng.uniform(size=(n, outputs)), dtype)
+    return jnp.asarray(rng.normal(size=(n, outputs)), dtype)
+
+
+def assert_close(ours: Any, theirs: Any, tolerance: float = TOLERANCE) -> None:
+    """Trees of one structure whose leaves agree to `tolerance` of their largest entry."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    pairs = zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True)
+    for (path, a), b in pairs:
+        a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+        assert a.shape == b.shape, jax.tree_util.keystr(path)
+        error = np.abs(a - b).max(initial=0)
+        allowed = tolerance * np.abs(b).max(initial=0)
+        assert error <= allowed, f"{jax.tree_util.keystr(path)}: error {error:.3g}, allowed {allowed:.3g}"
+
+
+def nested() -> mb.Serial:
+    """Every composite, inside one another."""
+    return mb.Serial(
+        (
+            mb.Dense(6, 5, "tanh"),
+            mb.Residual(mb.Serial((mb.Dense(5, 4, "gelu"), mb.Dense(4, 5, "silu")))),
+            mb.Repeat(mb.Residual(mb.Dense(5, 5, "softplus")), 3),
+            mb.Repeat(mb.Serial((mb.Dense(5, 5, "elu"), mb.Repeat(mb.Dense(5, 5, "sigmoid"), 2))), 2),
+            mb.Dense(5, 4),
+        )
+    )
+
+
+NETWORKS = {
+    "mlp": mb.mlp((6, 5, 5, 4)),
+    "one layer": mb.mlp((6, 4), output_activation="tanh"),
+    "width 1": mb.mlp((1, 1, 1, 1), "sigmoid"),
+    "per layer": mb.mlp((6, 5, 4, 3, 4), ("relu", "gelu", "selu"), "softsign"),
+    "nested": nested(),
+    "leaf": mb.Dense(6, 4, "tanh"),
+    "kept": mb.Repeat(mb.Dense(6, 6, "tanh"), 3, recompute=False),
+}
+
+
+def sizes(net: Any) -> tuple[int, int]:
+    """(inputs, outputs)."""
+    if isinstance(net, mb.Repeat | mb.Residual):
+        return sizes(net.block)
+    if isinstance(net, mb.Serial):
+        return sizes(net.nodes[0])[0], sizes(net.nodes[-1])[1]
+    return net.d_in, net.d_out
+
+
+def problem(name: str, loss: mb.Loss = mb.squared_error, lam: float | None = 0.1, n: int = N) -> tuple:
+    """(objective, params, x, y) of one of NETWORKS."""
+    net = NETWORKS[name]
+    d_in, d_out = sizes(net)
+    objective = mb.Objective(net, loss, None if lam is None else mb.Frobenius(lam))
+    return objective, generic(net), batch(d_in, n), targets(loss, d_out, n)

@@ -1,0 +1,69 @@
+"""Forward propagation of derivatives: equal to jax.jvp, and, a parameter at a time, to the backward sweep."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+import manual_backprop as mb
+from helpers import NETWORKS, assert_close, batch, generic, problem, sizes
+from manual_backprop import forward_mode
+from reference import model
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pushforward_equals_jax_jvp_of_the_reference(name):
+    """The differential of (F1) and (F2), through every composite."""
+    net = NETWORKS[name]
+    d_in = sizes(net)[0]
+    params, dparams = generic(net), generic(net, seed=7)
+    x, dx = batch(d_in), batch(d_in, seed=8)
+    ours = mb.pushforward(net, params, x, dparams, dx)
+
+    def output(params, x):
+        probes = jax.tree.map(model.Probe, model.zero_probes(net, params, x))
+        return model.apply(net, params, x, probes)[0]
+
+    assert_close(ours, jax.jvp(output, (params, x), (dparams, dx)), 1e-13)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_pushforward_and_backward_are_transposes(name):
+    """<pushforward v, d> = <v, (backward d)>: no autodiff on either side."""
+    net = NETWORKS[name]
+    d_in = sizes(net)[0]
+    params, dparams = generic(net), generic(net, seed=7)
+    x, dx = batch(d_in), batch(d_in, seed=8)
+    output, d_output = mb.pushforward(net, params, x, dparams, dx)
+    cotangent = batch(output.shape[1], seed=9)
+    d_x, deltas = mb.backward(net, params, mb.forward(net, params, x)[1], cotangent)
+    ones = jnp.ones(len(x))
+    pulled = mb.gradients(net, mb.forward(net, params, x)[1], deltas, weights=ones)
+    along = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, (pulled, d_x), (dparams, dx))))
+    assert_close(jnp.vdot(cotangent, d_output), along, 1e-13)
+
+
+@pytest.mark.parametrize("name", ["mlp", "nested", "one layer"])
+@pytest.mark.parametrize("lam", [None, 0.1])
+def test_the_whole_gradient_by_forward_propagation_equals_the_sweep(name, lam):
+    objective, params, x, y = problem(name, lam=lam)
+    ours = forward_mode.gradient_by_forward_propagation(objective, params, x, y)
+    assert_close(ours, mb.value_and_grad(objective)(params, x, y)[1])
+
+
+@pytest.mark.parametrize("name", ["mlp", "nested"])
+def test_a_directional_derivative_costs_one_pass_and_equals_jvp(name):
+    objective, params, x, y = problem(name)
+    direction = generic(objective.net, seed=11)
+    _, along = jax.jvp(lambda p: model.value(objective, p, x, y), (params,), (direction,))
+    assert_close(forward_mode.directional_derivative(objective, params, x, y, direction), along, 1e-12)
+
+
+def test_tangents_of_another_structure_or_shape_are_refused(without_hook):
+    net = NETWORKS["mlp"]
+    params, x = generic(net), batch(6)
+    with pytest.raises(ValueError, match="dparams has structure"):
+        mb.pushforward(net, params, x, params[:2], x)
+    with pytest.raises(ValueError, match=r"dx is \[3, 6\], expected \[7, 6\] as in x"):
+        mb.pushforward(net, params, x, params, x[:3])
+    with pytest.raises(TypeError, match=r"dparams\[0\].W is float32, expected float64"):
+        mb.pushforward(net, params, x, generic(net, dtype="float32"), x)
