@@ -28,7 +28,8 @@ def test_every_loss_meets_every_activation(loss, activation):
     net = mb.mlp((5, 4, 4, 3), activation, last)
     objective = mb.Objective(net, loss, mb.Frobenius(0.1))
     params, x, y = generic(net), batch(5), targets(loss, 3)
-    ours, theirs = mb.backprop(objective, params, x, y), reference.backprop(objective, params, x, y)
+    args = (objective, params, x, y)
+    ours, theirs = (jax.jit(f, static_argnums=0)(*args) for f in (mb.backprop, reference.backprop))
     assert_close(ours.gradients, theirs.gradients)
     assert_close(ours.deltas, theirs.deltas)
     assert_close((ours.value, ours.d_x, ours.d_lam), (theirs.value, theirs.d_x, theirs.d_lam))
@@ -62,9 +63,10 @@ def test_the_three_steps_by_their_public_names(name):
 def test_deltas_are_per_example_and_unscaled():
     """Row n of delta is the note's delta of example n alone, whatever the batch it came in (C5)."""
     objective, params, x, y = problem("nested")
-    together = mb.backprop(objective, params, x, y)
+    step = jax.jit(mb.backprop, static_argnums=0)
+    together = step(objective, params, x, y)
     for n in range(N):
-        alone = mb.backprop(objective, params, x[n : n + 1], y[n : n + 1])
+        alone = step(objective, params, x[n : n + 1], y[n : n + 1])
         assert_close(alone.d_x, together.d_x[n : n + 1], 1e-13)
         assert_close(alone.deltas[0], together.deltas[0][n : n + 1], 1e-13)
 
@@ -110,7 +112,7 @@ def test_factors_know_every_examples_gradient(name):
     def one(x, y):
         return jax.grad(lambda p: model.value(objective, p, x[None], y[None]))(params)
 
-    witness = jax.vmap(one)(x, y)
+    witness = jax.jit(jax.vmap(one))(x, y)
     per_example = objective.net.read(step.trace, step.deltas, lambda layer, s, d: layer.factor(s, d).per_example())
     norms = objective.net.read(step.trace, step.deltas, lambda layer, s, d: layer.factor(s, d).squared_norms())
     if "Repeat" not in repr(objective.net):

@@ -28,7 +28,7 @@ def test_vmap_over_networks(name):
     objective, _, x, y = problem(name)
     several = [generic(objective.net, seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
-    ours = jax.vmap(mb.value_and_grad(objective), (0, None, None))(stacked, x, y)
+    ours = jax.jit(jax.vmap(mb.value_and_grad(objective), (0, None, None)))(stacked, x, y)
     one_by_one = [mb.value_and_grad(objective)(params, x, y) for params in several]
     assert_close(ours, jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one), 1e-13)
 
@@ -41,7 +41,7 @@ def test_vmap_over_examples_gives_per_example_gradients(name):
         return mb.value_and_grad(objective)(params, x[None], y[None])[1]
 
     witness = jax.vmap(lambda x, y: reference.value_and_grad(objective)(params, x[None], y[None])[1])
-    assert_close(jax.vmap(one)(x, y), witness(x, y), 1e-13)
+    assert_close(jax.jit(jax.vmap(one))(x, y), jax.jit(witness)(x, y), 1e-13)
 
 
 def test_a_sweep_over_lambda_compiles_once():
@@ -94,8 +94,8 @@ def test_derivatives_of_the_hand_written_gradient_equal_jax_hessian(activation, 
     net = mb.mlp((3, 3, 2), activation)
     objective = mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(0.1))
     params, x, y = generic(net), batch(3), targets(objective.loss, 2)
-    ours = mode(lambda p: mb.value_and_grad(objective)(p, x, y)[1])(params)
-    witness = jax.hessian(lambda p: reference.value_and_grad(objective)(p, x, y)[0])(params)
+    ours = jax.jit(mode(lambda p: mb.value_and_grad(objective)(p, x, y)[1]))(params)
+    witness = jax.jit(jax.hessian(lambda p: reference.value_and_grad(objective)(p, x, y)[0]))(params)
     assert_close(ours, witness, 1e-10)
 
 

@@ -1,0 +1,226 @@
+"""The check itself: wrong steps must fail, at the right place, with the right probable cause."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import manual_backprop as mb
+import reference
+from helpers import N, problem
+from reference import rounding
+from reference.checking import compare_leaf
+
+LAM = 0.1
+
+
+def altered(change):
+    """A step under test whose result is `change`d."""
+
+    def backprop(objective, params, x, y, **given):
+        return change(mb.backprop(objective, params, x, y, **given), params, x)
+
+    return backprop
+
+
+def with_layer(step, index, **fields):
+    layers = list(step.gradients)
+    layers[index] = replace(layers[index], **fields)
+    return replace(step, gradients=tuple(layers))
+
+
+def with_delta(step, index, value):
+    deltas = list(step.deltas)
+    deltas[index] = value
+    return replace(step, deltas=tuple(deltas))
+
+
+def with_trace(step, index, **fields):
+    trace = list(step.trace)
+    trace[index] = replace(trace[index], **fields)
+    return replace(step, trace=tuple(trace))
+
+
+# name: (change of a step, first row that must fail, words in its probable cause)
+FAULTS = {
+    "sum for mean in dW": (
+        lambda s, p, x: with_layer(s, 0, W=N * (s.gradients[0].W - LAM * p[0].W) + LAM * p[0].W),
+        "gradients[0].W",
+        "1/N missing",
+    ),
+    "sum for mean in db": (lambda s, p, x: with_layer(s, 1, b=N * s.gradients[1].b), "gradients[1].b", "1/N missing"),
+    "1/N twice": (lambda s, p, x: with_layer(s, 1, b=s.gradients[1].b / N), "gradients[1].b", "1/N twice"),
+    "sign of db": (lambda s, p, x: with_layer(s, 2, b=-s.gradients[2].b), "gradients[2].b", "sign"),
+    "sign of dW": (lambda s, p, x: with_layer(s, 2, W=-s.gradients[2].W), "gradients[2].W", "sign"),
+    "dW transposed": (lambda s, p, x: with_layer(s, 1, W=s.gradients[1].W.T), "gradients[1].W", "transposed"),
+    "lam W missing": (
+        lambda s, p, x: with_layer(s, 1, W=s.gradients[1].W - LAM * p[1].W),
+        "gradients[1].W",
+        "lam W missing",
+    ),
+    "lam W twice": (
+        lambda s, p, x: with_layer(s, 1, W=s.gradients[1].W + LAM * p[1].W),
+        "gradients[1].W",
+        "lam W counted twice",
+    ),
+    "lam W / N": (
+        lambda s, p, x: with_layer(s, 1, W=s.gradients[1].W - LAM * p[1].W * (1 - 1 / N)),
+        "gradients[1].W",
+        "lam W / N",
+    ),
+    "bias penalised": (
+        lambda s, p, x: with_layer(s, 1, b=s.gradients[1].b + LAM * p[1].b),
+        "gradients[1].b",
+        "the bias is penalised",
+    ),
+    "dW zero": (lambda s, p, x: with_layer(s, 0, W=0 * s.gradients[0].W), "gradients[0].W", "identically zero"),
+    "dW nan": (
+        lambda s, p, x: with_layer(s, 0, W=s.gradients[0].W.at[1, 2].set(jnp.nan)),
+        "gradients[0].W",
+        "1 of 30 entries are nan",
+    ),
+    "delta without f'": (
+        lambda s, p, x: with_delta(s, 0, s.deltas[0] / (1 - s.trace[0].a ** 2)),
+        "deltas[0]",
+        "",
+    ),
+    "delta scaled by 1/N": (lambda s, p, x: with_delta(s, 1, s.deltas[1] / N), "deltas[1]", "1/N twice"),
+    "delta of another layer": (lambda s, p, x: with_delta(s, 1, s.deltas[0]), "deltas[1]", ""),
+    "one element of delta": (lambda s, p, x: with_delta(s, 2, s.deltas[2].at[3, 1].mul(1.001)), "deltas[2]", ""),
+    "z without its bias": (
+        lambda s, p, x: with_trace(s, 1, z=s.trace[1].z - p[1].b[None]),
+        "trace[1].z",
+        "",
+    ),
+    "a not activated": (lambda s, p, x: with_trace(s, 0, a=s.trace[0].z), "trace[0].a", ""),
+    "penalty of lam/(2N)": (lambda s, p, x: replace(s, penalty=s.penalty / N), "penalty", "1/N twice"),
+    "value without penalty": (lambda s, p, x: replace(s, value=s.loss), "value", ""),
+    "d_x scaled": (lambda s, p, x: replace(s, d_x=s.d_x / N), "d_x", "1/N twice"),
+    "d_lam doubled": (lambda s, p, x: replace(s, d_lam=2 * s.d_lam), "d_lam", "a constant factor of 2"),
+    "a millionth": (lambda s, p, x: with_layer(s, 2, b=s.gradients[2].b * (1 + 1e-6)), "gradients[2].b", ""),
+    "one element by 1e-10": (
+        lambda s, p, x: with_layer(s, 0, W=s.gradients[0].W.at[2, 3].add(1e-10)),
+        "gradients[0].W",
+        "",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_found_where_it_is(fault):
+    change, first, cause = FAULTS[fault]
+    objective, params, x, y = problem("mlp", lam=LAM)
+    report = reference.check(objective, params, x, y, backprop=altered(change))
+    assert not report.passed
+    assert report.failures[0].path == first
+    assert cause in report.failures[0].cause
+    assert first in report.verdict()
+    with pytest.raises(reference.GradientMismatch, match="DIFFERS"):
+        report.raise_if_failed()
+
+
+def test_a_wrong_value_and_grad_is_found():
+    objective, params, x, y = problem("mlp", lam=LAM)
+
+    def value_and_grad(objective):
+        return lambda *args, **given: jax.tree.map(lambda leaf: 2 * leaf, mb.value_and_grad(objective)(*args, **given))
+
+    report = reference.check(objective, params, x, y, value_and_grad=value_and_grad)
+    assert report.failures[0].path == "value_and_grad.value"
+    assert all(row.path.startswith("value_and_grad") for row in report.failures)
+    assert "a constant factor of 2" in report.failures[0].cause
+
+
+def test_wrong_derivatives_in_the_library_are_found(monkeypatch):
+    """A df that is off by a tenth of a percent shows at the delta of its layer, not at the activations."""
+    tanh = mb.activations.tanh
+    wrong = replace(tanh, df=lambda z, a: 1.001 * tanh.df(z, a))
+    objective = mb.Objective(mb.mlp((6, 5, 5, 4), (tanh, wrong)), mb.squared_error, mb.Frobenius(LAM))
+    _, params, x, y = problem("mlp")
+    report = reference.check(objective, params, x, y)
+    assert report.failures[0].path == "deltas[1]"
+    assert "1.001" in report.failures[0].cause
+
+
+def test_a_forward_formula_that_is_wrong_on_one_side_shows():
+    """The two programs share no formula: an f that is not jax.nn's of that name differs at a."""
+    wrong = replace(mb.activations.sigmoid, f=lambda z: 0.5 + z / 4)
+    objective = mb.Objective(mb.mlp((6, 5, 4), wrong), mb.squared_error)
+    params = (problem("mlp")[1][0], problem("mlp")[1][2])
+    report = reference.check(objective, params, *problem("mlp")[2:])
+    assert report.failures[0].path == "trace[0].a"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("fault", ["sign of db", "sum for mean in dW", "delta of another layer", "dW transposed"])
+def test_planted_faults_are_found_in_working_precision(fault, dtype):
+    change, first, _ = FAULTS[fault]
+    objective, params, x, y = problem("mlp", lam=LAM)
+
+    def in_dtype(step, params, x):
+        return jax.tree.map(lambda leaf: leaf.astype(dtype), change(step, params, x))
+
+    report = reference.check(objective, params, x, y, backprop=altered(in_dtype), dtype=dtype)
+    assert first in [row.path for row in report.failures]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_rounding_that_crosses_a_kink_is_no_fault(dtype):
+    """relu nets in low precision, many seeds: the reference is differentiated where the step under test was."""
+    net = mb.mlp((20, 20, 20, 20, 3), "relu")
+    objective = mb.Objective(net, mb.huber)
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        params = jax.tree.map(lambda s, rng=rng: rng.normal(0, 0.3, s.shape), jax.eval_shape(net.init, jax.random.key(0)))
+        reference.check(objective, params, rng.normal(size=(64, 20)), rng.normal(size=(64, 3)), dtype=dtype).raise_if_failed()
+
+
+def test_report_says_what_was_compared():
+    report = reference.check(*problem("mlp", lam=LAM))
+    paths = [row.path for row in report.rows]
+    assert paths[:2] == ["trace[0].z", "trace[0].a"]
+    assert {"loss", "penalty", "value", "deltas[2]", "gradients[0].W", "gradients[2].b", "d_x", "d_lam"} <= set(paths)
+    row = next(row for row in report.rows if row.path == "gradients[0].W")
+    assert row.shape == (5, 6)
+    assert row.relative < 1e-14
+    assert row.tolerance == pytest.approx(1e-12 * row.scale)
+    assert "gradients[0].W" in str(report)
+    assert "PROVEN: " in str(report)
+    assert report.as_dict()["rows"][0]["path"] == "trace[0].z"
+    assert report.as_dict()["passed"] is True
+
+
+def test_a_leaf_of_zeros_must_be_zero():
+    tolerance = rounding.tolerance("float64", 3, 5)
+    zero = np.zeros((2, 2))
+    assert compare_leaf("g", zero, zero, tolerance, N, 0.0).passed
+    assert not compare_leaf("g", zero + 1e-300, zero, tolerance, N, 0.0).passed
+    assert compare_leaf("g", np.asarray([np.inf, 1.0]), np.asarray([np.inf, 1.0]), tolerance, N, 0.0).passed
+    assert not compare_leaf("g", np.asarray([np.nan]), np.asarray([np.nan]), tolerance, N, 0.0).passed
+
+
+def test_shapes_that_differ_are_an_error_and_not_a_broadcast():
+    def backprop(objective, params, x, y, **given):
+        step = mb.backprop(objective, params, x, y, **given)
+        return replace(step, d_x=step.d_x[:1])
+
+    with pytest.raises(ValueError, match=r"d_x is \[1, 6\] by hand but \[7, 6\] by jax.grad"):
+        reference.check(*problem("mlp"), backprop=backprop)
+
+
+def test_tolerances_are_ordered_by_precision():
+    allowed = [rounding.tolerance(d, 8, 64).relative for d in ("float64", "float32", "float16", "bfloat16")]
+    assert allowed == sorted(allowed)
+    assert allowed[0] == 1e-12
+    assert allowed[1] < 1e-4
+    assert allowed[-1] < 0.15
+
+
+def test_a_layer_that_the_reference_does_not_know_is_named():
+    class Odd(mb.layers.Node):
+        init = out_shape = forward = backward = read = tangent = None
+
+    with pytest.raises(TypeError, match="no forward for Odd; register one on reference.model.apply"):
+        reference.model.apply(Odd(), (), jnp.zeros((1, 1)), ())

@@ -1,0 +1,244 @@
+"""The command: what it prints, where it writes, and how it ends."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+import manual_backprop as mb
+from reference import catalogue, cli, run_check, run_train
+from reference.files import BadInput, write_atomically
+
+
+@pytest.fixture(autouse=True)
+def _as_a_user():
+    """The command runs with JAX's defaults, not with the tests' strictness."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def run(capsys, *arguments):
+    status = cli.main(list(arguments))
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_help_answers_without_importing_jax():
+    code = "import sys; from reference.cli import main\ntry: main(['--help'])\nfinally: assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "check" in done.stdout
+    assert "train" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["prove"], ["check", "--seed", "-1"], ["check", "--seed", "x"], ["train", "--batch", "0"],
+     ["train", "--learning-rate", "0"], ["train", "--lam", "-1"], ["train", "--hidden", "3,0"]],
+)  # fmt: skip
+def test_bad_usage_ends_with_two(arguments):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+
+
+def test_the_catalogue_meets_every_pair_of_features():
+    settings = catalogue.covering(0)
+    met = set().union(*map(catalogue._pairs, settings))
+    assert met >= catalogue.all_pairs()
+    assert len(settings) <= 110
+    assert settings == catalogue.covering(0)
+    assert settings != catalogue.covering(1)
+    quick = catalogue.each_value(settings)
+    for i, values in enumerate(catalogue.FEATURES.values()):
+        assert {setting[i] for setting in quick} == set(values)
+
+
+def test_check_proves_and_reports(capsys, tmp_path):
+    """Exit 0, a table on stdout, progress on stderr, and every row in the file."""
+    path = tmp_path / "report.json"
+    status, out, err = run(capsys, "check", "--quick", "--only", "float16", "--json", str(path))
+    assert status == 0, out
+    assert "ALL PROVEN" in out
+    assert "networks proven: " in err
+    document = json.loads(path.read_text())
+    assert document["schema"] == run_check.SCHEMA
+    assert document["passed"] is True
+    assert all("float16" in network["name"] for network in document["networks"])
+    rows = [row for network in document["networks"] for row in network["rows"]]
+    assert f"{len(rows)} checks on {len(document['networks'])} networks" in out
+    assert all(row["error"] <= row["tolerance"] for row in rows)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_check_proves_the_published_examples(capsys):
+    status, out, _ = run(capsys, "check", "--only", "mazur*")
+    assert status == 0
+    assert "published: mazur-2015" in out
+    assert "21 + 32 printed" in out
+
+
+def test_check_list_names_what_it_would_prove(capsys):
+    status, out, _ = run(capsys, "check", "--list", "--quick")
+    assert status == 0
+    assert "mazur-2015" in out.splitlines()
+    assert all("depth" in line for line in out.splitlines()[:-3])
+
+
+def test_a_broken_library_ends_with_one_and_names_the_place(capsys, monkeypatch, tmp_path):
+    """lam W counted twice: the command finds it and says so."""
+    right = mb.Frobenius.gradient
+    monkeypatch.setattr(
+        mb.Frobenius, "gradient", lambda self, *args: jax.tree.map(lambda g: 2 * g, right(self, *args))
+    )
+    path = tmp_path / "report.json"
+    status, out, _ = run(capsys, "check", "--only", "coursera", "--json", str(path))
+    assert status == 1
+    assert "NOT PROVEN" in out
+    assert "lam W counted twice" in out
+    assert "gradients[0].W" in out
+    assert json.loads(path.read_text())["passed"] is False
+
+
+def test_a_nan_is_a_failure_and_the_report_is_still_json(capsys, monkeypatch, tmp_path):
+    row = mb.activations.sigmoid
+    monkeypatch.setitem(mb.activations.TABLE, "sigmoid", replace(row, df=lambda z, a: row.df(z, a) * np.nan))
+    path = tmp_path / "report.json"
+    status, _, _ = run(capsys, "check", "--only", "coursera", "--json", str(path))
+    assert status == 1
+    assert '"nan"' in path.read_text()
+    json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["check", "--only", "nonesuch"], "no network is called like 'nonesuch'"),
+        (["check", "--json", "{tmp}/missing/report.json"], "does not exist; make it first"),
+        (["check", "--json", "{tmp}"], "is a folder; name a file in it"),
+        (["train", "--data", "{tmp}/none.npz"], "there is no file"),
+        (["train", "--activation", "swish"], "no activation is called 'swish'"),
+        (["train", "--save", "{tmp}/missing/net.npz"], "does not exist; make it first"),
+        (["train", "--load", "{tmp}/none.npz"], "there is no file"),
+    ],
+)
+def test_bad_input_ends_with_two_and_says_what_to_do(capsys, tmp_path, arguments, says):
+    status, out, err = run(capsys, *(argument.format(tmp=tmp_path) for argument in arguments))
+    assert status == 2
+    assert says in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+GOOD = {"x": np.random.default_rng(0).normal(size=(40, 3)), "y": np.arange(40) % 2}
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"y": None}, "it needs the arrays x and y"),
+        ({"x": np.ones(40)}, "it must be real numbers (examples, features)"),
+        ({"x": np.ones((40, 3), complex)}, "it must be real numbers"),
+        ({"x": np.full((40, 3), np.nan)}, "120 entries of nan or inf"),
+        ({"y": np.arange(39)}, "40 rows of x but 39 of y"),
+        ({"y": np.asarray(["a"] * 40)}, "it must be integer labels"),
+        ({"y": -np.ones(40, int)}, "labels in {path} must be 0 or above, got -1"),
+        ({"x": np.ones((5, 3)), "y": np.zeros(5, int)}, "at least 10 are needed"),
+        ({"x": np.asarray([{}] * 40, object)}, "cannot read {path} as .npz"),
+    ],
+)
+def test_bad_data_files_are_refused(capsys, tmp_path, changed, says):
+    path = tmp_path / "data.npz"
+    np.savez(path, **{k: v for k, v in (GOOD | changed).items() if v is not None})
+    status, _, err = run(capsys, "train", "--data", str(path))
+    assert status == 2
+    assert says.format(path=path) in err
+
+
+def test_a_file_that_is_no_npz_is_refused(capsys, tmp_path):
+    path = tmp_path / "data.npz"
+    for content in (b"", b"not a zip", b"PK\x03\x04 torn"):
+        path.write_bytes(content)
+        status, _, err = run(capsys, "train", "--data", str(path))
+        assert status == 2
+        assert f"cannot read {path} as .npz" in err
+
+
+@pytest.mark.slow
+def test_train_on_digits_reaches_97_percent_and_equals_jax_grad(capsys, tmp_path):
+    path = tmp_path / "net.npz"
+    status, out, _ = run(capsys, "train", "--save", str(path))
+    assert status == 0
+    line = next(line for line in out.splitlines() if line.startswith("held-out accuracy"))
+    trained, by_grad = (float(part.split("%")[0]) for part in line.replace("by jax.grad", "").split(", ")[1:])
+    assert trained >= 97.0
+    assert abs(trained - by_grad) < 0.6
+    assert "loss curves: equal to rounding" in out
+    status, again, _ = run(capsys, "train", "--load", str(path), "--epochs", "0")
+    assert status == 0
+    assert f"{trained:.2f}% before" in again
+
+
+def test_train_on_a_file_of_values_and_save_and_load(capsys, tmp_path):
+    rng = np.random.default_rng(0)
+    x = 5 + 3 * rng.normal(size=(60, 3))
+    np.savez(tmp_path / "data.npz", x=x, y=np.sin(x[:, 0]) + x[:, 1])
+    arguments = ["--data", str(tmp_path / "data.npz"), "--hidden", "8", "--batch", "16"]
+    net = str(tmp_path / "net.npz")
+    status, out, _ = run(capsys, "train", *arguments, "--epochs", "3", "--save", net)
+    assert status == 0
+    assert "held-out R squared" in out
+    loaded = run_train.load_network(tmp_path / "net.npz")
+    assert [node.d_out for node in loaded.net.nodes] == [8, 1]
+    np.testing.assert_allclose(loaded.mean, x[np.random.default_rng(0).permutation(60)[12:]].mean(axis=0))
+    status, _, err = run(capsys, "train", "--load", net)
+    assert status == 2
+    assert "the network takes 3 features but the data has 64" in err
+
+
+def test_a_training_run_that_parts_from_jax_grad_ends_with_one(capsys, monkeypatch, tmp_path):
+    np.savez(tmp_path / "data.npz", **GOOD)
+    right = mb.value_and_grad
+
+    def wrong(objective):
+        def broken(*args, **given):
+            J, g = right(objective)(*args, **given)
+            return J, jax.tree.map(lambda leaf: 1.01 * leaf, g)
+
+        return broken
+
+    monkeypatch.setattr(mb, "value_and_grad", wrong)
+    arguments = ["--data", str(tmp_path / "data.npz"), "--hidden", "8", "--epochs", "5", "--optimizer", "sgd"]
+    status, out, _ = run(capsys, "train", *arguments, "--learning-rate", "0.1")
+    assert status == 1
+    assert "THEY PART" in out
+
+
+def test_a_saved_network_that_was_tampered_with_is_refused(tmp_path):
+    net = mb.mlp((3, 2))
+    network = run_train.Network(net, net.init(jax.random.key(0)), np.zeros(3), np.ones(3))
+    path = tmp_path / "net.npz"
+    run_train.save_network(path, network)
+    arrays = dict(np.load(path))
+    for change in ({"0.W": np.ones((5, 5), np.float32)}, {"description": np.asarray("{}")}, {"0.b": None}):
+        np.savez(path, **{k: v for k, v in (arrays | change).items() if v is not None})
+        with pytest.raises(BadInput, match="is not a network that --save wrote"):
+            run_train.load_network(path)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    path = tmp_path / "report.json"
+    path.write_text("old")
+
+    def torn(file):
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(BadInput, match="No space left on device"):
+        write_atomically(path, torn)
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["report.json"]

@@ -1,0 +1,225 @@
+"""What the project promises of its own files: no autodiff, two independent programs, equations cited, no hosts."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BY_HAND = sorted((ROOT / "manual_backprop").rglob("*.py"))
+REFERENCE = sorted((ROOT / "reference").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").glob("test_*.py"))
+
+AUTODIFF = {
+    "grad", "value_and_grad", "vjp", "jvp", "linearize", "linear_transpose", "jacfwd", "jacrev", "jacobian",
+    "hessian", "custom_vjp", "custom_jvp", "custom_gradient", "closure_convert", "checkpoint", "remat",
+    "fwd_and_bwd", "vjp3", "saved_input_vjp",
+}  # fmt: skip
+TAGS = ["F1", "F2", "F3", "J1", "J2", "J3", "C1", "C2", "C3", "C4", "C5", "C6", "C7"]
+TAGS += ["B1", "B2", "B3", "B4", "B5", "B6", "U1"]
+
+
+def autodiff_uses(source: str) -> list[str]:
+    """Names through which a module could reach JAX's autodiff, whatever it calls them."""
+    found = []
+    aliases = {"jax"}
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for name in node.names:
+                if name.name.split(".")[0] == "jax":
+                    aliases.add((name.asname or name.name).split(".")[0])
+                    if re.search(r"autodiff|interpreters|_src|extend|experimental|test_util", name.name):
+                        found.append(f"import {name.name}")
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jax":
+            for name in node.names:
+                if name.name in AUTODIFF or re.search(r"interpreters|_src|extend|experimental", node.module or ""):
+                    found.append(f"from {node.module} import {name.name}")
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"getattr", "__import__", "eval", "exec"}:
+            text = ast.unparse(node)
+            if "jax" in text:
+                found.append(text)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and node.attr in AUTODIFF:
+            base = node.value
+            while isinstance(base, ast.Attribute):
+                base = base.value
+            if isinstance(base, ast.Name) and base.id in aliases:
+                found.append(ast.unparse(node))
+    return found
+
+
+@pytest.mark.parametrize("path", BY_HAND, ids=lambda path: str(path.relative_to(ROOT)))
+def test_manual_backprop_calls_no_autodiff(path):
+    assert autodiff_uses(path.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import jax\njax.grad(f)",
+        "import jax as j\ng = j.vjp",
+        "from jax import jvp as push",
+        "import jax.numpy as jnp\nimport jax\nh = jax.hessian(f)",
+        "import jax\njax.lax.linalg.jvp",
+        "import jax\ngetattr(jax, 'gr' + 'ad')(f)",
+        "from jax.interpreters import ad",
+        "from jax._src.api import grad",
+        "import jax.experimental.jet",
+    ],
+)
+def test_the_test_for_autodiff_can_fail(source):
+    assert autodiff_uses(source)
+
+
+def test_manual_backprop_runs_without_autodiff_at_run_time():
+    """With every door of JAX's autodiff shut, the step runs all the same."""
+    code = f"""
+import jax
+def shut(*args, **kwargs): raise SystemExit("autodiff was called")
+import manual_backprop as mb
+for name in {sorted(AUTODIFF)!r}:
+    if hasattr(jax, name): setattr(jax, name, shut)
+net = mb.Serial((mb.Repeat(mb.Dense(3, 3, "gelu"), 2), mb.Dense(3, 2)))
+objective = mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(0.1))
+params = net.init(jax.random.key(0))
+x, y = jax.numpy.ones((4, 3)), jax.numpy.zeros(4, int)
+mb.backprop(objective, params, x, y)
+jax.jit(mb.value_and_grad(objective))(params, x, y)
+mb.forward_mode.gradient_by_forward_propagation(objective, params, x, y)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names that a module imports: "package.module.Name"."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{name.name}" for name in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", BY_HAND, ids=lambda path: str(path.relative_to(ROOT)))
+def test_manual_backprop_knows_nothing_of_the_reference_or_the_outside(path):
+    names = imported(path)
+    assert not [n for n in names if n.startswith(("reference", "numpy.random", "sklearn", "rich", "jax.nn"))]
+    tree = ast.parse(path.read_text())
+    assert not [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") in {"print", "open"}]
+    # jax.nn is the reference's: here it serves to draw initial weights, and nothing else.
+    nn = re.findall(r"jax\.nn\.(\w+)", path.read_text())
+    assert set(nn) <= {"initializers"}
+    assert "config.update" not in path.read_text()
+
+
+DESCRIPTIONS = {
+    "manual_backprop.layers": {"Affine", "Dense", "Node"},
+    "manual_backprop.losses": {
+        "BinaryCrossEntropy", "Huber", "Loss", "SigmoidBinaryCrossEntropy", "SoftmaxCrossEntropy", "SquaredError",
+    },
+    "manual_backprop.network": {"Repeat", "Residual", "Serial"},
+    "manual_backprop.objective": {"Objective", "Step"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["model", "autodiff"])
+def test_the_reference_takes_descriptions_alone(name):
+    """No forward formula is shared; an activation or loss without a witness is the one exception, by name."""
+    path = ROOT / "reference" / f"{name}.py"
+    allowed = {f"{module}.{item}" for module, items in DESCRIPTIONS.items() for item in items}
+    assert {n for n in imported(path) if n.startswith("manual_backprop")} <= allowed
+    called = {
+        node.func.attr
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
+    forbidden = {"forward", "backward", "net_input", "transport", "factor", "pushforward", "derivative", "df",
+                 "gradient", "d_lam", "lean_forward", "tangent"}  # fmt: skip
+    assert called & forbidden == set()
+
+
+def test_every_built_in_activation_and_loss_has_a_witness():
+    import manual_backprop as mb
+    from reference import model
+
+    assert set(model.ACTIVATIONS) == set(mb.activations.TABLE)
+    for loss in mb.losses.TABLE.values():
+        assert model.losses.dispatch(type(loss)) is not model.losses.dispatch(object)
+
+
+def test_only_the_check_and_what_stands_above_it_call_both_programs():
+    both = {
+        path.name
+        for path in REFERENCE
+        if any(n == "manual_backprop" or n.startswith("manual_backprop.") for n in imported(path))
+        and path.name not in {"model.py", "autodiff.py"}
+    }
+    assert both == {"checking.py", "golden.py", "catalogue.py", "run_train.py"}
+
+
+def test_arrows_point_one_way():
+    """layers <- network <- sweep <- contractions <- objective <- training."""
+    order = ["precision", "activations", "layers", "network", "losses", "regularizers", "edge", "sweep"]
+    order += ["contractions", "objective", "forward_mode", "jacobians", "training"]
+    rank = {name: i for i, name in enumerate(order)}
+    for path in BY_HAND:
+        here = path.relative_to(ROOT / "manual_backprop").parts[0].removesuffix(".py")
+        if here == "__init__":
+            continue
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] == "manual_backprop":
+                there = parts[1]
+                assert there == here or rank[there] < rank[here], f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("tag", TAGS)
+def test_every_equation_is_cited_in_code_and_in_a_test(tag):
+    def cites(path: Path) -> bool:
+        text = re.sub(r"\((\w\d)\)-\((\w)(\d)\)", _spread, path.read_text())
+        return f"({tag})" in text
+
+    assert any(map(cites, BY_HAND)), f"({tag}) is not cited in manual_backprop"
+    assert any(cites(p) for p in TESTS if p.name != Path(__file__).name), f"({tag}) is not cited in a test"
+    assert f"({tag})" in (ROOT / "README.md").read_text(), f"({tag}) is not in the README's table"
+
+
+def _spread(match: re.Match) -> str:
+    first, letter, last = match.groups()
+    return " ".join(f"({letter}{i})" for i in range(int(first[1]), int(last) + 1))
+
+
+def tracked() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [ROOT / line for line in listed.stdout.splitlines()]
+
+
+def test_locks_have_no_addresses():
+    host = re.compile(r"py" + r"pi\.org|python" + r"hosted|extra-" + r"index-url|find-" + r"links")
+    for path in tracked():
+        assert not host.search(path.read_text(errors="ignore")), path
+    pins = (ROOT / "constraints.txt").read_text().split("\n")
+    assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; .+)?", line) for line in pins if line)
+
+
+def test_the_readme_is_short_and_its_example_runs():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 170
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert blocks
+    done = subprocess.run([sys.executable, "-c", "\n".join(blocks)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "PROVEN" in done.stdout
+
+
+def test_modules_stay_small():
+    """A file has one job and fits a few screens."""
+    for path in [*BY_HAND, *REFERENCE]:
+        assert len(path.read_text().splitlines()) <= 350, path

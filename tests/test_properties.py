@@ -1,0 +1,102 @@
+"""Random values over a few fixed shapes: what holds for every network, input and weight."""
+
+import hypothesis
+import hypothesis.extra.numpy as hnp
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import manual_backprop as mb
+import reference
+from helpers import assert_close
+from manual_backprop.losses import TABLE as LOSSES
+
+hypothesis.settings.register_profile("fixed", deadline=None, max_examples=40, derandomize=True, print_blob=True)
+hypothesis.settings.load_profile("fixed")
+
+SHAPES = [(1, (1, 1, 1)), (2, (3, 4, 2)), (5, (4, 3, 3, 2))]
+NETS = {shape: mb.mlp(shape[1], "tanh") for shape in SHAPES}
+NUMBERS = st.floats(-3, 3, allow_subnormal=False).map(lambda v: round(v, 3))
+
+
+def arrays(shape):
+    return hnp.arrays(np.float64, shape, elements=NUMBERS).map(jnp.asarray)
+
+
+@st.composite
+def problems(draw):
+    n, widths = draw(st.sampled_from(SHAPES))
+    params = tuple(
+        mb.Affine(draw(arrays((o, i))), draw(arrays((o,)))) for i, o in zip(widths[:-1], widths[1:], strict=True)
+    )
+    return NETS[n, widths], params, draw(arrays((n, widths[0]))), draw(arrays((n, widths[-1])))
+
+
+BY_HAND = jax.jit(lambda objective, *args, **kw: mb.backprop(objective, *args, **kw), static_argnums=0)
+BY_GRAD = jax.jit(lambda objective, *args, **kw: reference.backprop(objective, *args, **kw), static_argnums=0)
+
+
+@given(problems(), st.floats(0, 10), st.data())
+def test_every_gradient_equals_jax_grad(problem, lam, data):
+    """(J3) (B1)-(B6): absolute, since random values may cancel to a gradient near zero."""
+    net, params, x, y = problem
+    objective = mb.Objective(net, mb.squared_error, mb.Frobenius(0.0))
+    weights = data.draw(arrays(x.shape[:1]))
+    ours = BY_HAND(objective, params, x, y, lam=jnp.asarray(lam), weights=weights)
+    theirs = BY_GRAD(objective, params, x, y, lam=jnp.asarray(lam), weights=weights)
+    pairs = ((ours.gradients, theirs.gradients), (ours.deltas, theirs.deltas), (ours.d_x, theirs.d_x))
+    for a, b in pairs:
+        for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+            np.testing.assert_allclose(left, right, rtol=1e-11, atol=1e-11)
+
+
+@given(problems())
+def test_gradients_are_linear_in_the_weights(problem):
+    """(B3) (B4): sum_n w_n g_n, so two weightings add up."""
+    net, params, x, y = problem
+    gradient = jax.jit(mb.value_and_grad(mb.Objective(net, mb.squared_error)))
+    u = jnp.linspace(-1, 2, len(x))
+    v = jnp.cos(jnp.arange(len(x), dtype=float))
+    parts = [gradient(params, x, y, weights=w)[1] for w in (u, v, u + v)]
+    for a, b, both in zip(*map(jax.tree.leaves, parts), strict=True):
+        np.testing.assert_allclose(a + b, both, rtol=1e-10, atol=1e-10)
+
+
+@given(problems())
+def test_the_order_of_examples_does_not_matter(problem):
+    net, params, x, y = problem
+    objective = mb.Objective(net, mb.huber)
+    a, b = BY_HAND(objective, params, x, y), BY_HAND(objective, params, x[::-1], y[::-1])
+    for left, right in zip(jax.tree.leaves(a.gradients), jax.tree.leaves(b.gradients), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-10, atol=1e-12)
+    for left, right in zip(a.deltas, b.deltas, strict=True):
+        np.testing.assert_allclose(left, right[::-1], rtol=1e-12, atol=1e-14)
+
+
+@given(arrays((3, 4)), st.floats(-50, 50))
+def test_softmax_cross_entropy_does_not_feel_a_shift_of_the_logits(o, shift):
+    y = jnp.asarray([0, 1, 3])
+    loss = mb.softmax_cross_entropy
+    np.testing.assert_allclose(loss.value(o + shift, y), loss.value(o, y), atol=1e-12)
+    np.testing.assert_allclose(loss.derivative(o, y).sum(axis=1), 0, atol=1e-14)
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@given(values=arrays((2, 3)))
+def test_losses_are_never_negative_and_least_at_the_target(loss, values):
+    if loss is mb.softmax_cross_entropy:
+        y = jax.nn.softmax(values)
+        best, other = jnp.log(y), values[::-1]
+    elif loss is mb.sigmoid_binary_cross_entropy:
+        y, best, other = jax.nn.sigmoid(values), values, values[::-1]
+    elif loss is mb.binary_cross_entropy:
+        y = best = jax.nn.sigmoid(values)
+        other = best[::-1]
+    else:
+        y, best, other = values, values, values[::-1]
+    assert bool((loss.value(best, y) >= 0).all())
+    assert bool((loss.value(other, y) >= loss.value(best, y) - 1e-12).all())
+    assert_close(loss.derivative(best, y) + 1.0, jnp.ones_like(best), 1e-12)
