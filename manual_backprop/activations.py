@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from manual_backprop.precision import rounded_once
+from manual_backprop.precision import compiled, rounded_once
 
 Elementwise = Float[Array, "*shape"]
 
@@ -56,7 +56,7 @@ def _logistic_slope(z: Array) -> Array:
 
 
 def _sech_squared(z: Array) -> Array:
-    """tanh's derivative, 4 e / (1 + e)**2 with e = exp(-2|z|)."""
+    """Tanh's derivative, 4 e / (1 + e)**2 with e = exp(-2|z|)."""
     return 4 * _logistic_slope(2 * z)
 
 
@@ -93,7 +93,7 @@ def _row(
     kinks: tuple[tuple[float, float], ...] = (),
     initializer: str = "glorot",
 ) -> Activation:
-    return Activation(name, rounded_once(f), rounded_once(df), kinks, initializer)
+    return Activation(name, compiled(rounded_once(f)), compiled(rounded_once(df)), kinks, initializer)
 
 
 identity = _row("identity", lambda z: z, lambda z, a: jnp.ones_like(z))

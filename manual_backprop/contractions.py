@@ -10,9 +10,7 @@ def gradient_reader(weights: Float[Array, " N"] | None) -> Reader:
 
     def contract(layer: Layer, saved: Tree, delta: Array) -> Tree:
         if weights is not None and weights.shape != delta.shape[:1]:
-            raise ValueError(
-                f"weights are {list(weights.shape)}, expected [{delta.shape[0]}]: one for each example"
-            )
+            raise ValueError(f"weights are {list(weights.shape)}, expected [{delta.shape[0]}]: one for each example")
         return layer.factor(saved, delta).weighted_sum(weights)
 
     return contract

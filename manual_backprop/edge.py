@@ -61,9 +61,7 @@ def like(name: str, tree: Tree, other_name: str, other: Tree) -> None:
         TypeError: another dtype.
     """
     _same_structure(name, tree, other_name, other)
-    leaves = zip(
-        jax.tree_util.tree_leaves_with_path(tree), jax.tree_util.tree_leaves_with_path(other), strict=True
-    )
+    leaves = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree_util.tree_leaves_with_path(other), strict=True)
     for (path, leaf), (_, expected) in leaves:
         where = f"{name}{jax.tree_util.keystr(path)}"
         leaf = array(where, leaf)
@@ -74,7 +72,8 @@ def like(name: str, tree: Tree, other_name: str, other: Tree) -> None:
 
 
 def _same_structure(name: str, tree: Tree, other_name: str, other: Tree) -> None:
-    came, expected = jax.tree.structure(tree), jax.tree.structure(other)
+    came: Any = jax.tree.structure(tree)
+    expected: Any = jax.tree.structure(other)
     if came != expected:
         raise ValueError(f"{name} has structure\n  {came}\nbut {other_name} has\n  {expected}")
 

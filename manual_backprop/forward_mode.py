@@ -16,7 +16,7 @@ def directional_derivative(
     y: Shaped[Array, "N *targets"],
     dparams: Tree,
 ) -> Scalar:
-    """dJ along `dparams`, from one forward pass: (1/N) sum_n <dl/do_n, do_n> + <ds/dW, dW>."""
+    """DJ along `dparams`, from one forward pass: (1/N) sum_n <dl/do_n, do_n> + <ds/dW, dW>."""
     params, x, y, _, _ = objective.checked(params, x, y, None, None)
     output, d_output = objective.net.tangent(params, x, dparams, jnp.zeros_like(x))
     along_loss = jnp.vdot(objective.loss.derivative(output, y), d_output) / x.shape[0]

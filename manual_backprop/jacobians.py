@@ -52,8 +52,6 @@ def dz_da(W: Float[Array, "d_out d_in"]) -> Float[Array, "d_in d_out"]:
     return W.T
 
 
-def da_dz(
-    activation: str | Activation, z: Float[Array, " d"], a: Float[Array, " d"]
-) -> Float[Array, "d d"]:
+def da_dz(activation: str | Activation, z: Float[Array, " d"], a: Float[Array, " d"]) -> Float[Array, "d d"]:
     """da^(l)/dz^(l) = diag(f_l'(z^(l))) (C7)."""
     return jnp.diag(activations.get(activation).df(z, a))

@@ -95,7 +95,8 @@ class Objective:
         """
         params, x, y, lam, weights = self.checked(params, x, y, lam, weights)
         output, _ = self.net.lean_forward(params, x)
-        return sum(self.terms(params, output, y, lam, weights))
+        loss, penalty = self.terms(params, output, y, lam, weights)
+        return loss + penalty
 
     def checked(
         self, params: Tree, x: Any, y: Any, lam: Any, weights: Any
@@ -128,7 +129,7 @@ class Objective:
         """dJ/dparams from dL/dparams (B6)."""
         if self.regularizer is None:
             return gradients
-        return jax.tree.map(jnp.add, gradients, self.regularizer.gradient(params, lam))
+        return self.regularizer.add_gradient(gradients, params, lam)
 
 
 def backprop(
@@ -164,9 +165,7 @@ def backprop(
     )
 
 
-def value_and_grad(
-    objective: Objective, argnums: int | Sequence[int] = 0
-) -> Callable[..., tuple[Scalar, Any]]:
+def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Callable[..., tuple[Scalar, Any]]:
     """`jax.value_and_grad(objective, argnums)`, written by hand.
 
     Each layer's delta is contracted to its gradient as the backward sweep passes, so no trace or delta
@@ -202,13 +201,13 @@ def value_and_grad(
         output, trace = objective.net.lean_forward(params, x)
         d_output = objective.loss.derivative(output, y)
         d_x, gradients = objective.net.backward(params, trace, d_output, gradient_reader(weights))
-        value = sum(objective.terms(params, output, y, lam, weights))
+        loss, penalty = objective.terms(params, output, y, lam, weights)
         by_argument = (
             objective.add_penalty_gradient(gradients, params, lam),
             _per_example_scaled(d_x, weights),
         )
         picked = tuple(by_argument[i] for i in wanted)
-        return value, picked[0] if isinstance(argnums, int) else picked
+        return loss + penalty, picked[0] if isinstance(argnums, int) else picked
 
     return value_and_gradient
 

@@ -1,10 +1,15 @@
-"""In which precision sums are formed: never narrower than float32."""
+"""In which precision sums are formed: never narrower than float32. And how a small function is compiled."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike
+
+compiled = partial(jax.jit, inline=True)
+"""For the few formulas that every layer repeats: called alone they are one dispatch instead of ten, and inside
+another jit they are traced once for each shape and written out, so the compiled program is the same."""
 
 
 def accumulator(dtype: DTypeLike) -> jnp.dtype:

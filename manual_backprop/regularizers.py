@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manual_backprop.layers.base import Parameters, Tree
-from manual_backprop.precision import accumulator
+from manual_backprop.precision import accumulator, compiled
 
 Scalar = Float[Array, ""]
 Coefficient = float | Scalar
@@ -18,8 +18,15 @@ def _is_parameters(node: object) -> bool:
     return isinstance(node, Parameters)
 
 
-def _sum_of_squares(array: Array) -> Scalar:
-    return jnp.sum(jnp.square(array.astype(accumulator(array.dtype))))
+@compiled
+def _sum_of_squares(W: Array) -> Scalar:
+    return jnp.sum(jnp.square(W.astype(accumulator(W.dtype))))
+
+
+@compiled
+def _add_scaled(gradient: Array, factor: Coefficient, W: Array) -> Array:
+    wide = accumulator(W.dtype)
+    return (gradient.astype(wide) + factor * W.astype(wide)).astype(W.dtype)
 
 
 @dataclass(frozen=True)
@@ -55,13 +62,14 @@ class Frobenius:
 
     def gradient(self, params: Tree, lam: Coefficient | None = None) -> Tree:
         """ds/dW^(l) = lam W^(l) and zero for everything else, in the shape of `params` (B6)."""
+        return self.add_gradient(jax.tree.map(jnp.zeros_like, params), params, lam)
+
+    def add_gradient(self, gradients: Tree, params: Tree, lam: Coefficient | None = None) -> Tree:
+        """dJ/dW^(l) = dL/dW^(l) + lam W^(l), and everything else as it is (B6)."""
         factor = self.lam if lam is None else lam
 
-        def scaled(W: Array) -> Array:
-            return (factor * W.astype(accumulator(W.dtype))).astype(W.dtype)
+        def of_block(gradient: Parameters, block: Parameters) -> Parameters:
+            counted = {k: _add_scaled(getattr(gradient, k), factor, getattr(block, k)) for k in block.weights}
+            return type(block)(**{**vars(gradient), **counted})
 
-        def of_block(block: Parameters) -> Parameters:
-            fields = vars(block).items()
-            return type(block)(**{k: scaled(v) if k in block.weights else jnp.zeros_like(v) for k, v in fields})
-
-        return jax.tree.map(of_block, params, is_leaf=_is_parameters)
+        return jax.tree.map(of_block, gradients, params, is_leaf=_is_parameters)

@@ -10,9 +10,7 @@ from manual_backprop import edge
 from manual_backprop.layers.base import Factor, Layer, Node, Tree, read_delta
 
 
-def forward(
-    net: Node, params: Tree, x: Float[Array, "N *features"]
-) -> tuple[Float[Array, "N *outputs"], Tree]:
+def forward(net: Node, params: Tree, x: Float[Array, "N *features"]) -> tuple[Float[Array, "N *outputs"], Tree]:
     """Step 1, (F1) and (F2): z and a of every layer, up to the last.
 
     Args:

@@ -106,6 +106,6 @@ def _batches(key: PRNGKeyArray, n: int, size: int, dtype: jnp.dtype) -> tuple[Ar
     """A random order of n examples cut into batches (batches, size), and their weights, which sum to 1."""
     size = min(size, n)
     count = -(-n // size)
-    order = jnp.resize(jax.random.permutation(key, n), count * size).reshape(count, size)
+    order = jnp.resize(jax.random.permutation(key, n), (count * size,)).reshape(count, size)
     present = (jnp.arange(count * size) < n).reshape(count, size).astype(dtype)
     return order, present / jnp.sum(present, axis=1, keepdims=True)

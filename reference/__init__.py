@@ -28,7 +28,17 @@ _HOME = {
     "Report": "report",
     "Row": "report",
 }
-__all__ = ["GradientMismatch", "Report", "Row", "backprop", "check", "d_lam", "d_x", "deltas", "value_and_grad"]
+__all__ = [
+    "GradientMismatch",
+    "Report",
+    "Row",
+    "backprop",
+    "check",
+    "d_lam",
+    "d_x",
+    "deltas",
+    "value_and_grad",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -192,5 +192,3 @@ def cases(seed: int, quick: bool) -> list[Case]:
         settings = each_value(settings)
     with jax.enable_x64(True):
         return [build(setting, seed + i) for i, setting in enumerate(settings)]
-
-

@@ -17,7 +17,10 @@ def ratio_pattern(manual: np.ndarray, reference: np.ndarray) -> tuple[float | No
     if np.ptp(ratios) <= _MATCH * max(1.0, abs(middle)):
         return middle, f"ratio {middle:.6g} everywhere"
     wrong = np.abs(ratios - 1) > _MATCH
-    return None, f"{wrong.sum()} of {matter.sum()} entries differ, ratios {ratios.min():.3g} to {ratios.max():.3g}"
+    return (
+        None,
+        f"{wrong.sum()} of {matter.sum()} entries differ, ratios {ratios.min():.3g} to {ratios.max():.3g}",
+    )
 
 
 def _close(a: float, b: float) -> bool:
@@ -25,7 +28,7 @@ def _close(a: float, b: float) -> bool:
 
 
 def _multiple_of(part: np.ndarray, of: np.ndarray) -> float | None:
-    """k where part = k of, else None."""
+    """K where part = k of, else None."""
     size = float(np.vdot(of, of))
     if size == 0:
         return None
@@ -79,11 +82,11 @@ def _cause_of_shape(manual: np.ndarray, reference: np.ndarray, n: int) -> str:
 def _cause_of_ratio(ratio: float | None, n: int) -> str:
     if ratio is None:
         return ""
-    if _close(ratio, -1):
+    if _close(ratio, -1.0):
         return "sign"
-    if n > 1 and _close(ratio, n):
+    if n > 1 and _close(ratio, float(n)):
         return f"1/N missing: a sum over the {n} examples where the mean is meant"
-    if n > 1 and _close(ratio * n, 1):
+    if n > 1 and _close(ratio * n, 1.0):
         return f"1/N twice: divided by the {n} examples once too often"
     return f"a constant factor of {ratio:.6g}"
 

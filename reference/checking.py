@@ -72,7 +72,7 @@ def check(
         rounded = _cast((params, x, y), dtype)
         named = {"lam": lam, "weights": weights}
         given = {name: _as_sums(value, dtype) for name, value in named.items() if value is not None}
-        objective.checked(*rounded, given.get("lam"), given.get("weights"))
+        objective.checked(rounded[0], rounded[1], rounded[2], given.get("lam"), given.get("weights"))
         manual = jax.jit(under_test, compiler_options=compiler_options)(*rounded, given)
         at = None if jnp.dtype(dtype) == jnp.float64 else layer_values(manual[0].trace)
         wide = _cast((*rounded, given, at), "float64")
@@ -120,9 +120,7 @@ def compare(
     ]
     for path, ours, theirs in pairs:
         parameter, is_weight = same_params.get(path.partition("gradients")[2], (None, False))
-        rows.append(
-            compare_leaf(path, ours, theirs, tol, n_examples, coefficient, parameter, is_weight)
-        )
+        rows.append(compare_leaf(path, ours, theirs, tol, n_examples, coefficient, parameter, is_weight))
     return Report(tuple(rows), str(jnp.dtype(dtype)), n_examples, str(objective.net), coefficient)
 
 
@@ -171,9 +169,7 @@ def compare_leaf(
 
 def layer_values(trace: Tree) -> Tree:
     """Z and a of every layer of a trace."""
-    return jax.tree.map(
-        lambda t: LayerValues(t.z, t.a), trace, is_leaf=lambda node: isinstance(node, LayerTrace)
-    )
+    return jax.tree.map(lambda t: LayerValues(t.z, t.a), trace, is_leaf=lambda node: isinstance(node, LayerTrace))
 
 
 def dense_layers(node: Node) -> Iterator[tuple[Dense, int]]:
@@ -202,10 +198,10 @@ def _parameters(params: Tree) -> Iterator[tuple[str, np.ndarray, bool]]:
 
 def _leaf_pairs(name: str, ours: Tree, theirs: Tree) -> list[tuple[str, Any, Any]]:
     """(path, by hand, by jax.grad) of every leaf of two trees that must have one structure."""
-    if jax.tree.structure(ours) != jax.tree.structure(theirs):
-        raise ValueError(
-            f"{name} has structure\n  {jax.tree.structure(ours)}\nby hand but\n  {jax.tree.structure(theirs)}\nby jax.grad"
-        )
+    by_hand: Any = jax.tree.structure(ours)
+    by_grad: Any = jax.tree.structure(theirs)
+    if by_hand != by_grad:
+        raise ValueError(f"{name} has structure\n  {by_hand}\nby hand but\n  {by_grad}\nby jax.grad")
     left, right = jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs)
     return [(name + jax.tree_util.keystr(path), a, b) for (path, a), b in zip(left, right, strict=True)]
 

@@ -65,7 +65,9 @@ def _parser() -> argparse.ArgumentParser:
         " and again by jax.grad from the same start; prints both.",
     )
     train.add_argument("--data", metavar="FILE.npz", help="arrays x (examples, features) and y (labels or values)")
-    train.add_argument("--hidden", type=_widths, default=(128, 64), metavar="M,M", help="hidden widths (default 128,64)")
+    train.add_argument(
+        "--hidden", type=_widths, default=(128, 64), metavar="M,M", help="hidden widths (default 128,64)"
+    )
     train.add_argument("--activation", default="relu", help="of the hidden layers (default relu)")
     train.add_argument("--optimizer", choices=("adam", "sgd", "momentum"), default="adam")
     train.add_argument("--learning-rate", type=_rate, default=3e-3, metavar="R", help="default 0.003")

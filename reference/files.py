@@ -25,7 +25,7 @@ def require_writable(path: Path) -> None:
         raise BadInput(f"cannot write {path}: no permission in {path.parent}")
 
 
-def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then rename it: readers see the old file or the new one.
 
     Raises:

@@ -85,7 +85,9 @@ def figures(example: Example) -> list[Figure]:
     ours = {"mazur-2015": _mazur_values, "coursera-ml-ex4-lambda3": _coursera_values}.get(
         example.name, _dead_unit_values
     )(example, step)
-    return [figure for key, value in ours.items() for figure in _compare(key, example.published[key], np.asarray(value))]
+    return [
+        figure for key, value in ours.items() for figure in _compare(key, example.published[key], np.asarray(value))
+    ]
 
 
 def _compare(key: str, printed: Any, ours: np.ndarray) -> Iterator[Figure]:
@@ -147,9 +149,7 @@ def _coursera() -> Example:
     # Its penalty is lambda/(2m): ours with lambda/m.
     regularizer = mb.Frobenius(float(data["lambda"]) / m)
     objective = mb.Objective(mb.mlp((3, 5, 3), "sigmoid", "sigmoid"), mb.binary_cross_entropy, regularizer)
-    return Example(
-        "coursera-ml-ex4-lambda3", data["source"], objective, params, sines(m, 3), np.eye(3)[labels], data
-    )
+    return Example("coursera-ml-ex4-lambda3", data["source"], objective, params, sines(m, 3), np.eye(3)[labels], data)
 
 
 def _coursera_values(example: Example, step: mb.Step) -> dict[str, Any]:

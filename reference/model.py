@@ -119,9 +119,7 @@ def _(node: Repeat, params: Tree, x: Array, probes: Tree) -> tuple[Array, Tree]:
 def zero_probes(net: Node, params: Tree, x: Array) -> Tree:
     """A tree of zeros in the shape of every z: what `Probe.added` is at every layer."""
     _, values = jax.eval_shape(lambda p, x: apply(net, p, x, _scalar_probes(net, x.dtype)), params, x)
-    return jax.tree.map(
-        lambda v: jnp.zeros(v.z.shape, v.z.dtype), values, is_leaf=lambda v: isinstance(v, LayerValues)
-    )
+    return jax.tree.map(lambda v: jnp.zeros(v.z.shape, v.z.dtype), values, is_leaf=lambda v: isinstance(v, LayerValues))
 
 
 def _scalar_probes(node: Node, dtype: Any) -> Tree:
@@ -192,9 +190,7 @@ def example_losses(
     return losses(objective.loss, output, y), (output, values)
 
 
-def value(
-    objective: Objective, params: Tree, x: Array, y: Array, *, lam: Any = None, weights: Any = None
-) -> Array:
+def value(objective: Objective, params: Tree, x: Array, y: Array, *, lam: Any = None, weights: Any = None) -> Array:
     """J = sum_n w_n L_n + s."""
     per_example, _ = example_losses(objective, params, x, y, zero_probes(objective.net, params, x))
     if weights is None:

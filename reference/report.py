@@ -1,5 +1,6 @@
 """What a check found: rows, a verdict, and their plain text."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -130,10 +131,13 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         head = {key: value for key, value in asdict(self).items() if key != "rows"}
-        return head | {"passed": self.passed, "rows": [asdict(row) | {"relative": row.relative} for row in self.rows]}
+        return head | {
+            "passed": self.passed,
+            "rows": [asdict(row) | {"relative": row.relative} for row in self.rows],
+        }
 
 
-def plain_table(header: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
+def plain_table(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> str:
     """Columns aligned by spaces, for a file or a pipe."""
     widths = [max(len(line[i]) for line in [header, *lines]) for i in range(len(header))]
 

@@ -42,9 +42,9 @@ def run(arguments: Namespace) -> int:
         examples = [e for e in golden.examples() if _matches(e.name, arguments.only)]
     if not cases and not examples:
         raise BadInput(f"no network is called like {arguments.only!r}; `manual-backprop check --list` names them")
+    names = [case.name for case in cases] + [example.name for example in examples]
     if arguments.list:
-        for item in [*cases, *examples]:
-            print(item.name)
+        print("\n".join(names))
         return 0
 
     with jax.enable_x64(True):
@@ -54,14 +54,15 @@ def run(arguments: Namespace) -> int:
         for name, report in _prove(cases, examples):
             reports[name] = report
             advance("" if report.passed else f"{name} DIFFERS")
-    ordered = {item.name: reports[item.name] for item in [*cases, *examples]}
+    ordered = {name: reports[name] for name in names}
     passed = all(report.passed for report in ordered.values()) and all(
         figure.passed for group in figures.values() for figure in group
     )
     _print(ordered, figures, {case.name: case.dataset for case in cases}, passed)
     if report_path is not None:
         document = _document(arguments, ordered, figures, passed)
-        write_atomically(report_path, lambda file: file.write(json.dumps(_finite(document), indent=1, allow_nan=False).encode()))
+        text = json.dumps(_finite(document), indent=1, allow_nan=False)
+        write_atomically(report_path, lambda file: file.write(text.encode()))
         print(f"report written to {report_path}")
     return 0 if passed else 1
 
@@ -77,13 +78,17 @@ def _prove(cases: list[catalogue.Case], examples: list[golden.Example]) -> Itera
 
     def of_case(case: catalogue.Case) -> tuple[str, Report]:
         return case.name, check(
-            case.objective, case.params, case.x, case.y, lam=case.lam, dtype=case.dtype, compiler_options=options
+            case.objective,
+            case.params,
+            case.x,
+            case.y,
+            lam=case.lam,
+            dtype=case.dtype,
+            compiler_options=options,
         )
 
     def of_example(example: golden.Example) -> tuple[str, Report]:
-        return example.name, check(
-            example.objective, example.params, example.x, example.y, compiler_options=options
-        )
+        return example.name, check(example.objective, example.params, example.x, example.y, compiler_options=options)
 
     pool = ThreadPoolExecutor((os.cpu_count() or 1) + 1)
     try:
@@ -127,14 +132,14 @@ def _print(
                     f"{worst.path} of {name}",
                 )
             )
-    for name, group in figures.items():
+    for name, printed in figures.items():
         report = reports[name]
-        far = max(group, key=lambda figure: figure.error / figure.tolerance)
+        far = max(printed, key=lambda figure: figure.error / figure.tolerance)
         rows.append(
             (
                 f"published: {name}",
                 "1",
-                f"{len(report.rows)} + {len(group)} printed",
+                f"{len(report.rows)} + {len(printed)} printed",
                 f"{report.worst.relative:.1e}",
                 f"{max(report.worst.used, far.error / far.tolerance):.2g}",
                 f"{far.name}, printed {far.printed}",

@@ -110,16 +110,17 @@ def score(objective: mb.Objective, params: Any, x: np.ndarray, y: np.ndarray) ->
 
 
 def _print(
-    objective: mb.Objective, split: Split, networks: tuple[Any, Any, Any], curves: tuple[np.ndarray, np.ndarray]
+    objective: mb.Objective,
+    split: Split,
+    networks: tuple[Any, Any, Any],
+    curves: tuple[np.ndarray, np.ndarray],
 ) -> bool:
     """Print both runs beside each other; returns whether their loss curves agree."""
     ours, theirs = curves
     what = "accuracy" if split.classes else "R squared"
     if len(ours):
         shown = sorted({*np.linspace(0, len(ours) - 1, min(8, len(ours))).astype(int)})
-        rows = [
-            (str(i + 1), f"{ours[i]:.6f}", f"{theirs[i]:.6f}", f"{abs(ours[i] - theirs[i]):.1e}") for i in shown
-        ]
+        rows = [(str(i + 1), f"{ours[i]:.6f}", f"{theirs[i]:.6f}", f"{abs(ours[i] - theirs[i]):.1e}") for i in shown]
         print_table("J by epoch", ("epoch", "by hand", "by jax.grad", "difference"), rows)
         print()
     held = [score(objective, params, split.x_held, split.y_held) for params in networks]
@@ -168,7 +169,8 @@ def _examples(path: str | None) -> data.Dataset:
 def _read(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz file; never unpickles anything."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise BadInput(f"{path} is a single array; it must be an .npz file")
             return {name: file[name] for name in file.files}

@@ -1,7 +1,7 @@
 """What a person sees: a table and a progress bar by rich in a terminal, aligned plain text anywhere else."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from reference.report import plain_table
@@ -9,7 +9,7 @@ from reference.report import plain_table
 Advance = Callable[[str], None]
 
 
-def print_table(title: str, header: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
+def print_table(title: str, header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> None:
     """Print a table."""
     if sys.stdout.isatty():
         try:

@@ -7,10 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 
 import manual_backprop as mb
+import reference
 from manual_backprop import losses
+from reference.run_check import compile_options
 
 N = 7
+FAST = compile_options()  # the tests compile much and run little
 TOLERANCE = 1e-12  # relative to the largest entry of a leaf, float64
+
+
+def fast(function: Any) -> Any:
+    """`function` compiled, quickly."""
+    return jax.jit(function, compiler_options=FAST)
+
+
+def check(*args: Any, **given: Any) -> reference.Report:
+    """`reference.check`, compiled quickly."""
+    return reference.check(*args, compiler_options=FAST, **given)
 
 
 def generic(net: Any, seed: int = 0, dtype: Any = "float64", scale: float = 1.0) -> Any:

@@ -14,7 +14,10 @@ ROWS = list(mb.activations.TABLE.values())
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 ULPS = 24  # of room for the functions (erfc, exp, tanh) that XLA gives us, beyond what the condition asks
 
-SELU_SCALE, SELU_ALPHA = mpmath.mpf("1.0507009873554804934193349852946"), mpmath.mpf("1.6732632423543772848170429916717")
+SELU_SCALE, SELU_ALPHA = (
+    mpmath.mpf("1.0507009873554804934193349852946"),
+    mpmath.mpf("1.6732632423543772848170429916717"),
+)
 
 
 def _sigmoid(z):

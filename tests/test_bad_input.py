@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import batch, generic, problem
 
 import manual_backprop as mb
 import reference
-from helpers import batch, generic, problem
 
 pytestmark = pytest.mark.usefixtures("without_hook")
 NET = mb.mlp((6, 5, 5, 4))
@@ -141,7 +141,11 @@ def test_a_traced_lambda_in_the_description():
     [
         (jnp.full(7, 4), ValueError, r"labels for 4 logits must lie in 0..3, got 4 to 4"),
         (jnp.full(7, -1), ValueError, r"must lie in 0..3, got -1 to -1"),
-        (jnp.zeros((7, 1), int), ValueError, r"integer labels must be \[7\] for logits \[7, 4\], got \[7, 1\]"),
+        (
+            jnp.zeros((7, 1), int),
+            ValueError,
+            r"integer labels must be \[7\] for logits \[7, 4\], got \[7, 1\]",
+        ),
         (jnp.zeros((7, 4), int), ValueError, r"target distributions must be floats like the logits"),
         (jnp.zeros(7), TypeError, r"labels must be integers, got float64; convert y with .astype\(int\)"),
         (jnp.full((7, 4), 255.0), ValueError, r"target distributions must lie in 0..1, got 255.0 to 255.0"),
@@ -206,7 +210,9 @@ def test_a_block_that_changes_the_shape(wrap):
         mb.forward(net, generic(net), batch(6))
 
 
-@pytest.mark.parametrize(("argnums", "error"), [(2, ValueError), ((), ValueError), ((0, 3), ValueError), (("W",), TypeError)])
+@pytest.mark.parametrize(
+    ("argnums", "error"), [(2, ValueError), ((), ValueError), ((0, 3), ValueError), (("W",), TypeError)]
+)
 def test_argnums(argnums, error):
     with pytest.raises(error, match="argnums"):
         mb.value_and_grad(mb.Objective(NET, mb.squared_error), argnums)

@@ -1,17 +1,18 @@
 """The check itself: wrong steps must fail, at the right place, with the right probable cause."""
 
 from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import N, check, problem
 
 import manual_backprop as mb
 import reference
-from helpers import N, problem
 from reference import rounding
-from reference.checking import compare_leaf
+from reference.checking import compare, compare_leaf
 
 LAM = 0.1
 
@@ -23,6 +24,19 @@ def altered(change):
         return change(mb.backprop(objective, params, x, y, **given), params, x)
 
     return backprop
+
+
+@cache
+def results():
+    """The right step and the reference's, computed once for all faults."""
+    objective, *args = problem("mlp", lam=LAM)
+    step = mb.backprop(objective, *args)
+    return step, (step.value, step.gradients), reference.backprop(objective, *args)
+
+
+def altered_results(change, objective, params, x, y):
+    step, gradient, witness = results()
+    return (change(step, params, x), gradient), witness
 
 
 def with_layer(step, index, **fields):
@@ -50,7 +64,11 @@ FAULTS = {
         "gradients[0].W",
         "1/N missing",
     ),
-    "sum for mean in db": (lambda s, p, x: with_layer(s, 1, b=N * s.gradients[1].b), "gradients[1].b", "1/N missing"),
+    "sum for mean in db": (
+        lambda s, p, x: with_layer(s, 1, b=N * s.gradients[1].b),
+        "gradients[1].b",
+        "1/N missing",
+    ),
     "1/N twice": (lambda s, p, x: with_layer(s, 1, b=s.gradients[1].b / N), "gradients[1].b", "1/N twice"),
     "sign of db": (lambda s, p, x: with_layer(s, 2, b=-s.gradients[2].b), "gradients[2].b", "sign"),
     "sign of dW": (lambda s, p, x: with_layer(s, 2, W=-s.gradients[2].W), "gradients[2].W", "sign"),
@@ -75,7 +93,11 @@ FAULTS = {
         "gradients[1].b",
         "the bias is penalised",
     ),
-    "dW zero": (lambda s, p, x: with_layer(s, 0, W=0 * s.gradients[0].W), "gradients[0].W", "identically zero"),
+    "dW zero": (
+        lambda s, p, x: with_layer(s, 0, W=0 * s.gradients[0].W),
+        "gradients[0].W",
+        "identically zero",
+    ),
     "dW nan": (
         lambda s, p, x: with_layer(s, 0, W=s.gradients[0].W.at[1, 2].set(jnp.nan)),
         "gradients[0].W",
@@ -88,7 +110,11 @@ FAULTS = {
     ),
     "delta scaled by 1/N": (lambda s, p, x: with_delta(s, 1, s.deltas[1] / N), "deltas[1]", "1/N twice"),
     "delta of another layer": (lambda s, p, x: with_delta(s, 1, s.deltas[0]), "deltas[1]", ""),
-    "one element of delta": (lambda s, p, x: with_delta(s, 2, s.deltas[2].at[3, 1].mul(1.001)), "deltas[2]", ""),
+    "one element of delta": (
+        lambda s, p, x: with_delta(s, 2, s.deltas[2].at[3, 1].mul(1.001)),
+        "deltas[2]",
+        "",
+    ),
     "z without its bias": (
         lambda s, p, x: with_trace(s, 1, z=s.trace[1].z - p[1].b[None]),
         "trace[1].z",
@@ -111,8 +137,8 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_found_where_it_is(fault):
     change, first, cause = FAULTS[fault]
-    objective, params, x, y = problem("mlp", lam=LAM)
-    report = reference.check(objective, params, x, y, backprop=altered(change))
+    args = problem("mlp", lam=LAM)
+    report = compare(*args[:2], N, *altered_results(change, *args))
     assert not report.passed
     assert report.failures[0].path == first
     assert cause in report.failures[0].cause
@@ -127,7 +153,7 @@ def test_a_wrong_value_and_grad_is_found():
     def value_and_grad(objective):
         return lambda *args, **given: jax.tree.map(lambda leaf: 2 * leaf, mb.value_and_grad(objective)(*args, **given))
 
-    report = reference.check(objective, params, x, y, value_and_grad=value_and_grad)
+    report = check(objective, params, x, y, value_and_grad=value_and_grad)
     assert report.failures[0].path == "value_and_grad.value"
     assert all(row.path.startswith("value_and_grad") for row in report.failures)
     assert "a constant factor of 2" in report.failures[0].cause
@@ -139,7 +165,7 @@ def test_wrong_derivatives_in_the_library_are_found(monkeypatch):
     wrong = replace(tanh, df=lambda z, a: 1.001 * tanh.df(z, a))
     objective = mb.Objective(mb.mlp((6, 5, 5, 4), (tanh, wrong)), mb.squared_error, mb.Frobenius(LAM))
     _, params, x, y = problem("mlp")
-    report = reference.check(objective, params, x, y)
+    report = check(objective, params, x, y)
     assert report.failures[0].path == "deltas[1]"
     assert "1.001" in report.failures[0].cause
 
@@ -149,7 +175,7 @@ def test_a_forward_formula_that_is_wrong_on_one_side_shows():
     wrong = replace(mb.activations.sigmoid, f=lambda z: 0.5 + z / 4)
     objective = mb.Objective(mb.mlp((6, 5, 4), wrong), mb.squared_error)
     params = (problem("mlp")[1][0], problem("mlp")[1][2])
-    report = reference.check(objective, params, *problem("mlp")[2:])
+    report = check(objective, params, *problem("mlp")[2:])
     assert report.failures[0].path == "trace[0].a"
 
 
@@ -162,7 +188,7 @@ def test_planted_faults_are_found_in_working_precision(fault, dtype):
     def in_dtype(step, params, x):
         return jax.tree.map(lambda leaf: leaf.astype(dtype), change(step, params, x))
 
-    report = reference.check(objective, params, x, y, backprop=altered(in_dtype), dtype=dtype)
+    report = check(objective, params, x, y, backprop=altered(in_dtype), dtype=dtype)
     assert first in [row.path for row in report.failures]
 
 
@@ -173,15 +199,26 @@ def test_a_rounding_that_crosses_a_kink_is_no_fault(dtype):
     objective = mb.Objective(net, mb.huber)
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        params = jax.tree.map(lambda s, rng=rng: rng.normal(0, 0.3, s.shape), jax.eval_shape(net.init, jax.random.key(0)))
-        reference.check(objective, params, rng.normal(size=(64, 20)), rng.normal(size=(64, 3)), dtype=dtype).raise_if_failed()
+        params = jax.tree.map(
+            lambda s, rng=rng: rng.normal(0, 0.3, s.shape), jax.eval_shape(net.init, jax.random.key(0))
+        )
+        check(objective, params, rng.normal(size=(64, 20)), rng.normal(size=(64, 3)), dtype=dtype).raise_if_failed()
 
 
 def test_report_says_what_was_compared():
-    report = reference.check(*problem("mlp", lam=LAM))
+    report = check(*problem("mlp", lam=LAM))
     paths = [row.path for row in report.rows]
     assert paths[:2] == ["trace[0].z", "trace[0].a"]
-    assert {"loss", "penalty", "value", "deltas[2]", "gradients[0].W", "gradients[2].b", "d_x", "d_lam"} <= set(paths)
+    assert {
+        "loss",
+        "penalty",
+        "value",
+        "deltas[2]",
+        "gradients[0].W",
+        "gradients[2].b",
+        "d_x",
+        "d_lam",
+    } <= set(paths)
     row = next(row for row in report.rows if row.path == "gradients[0].W")
     assert row.shape == (5, 6)
     assert row.relative < 1e-14
@@ -207,7 +244,7 @@ def test_shapes_that_differ_are_an_error_and_not_a_broadcast():
         return replace(step, d_x=step.d_x[:1])
 
     with pytest.raises(ValueError, match=r"d_x is \[1, 6\] by hand but \[7, 6\] by jax.grad"):
-        reference.check(*problem("mlp"), backprop=backprop)
+        check(*problem("mlp"), backprop=backprop)
 
 
 def test_tolerances_are_ordered_by_precision():

@@ -91,10 +91,8 @@ def test_check_list_names_what_it_would_prove(capsys):
 
 def test_a_broken_library_ends_with_one_and_names_the_place(capsys, monkeypatch, tmp_path):
     """lam W counted twice: the command finds it and says so."""
-    right = mb.Frobenius.gradient
-    monkeypatch.setattr(
-        mb.Frobenius, "gradient", lambda self, *args: jax.tree.map(lambda g: 2 * g, right(self, *args))
-    )
+    right = mb.Frobenius.add_gradient
+    monkeypatch.setattr(mb.Frobenius, "add_gradient", lambda self, g, *args: right(self, right(self, g, *args), *args))
     path = tmp_path / "report.json"
     status, out, _ = run(capsys, "check", "--only", "coursera", "--json", str(path))
     assert status == 1

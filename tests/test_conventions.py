@@ -37,7 +37,12 @@ def autodiff_uses(source: str) -> list[str]:
             for name in node.names:
                 if name.name in AUTODIFF or re.search(r"interpreters|_src|extend|experimental", node.module or ""):
                     found.append(f"from {node.module} import {name.name}")
-        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in {"getattr", "__import__", "eval", "exec"}:
+        elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in {
+            "getattr",
+            "__import__",
+            "eval",
+            "exec",
+        }:
             text = ast.unparse(node)
             if "jax" in text:
                 found.append(text)

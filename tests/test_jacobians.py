@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import NETWORKS, assert_close, batch, generic, problem
 
 import manual_backprop as mb
-from helpers import NETWORKS, assert_close, batch, generic, problem
 from manual_backprop import jacobians
 from manual_backprop.jacobians import prod
 
@@ -43,7 +43,13 @@ def test_entries_of_dz_dW_are_where_the_note_puts_them():
 
 @pytest.mark.parametrize(
     ("x_shape", "y_shape", "z_shape"),
-    [((3,), (2,), ()), ((), (2, 3), (4,)), ((2, 3), (3, 2), (2, 2)), ((2,), (), (3,)), ((2, 1, 3), (2, 2), (1, 3))],
+    [
+        ((3,), (2,), ()),
+        ((), (2, 3), (4,)),
+        ((2, 3), (3, 2), (2, 2)),
+        ((2,), (), (3,)),
+        ((2, 1, 3), (2, 2), (1, 3)),
+    ],
 )
 def test_prod_chains_tensors_of_any_rank(x_shape, y_shape, z_shape):
     """(C1) against jax.jacobian of the composition."""
@@ -105,6 +111,4 @@ def test_the_composition_is_the_network():
     params, x = generic(net), batch(6)
     W1, W2, W3 = (layer.W for layer in params)
     b1, b2, b3 = (layer.b[None] for layer in params)
-    assert_close(
-        mb.forward(net, params, x)[0], jnp.tanh(jnp.tanh(x @ W1.T + b1) @ W2.T + b2) @ W3.T + b3, 1e-14
-    )
+    assert_close(mb.forward(net, params, x)[0], jnp.tanh(jnp.tanh(x @ W1.T + b1) @ W2.T + b2) @ W3.T + b3, 1e-14)

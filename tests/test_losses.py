@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from helpers import N, assert_close, batch, targets
 
 import manual_backprop as mb
-from helpers import N, assert_close, batch, targets
 from manual_backprop import losses
 from reference import model
 

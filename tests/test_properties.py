@@ -1,17 +1,19 @@
 """Random values over a few fixed shapes: what holds for every network, input and weight."""
 
+import itertools
+
 import hypothesis
 import hypothesis.extra.numpy as hnp
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 
 import manual_backprop as mb
 import reference
-from helpers import assert_close
 from manual_backprop.losses import TABLE as LOSSES
 
 hypothesis.settings.register_profile("fixed", deadline=None, max_examples=40, derandomize=True, print_blob=True)
@@ -29,9 +31,7 @@ def arrays(shape):
 @st.composite
 def problems(draw):
     n, widths = draw(st.sampled_from(SHAPES))
-    params = tuple(
-        mb.Affine(draw(arrays((o, i))), draw(arrays((o,)))) for i, o in zip(widths[:-1], widths[1:], strict=True)
-    )
+    params = tuple(mb.Affine(draw(arrays((o, i))), draw(arrays((o,)))) for i, o in itertools.pairwise(widths))
     return NETS[n, widths], params, draw(arrays((n, widths[0]))), draw(arrays((n, widths[-1])))
 
 

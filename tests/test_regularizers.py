@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import NETWORKS, assert_close, generic
 
 import manual_backprop as mb
-from helpers import NETWORKS, assert_close, generic
 from reference import autodiff, model
 
 
@@ -24,7 +24,10 @@ def test_penalty_and_gradient_equal_jax_grad(name, lam):
 
 def test_closed_form():
     """(J2): lam/2 times the *squared* norm, not lam/(2N), biases free; ds/dlam = s/lam."""
-    params = (mb.Affine(jnp.asarray([[3.0, 4.0]]), jnp.asarray([100.0])), mb.Affine(jnp.asarray([[2.0]]), jnp.ones(1)))
+    params = (
+        mb.Affine(jnp.asarray([[3.0, 4.0]]), jnp.asarray([100.0])),
+        mb.Affine(jnp.asarray([[2.0]]), jnp.ones(1)),
+    )
     frobenius = mb.Frobenius(0.5)
     assert frobenius.penalty(params) == 0.25 * (25 + 4)
     assert frobenius.d_lam(params) == frobenius.penalty(params) / 0.5

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers import assert_close, batch, generic, problem
 
 import manual_backprop as mb
 import reference
-from helpers import assert_close, batch, generic, problem
 from manual_backprop import training
 
 OPTIMIZERS = {

@@ -55,7 +55,7 @@ class Factor(ABC):
             wide = leaf.astype(accumulator(leaf.dtype))
             return jnp.sum(jnp.square(wide), axis=tuple(range(1, leaf.ndim)))
 
-        return sum(total(leaf) for leaf in jax.tree.leaves(self.per_example()))
+        return jnp.sum(jnp.stack([total(leaf) for leaf in jax.tree.leaves(self.per_example())]), axis=0)
 
 
 @jax.tree_util.register_dataclass

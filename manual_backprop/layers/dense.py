@@ -9,7 +9,7 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 from manual_backprop import activations
 from manual_backprop.activations import Activation
 from manual_backprop.layers.base import Factor, Layer, Leaf, Parameters, Shape
-from manual_backprop.precision import accumulator
+from manual_backprop.precision import accumulator, compiled
 
 _INITIALIZERS = {
     "glorot": jax.nn.initializers.glorot_uniform,
@@ -49,17 +49,22 @@ class OuterProduct(Factor):
 
     def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Affine:
         """(B4) and (B3), summed over examples with `weights`; sums are formed in float32 or wider."""
-        dtype = self.delta.dtype
-        wide = accumulator(dtype)
-        delta = self.delta
-        if weights is not None:
-            per_row = weights.reshape(-1, *(1,) * (delta.ndim - 1))
-            delta = (per_row.astype(wide) * delta.astype(wide)).astype(dtype)
-        dW = jnp.einsum("n...i,n...j->ij", delta, self.a_in, preferred_element_type=wide)
-        db = jnp.sum(delta.astype(wide), axis=range(delta.ndim - 1))
-        if weights is None:
-            dW, db = dW / delta.shape[0], db / delta.shape[0]
-        return Affine(dW.astype(dtype), db.astype(dtype))
+        return Affine(*_weighted_sums(self.a_in, self.delta, weights))
+
+
+@compiled
+def _weighted_sums(a_in: Array, delta: Array, weights: Array | None) -> tuple[Array, Array]:
+    """(sum_n w_n delta_n a_n^T, sum_n w_n delta_n), or the means: (B4) and (B3)."""
+    dtype, n = delta.dtype, delta.shape[0]
+    wide = accumulator(dtype)
+    if weights is not None:
+        delta = (weights.reshape(-1, *(1,) * (delta.ndim - 1)) * delta.astype(wide)).astype(dtype)
+    rows = tuple(range(delta.ndim - 1))  # examples, and positions within them
+    dW = jax.lax.dot_general(delta, a_in, ((rows, rows), ((), ())), preferred_element_type=wide)
+    db = jnp.sum(delta.astype(wide), axis=rows)
+    if weights is None:
+        dW, db = dW / n, db / n
+    return dW.astype(dtype), db.astype(dtype)
 
 
 @dataclass(frozen=True)
@@ -103,16 +108,14 @@ class Dense(Layer):
     def out_shape(self, in_shape: Shape) -> Shape:
         """The last axis d_in becomes d_out."""
         if not in_shape or in_shape[-1] != self.d_in:
-            raise ValueError(
-                f"{self} takes {self.d_in} features on the last axis, got an example of shape {in_shape}"
-            )
+            raise ValueError(f"{self} takes {self.d_in} features on the last axis, got an example of shape {in_shape}")
         return (*in_shape[:-1], self.d_out)
 
     def net_input(
         self, params: Affine, a_in: Float[Array, "N *positions d_in"]
     ) -> tuple[Float[Array, "N *positions d_out"], Float[Array, "N *positions d_in"]]:
-        """z = W a_in + b for every row (F1); a_in is all that the transposes need."""
-        return a_in @ params.W.T + _as_row(params.b, a_in.ndim), a_in
+        """Z = W a_in + b for every row (F1); a_in is all that the transposes need."""
+        return _affine(params.W, params.b, a_in), a_in
 
     def transport(
         self,
@@ -121,7 +124,7 @@ class Dense(Layer):
         delta: Float[Array, "N *positions d_out"],
     ) -> Float[Array, "N *positions d_in"]:
         """W^T delta for every row: (C6) applied, the middle of (B2), and (B5) at the first layer."""
-        return delta @ params.W
+        return _through(delta, params.W)
 
     def factor(
         self, saved: Float[Array, "N *positions d_in"], delta: Float[Array, "N *positions d_out"]
@@ -136,10 +139,16 @@ class Dense(Layer):
         dparams: Affine,
         da_in: Float[Array, "N *positions d_in"],
     ) -> Float[Array, "N *positions d_out"]:
-        """dz = dW a_in + W da_in + db: the differential of (F1)."""
-        return saved @ dparams.W.T + da_in @ params.W.T + _as_row(dparams.b, saved.ndim)
+        """Dz = dW a_in + W da_in + db: the differential of (F1)."""
+        return _affine(dparams.W, dparams.b, saved) + _through(da_in, params.W.T)
 
 
-def _as_row(b: Float[Array, " d"], ndim: int) -> Array:
-    """B with leading axes of one, so that adding it to every row is written out and not silent."""
-    return b.reshape(*(1,) * (ndim - 1), -1)
+@compiled
+def _affine(W: Array, b: Array, a: Array) -> Array:
+    """W a + b for every row; adding b to every row is written out, not left to broadcasting."""
+    return a @ W.T + jax.lax.broadcast_in_dim(b, (*a.shape[:-1], b.size), (a.ndim - 1,))
+
+
+@compiled
+def _through(rows: Array, W: Array) -> Array:
+    return rows @ W

@@ -1,0 +1,1 @@
+"""Measured ratios; run `python -m benchmarks`."""

@@ -1,0 +1,165 @@
+"""Hand-written gradients against jax.grad: one table of interleaved ratios.
+
+    python -m benchmarks [--quick]
+
+jax.grad differentiates `reference.model`'s objective, except under scan, where it is given a scan too.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import manual_backprop as mb
+import reference
+from benchmarks.interleaved import ratios
+from reference import model
+from reference.report import plain_table
+
+NETS = {
+    "64-128-128-10, batch 128": ((64, 128, 128, 10), 128),
+    "784-512-512-10, batch 128": ((784, 512, 512, 10), 128),
+    "784-1024x4-10, batch 256": ((784, 1024, 1024, 1024, 1024, 10), 256),
+    "256x256 depth 64, batch 64": ((256,) * 65, 64),
+}
+LAM = 1e-4
+
+
+def problem(net: Any, d_in: int, d_out: int, n: int) -> tuple[mb.Objective, Any, jax.Array, jax.Array]:
+    """(objective, params, x, y), float32."""
+    rng = np.random.default_rng(0)
+    objective = mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(LAM))
+    x = jnp.asarray(rng.normal(size=(n, d_in)), jnp.float32)
+    return objective, net.init(jax.random.key(0)), x, jnp.asarray(rng.integers(0, d_out, n), jnp.int32)
+
+
+def gemms(params: Any, x: jax.Array, delta: jax.Array) -> list[jax.Array]:
+    """The matrix products of one gradient and nothing else: L forward, L for dW, L - 1 for delta."""
+    activations = [x]
+    for layer in params:
+        activations.append(activations[-1] @ layer.W.T)
+    products = [activations.pop()]
+    for index in reversed(range(len(params))):
+        products.append(delta.T @ activations[index])
+        if index:
+            delta = delta @ params[index].W
+    return products
+
+
+def jitted(quick: bool) -> Iterator[tuple[str, str, str]]:
+    """Compiled value and gradient against compiled jax.value_and_grad, and against the products alone."""
+    for name, (sizes, n) in NETS.items():
+        for activation in ("relu", "tanh", "gelu"):
+            objective, *args = problem(mb.mlp(sizes, activation), sizes[0], sizes[-1], n)
+            params, x, y = args
+            by_hand = jax.jit(mb.value_and_grad(objective))
+            by_grad = jax.jit(reference.value_and_grad(objective))
+            alone = jax.jit(gemms)
+            delta = objective.loss.derivative(mb.forward(objective.net, params, x)[0], y)
+            measured = ratios(
+                {
+                    "hand": lambda f=by_hand, a=args: f(*a),
+                    "grad": lambda f=by_grad, a=args: f(*a),
+                    "gemm": lambda f=alone, p=params, x=x, d=delta: f(p, x, d),
+                },
+                "grad",
+                rounds=7 if quick else 25,
+            )
+            yield f"jitted, {name}, {activation}", "time", f"{measured['hand']:.2f}"
+            yield f"  the GEMMs alone, {name}, {activation}", "time", f"{measured['gemm']:.2f}"
+
+
+def eager(quick: bool) -> Iterator[tuple[str, str, str]]:
+    """Without jit: what it costs to try something in a notebook."""
+    sizes, n = NETS["64-128-128-10, batch 128"]
+    for activation in ("relu", "tanh", "gelu"):
+        objective, *args = problem(mb.mlp(sizes, activation), sizes[0], sizes[-1], n)
+        by_hand, by_grad = mb.value_and_grad(objective), jax.value_and_grad(plain_objective(objective))
+        measured = ratios(
+            {"hand": lambda f=by_hand, a=args: f(*a), "grad": lambda f=by_grad, a=args: f(*a)},
+            "grad",
+            rounds=5 if quick else 15,
+        )
+        yield f"eager, 64-128-128-10, batch 128, {activation}", "time", f"{measured['hand']:.2f}"
+
+
+def plain_objective(objective: mb.Objective) -> Any:
+    """J as a user of jax.grad writes it: no probes, nothing but the formula."""
+    activations = [model.ACTIVATIONS[node.f.name] for node in objective.net.nodes]
+
+    def J(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        for layer, f in zip(params, activations, strict=True):
+            x = f(x @ layer.W.T + layer.b)
+        squares = sum(jnp.sum(jnp.square(layer.W)) for layer in params)
+        return jnp.mean(model.losses(objective.loss, x, y)) + LAM / 2 * squares
+
+    return J
+
+
+def tracing(quick: bool) -> Iterator[tuple[str, str, str]]:
+    """Time to trace an unrolled network, best of a few: it is all Python."""
+    for depth in (64,) if quick else (64, 256):
+        objective, *args = problem(mb.mlp((64,) * (depth + 1)), 64, 64, 32)
+        sources = {
+            "hand": mb.value_and_grad(objective),
+            "grad": jax.value_and_grad(plain_objective(objective)),
+        }
+        best = {name: float("inf") for name in sources}
+        for _ in range(5):
+            for name, function in sources.items():
+                jax.clear_caches()
+                started = time.perf_counter()
+                jax.jit(lambda *a, f=function: f(*a)).trace(*args)
+                best[name] = min(best[name], time.perf_counter() - started)
+        yield f"tracing {depth} layers", "time", f"{best['hand'] / best['grad']:.2f}"
+
+
+def scanned(quick: bool) -> Iterator[tuple[str, str, str]]:
+    """64 scanned layers of 256 and a head, batch 1024: XLA's own count of temporary memory, and time."""
+    for activation in ("tanh", "gelu", "relu", "sigmoid"):
+        for recompute in (True, False):
+            block = mb.Repeat(mb.Dense(256, 256, activation), 64, recompute=recompute)
+            objective, *args = problem(mb.Serial((block, mb.Dense(256, 10))), 256, 10, 1024)
+            f = model.ACTIVATIONS[activation]
+
+            def J(params: Any, x: jax.Array, y: jax.Array, f: Any = f, loss: Any = objective.loss) -> jax.Array:
+                stacked, head = params
+                x, _ = jax.lax.scan(lambda a, layer: (f(a @ layer.W.T + layer.b), None), x, stacked)
+                squares = jnp.sum(jnp.square(stacked.W)) + jnp.sum(jnp.square(head.W))
+                return jnp.mean(model.losses(loss, x @ head.W.T + head.b, y)) + LAM / 2 * squares
+
+            by_hand, by_grad = jax.jit(mb.value_and_grad(objective)), jax.jit(jax.value_and_grad(J))
+            temporary = [g.lower(*args).compile().memory_analysis().temp_size_in_bytes for g in (by_hand, by_grad)]
+            measured = ratios(
+                {"hand": lambda g=by_hand, a=args: g(*a), "grad": lambda g=by_grad, a=args: g(*a)},
+                "grad",
+                rounds=3 if quick else 9,
+            )
+            name = f"Repeat(recompute={recompute}), 64 scanned layers, {activation}"
+            yield name, "temp memory", f"{temporary[0] / temporary[1]:.2f}"
+            yield f"  {name}", "time", f"{measured['hand']:.2f}"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, less certain")
+    parser.add_argument("--only", default="", help="jitted, eager, tracing or scanned")
+    arguments = parser.parse_args()
+    rows = []
+    for group in (jitted, eager, tracing, scanned):
+        if arguments.only in group.__name__:
+            for row in group(arguments.quick):
+                rows.append(row)
+                print("  ".join(row), flush=True)
+    device = jax.devices()[0].device_kind
+    print(f"\njax {jax.__version__} on {device}; hand-written relative to jax.grad = 1, medians\n")
+    print(plain_table(("what", "measured", "ratio"), rows))
+
+
+if __name__ == "__main__":
+    main()

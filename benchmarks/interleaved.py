@@ -1,0 +1,35 @@
+"""Ratios of running times that survive a busy machine: contestants take turns in random order, round by round."""
+
+import random
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def ratios(
+    contestants: dict[str, Callable[[], Any]], baseline: str, *, rounds: int, seconds: float = 0.05
+) -> dict[str, float]:
+    """The median over rounds of each contestant's time relative to the baseline's in the same round.
+
+    Each turn repeats its call for about `seconds`, so that a short one is not all clock.
+    """
+    repeats = {}
+    for name, call in contestants.items():
+        jax.block_until_ready(call())
+        started = time.perf_counter()
+        jax.block_until_ready(call())
+        repeats[name] = max(1, int(seconds / (time.perf_counter() - started)))
+    draw, times = random.Random(0), {name: [] for name in contestants}
+    for _ in range(rounds):
+        for name in draw.sample(list(contestants), len(contestants)):
+            started = time.perf_counter()
+            for _ in range(repeats[name]):
+                jax.block_until_ready(contestants[name]())
+            times[name].append((time.perf_counter() - started) / repeats[name])
+    return {
+        name: statistics.median(a / b for a, b in zip(times[name], times[baseline], strict=True))
+        for name in contestants
+    }
