@@ -7,6 +7,7 @@ testing every combination would take a hundred times as long.
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 from typing import Any
 
@@ -56,18 +57,19 @@ def all_pairs() -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
     return pairs
 
 
-def covering(seed: int) -> list[Setting]:
+@cache
+def covering(seed: int) -> tuple[Setting, ...]:
     """Settings that meet every possible pair, greedily: each next one meets as many new pairs as it can."""
     draw = random.Random(seed)
     missing, chosen = all_pairs(), []
     while missing:
         candidates = []
-        for must in draw.sample(sorted(missing, key=repr), min(40, len(missing))):
+        for must in draw.sample(sorted(missing, key=repr), min(10, len(missing))):
             candidates.append(_extend(dict(must), missing, draw))
         best = max(candidates, key=lambda setting: len(_pairs(setting) & missing))
         chosen.append(best)
         missing -= _pairs(best)
-    return chosen
+    return tuple(chosen)
 
 
 def each_value(settings: Sequence[Setting]) -> list[Setting]:
@@ -187,7 +189,7 @@ def _network(chosen: dict[str, Any], width: int, outputs: int) -> mb.Serial:
 
 def cases(seed: int, quick: bool) -> list[Case]:
     """The catalogue: every pair, or with `quick` every value."""
-    settings = covering(seed)
+    settings: Sequence[Setting] = covering(seed)
     if quick:
         settings = each_value(settings)
     with jax.enable_x64(True):

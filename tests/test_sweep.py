@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import NETWORKS, N, assert_close, batch, generic, problem, sizes, targets
+from helpers import NETWORKS, N, assert_close, batch, check, fast, generic, problem, sizes, targets
 from jax.test_util import check_grads
 
 import manual_backprop as mb
