@@ -30,7 +30,7 @@ def _close(a: float, b: float) -> bool:
 def _multiple_of(part: np.ndarray, of: np.ndarray) -> float | None:
     """K where part = k of, else None."""
     size = float(np.vdot(of, of))
-    if size == 0:
+    if size == 0 or of.size == 1:  # one number is a multiple of any other
         return None
     k = float(np.vdot(of, part)) / size
     return k if np.allclose(part, k * of, rtol=0, atol=_MATCH * np.abs(part).max()) else None

@@ -61,9 +61,12 @@ def check(
     Raises:
         ValueError, TypeError: inputs that the objective refuses.
     """
+    in_double = jnp.dtype(dtype) == jnp.float64
 
-    def under_test(p: Tree, x: Any, y: Any, given: dict[str, Any]) -> tuple[Step, tuple[Any, Any]]:
-        return backprop(objective, p, x, y, **given), value_and_grad(objective)(p, x, y, **given)
+    def under_test(p: Tree, x: Any, y: Any, given: dict[str, Any]) -> tuple[Step, tuple[Any, Any], Tree]:
+        step = backprop(objective, p, x, y, **given)
+        sums = None if in_double else summed_magnitudes(objective, step, given.get("weights"))
+        return step, value_and_grad(objective)(p, x, y, **given), sums
 
     def by_autodiff(p: Tree, x: Any, y: Any, given: dict[str, Any], at: Tree | None) -> Step:
         return autodiff.backprop(objective, p, x, y, **given, at=at)
@@ -74,7 +77,7 @@ def check(
         given = {name: _as_sums(value, dtype) for name, value in named.items() if value is not None}
         objective.checked(rounded[0], rounded[1], rounded[2], given.get("lam"), given.get("weights"))
         manual = jax.jit(under_test, compiler_options=compiler_options)(*rounded, given)
-        at = None if jnp.dtype(dtype) == jnp.float64 else layer_values(manual[0].trace)
+        at = None if in_double else layer_values(manual[0].trace)
         wide = _cast((*rounded, given, at), "float64")
         witness = jax.jit(by_autodiff, compiler_options=compiler_options)(*wide)
         manual, witness = jax.device_get((manual, witness))
@@ -100,18 +103,19 @@ def compare(
     objective: Objective,
     params: Tree,
     n_examples: int,
-    manual: tuple[Step, Any],
+    manual: tuple[Step, Any, Tree],
     witness: Step,
     *,
     lam: Any = None,
     dtype: DTypeLike = "float64",
 ) -> Report:
-    """The report on (the step, its value and gradient) under test and the reference's step, as NumPy arrays."""
-    step, (value, gradients) = manual
+    """The report on (the step, its value and gradient, `summed_magnitudes` or None) and the reference's step."""
+    step, (value, gradients), sums = manual
     layers = list(dense_layers(objective.net))
     tol = tolerance(dtype, sum(n for _, n in layers), max(layer.d_in for layer, _ in layers))
     coefficient = 0.0 if objective.regularizer is None else float(objective.regularizer.lam if lam is None else lam)
     same_params = {path: (leaf, is_weight) for path, leaf, is_weight in _parameters(params)}
+    magnitudes = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(sums)}
     rows = []
     pairs = [
         *_pairs(step, witness),
@@ -119,8 +123,10 @@ def compare(
         *_leaf_pairs("value_and_grad.gradients", gradients, witness.gradients),
     ]
     for path, ours, theirs in pairs:
-        parameter, is_weight = same_params.get(path.partition("gradients")[2], (None, False))
-        rows.append(compare_leaf(path, ours, theirs, tol, n_examples, coefficient, parameter, is_weight))
+        leaf = path.partition("gradients")[2]
+        parameter, is_weight = same_params.get(leaf, (None, False))
+        summed = float(np.max(np.asarray(magnitudes[leaf], np.float64))) if leaf in magnitudes else 0.0
+        rows.append(compare_leaf(path, ours, theirs, tol, n_examples, coefficient, parameter, is_weight, summed))
     return Report(tuple(rows), str(jnp.dtype(dtype)), n_examples, str(objective.net), coefficient)
 
 
@@ -133,8 +139,12 @@ def compare_leaf(
     lam: float,
     parameter: np.ndarray | None = None,
     is_weight: bool = False,
+    summed: float = 0.0,
 ) -> Row:
-    """One row: the worst entry of a leaf, and what the pattern of its differences says."""
+    """One row: the worst entry of a leaf, and what the pattern of its differences says.
+
+    `summed` is the size of what was added up to make the leaf, where that may be more than what is left.
+    """
     ours, theirs = np.asarray(manual, np.float64), np.asarray(reference, np.float64)
     if ours.shape != theirs.shape:
         raise ValueError(f"{path} is {list(ours.shape)} by hand but {list(theirs.shape)} by jax.grad")
@@ -145,7 +155,8 @@ def compare_leaf(
     finite = theirs[np.isfinite(theirs)]
     scale = float(np.abs(finite).max()) if finite.size else 0.0
     error = float(errors[worst]) if errors.size else 0.0
-    passed = bool(error <= tol.allowed(scale))
+    allowed = tol.allowed(max(scale, summed))
+    passed = bool(error <= allowed)
     pattern = cause = ""
     if not passed:
         pattern = causes.ratio_pattern(ours, theirs)[1]
@@ -157,7 +168,7 @@ def compare_leaf(
         shape=ours.shape,
         error=error,
         scale=scale,
-        tolerance=tol.allowed(scale),
+        tolerance=allowed,
         where=tuple(int(i) for i in worst),
         manual=float(ours[worst]) if ours.size else 0.0,
         reference=float(theirs[worst]) if theirs.size else 0.0,
@@ -165,6 +176,15 @@ def compare_leaf(
         pattern=pattern,
         cause=cause,
     )
+
+
+def summed_magnitudes(objective: Objective, step: Step, weights: Any) -> Tree:
+    """sum_n w_n |delta_n| |a_n| for every gradient: what its rounding errors are relative to.
+
+    Examples may cancel to a gradient far smaller than any of them; their rounding errors do not.
+    """
+    trace, deltas = jax.tree.map(jnp.abs, (step.trace, step.deltas))
+    return mb.gradients(objective.net, trace, deltas, weights=None if weights is None else jnp.abs(weights))
 
 
 def layer_values(trace: Tree) -> Tree:

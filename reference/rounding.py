@@ -3,15 +3,17 @@
 An error is measured against the largest entry of its leaf. In float64 the two programs agree to a few ulps,
 and the tolerance is 1e-12 of that entry: a thousand ulps of room, and any real mistake is larger.
 
-In a working precision with unit roundoff u (float32 2^-24, float16 2^-11, bfloat16 2^-8 halved) the model is
+In a working precision with unit roundoff u (float32 2^-24, float16 2^-11, bfloat16 2^-8) the model is
 a random walk. One layer's step forward or back rounds its result (u) after a sum of `fan_in` products, each
 rounded at the precision u_sum in which sums are formed (`manual_backprop.precision`); 2 depth such steps
 stand between the input and the last gradient. Their errors add up like independent ones:
 
     tolerance = SAFETY sqrt(2 depth) (u + u_sum sqrt(fan_in))
 
-It assumes layers that neither blow signals up nor rely on cancellation, as the catalogue's initialised
-networks do. Where numbers fall below the format's normal range an absolute floor takes over.
+For a gradient, which examples sum up to, it is relative to the sum of their magnitudes where that is larger
+than the largest entry that they leave. The model assumes layers that neither blow signals up nor rely on
+cancellation, as the catalogue's networks do. Where numbers fall below the format's normal range an absolute
+floor takes over.
 """
 
 from dataclasses import dataclass

@@ -36,7 +36,7 @@ def results():
 
 def altered_results(change, objective, params, x, y):
     step, gradient, witness = results()
-    return (change(step, params, x), gradient), witness
+    return (change(step, params, x), gradient, None), witness
 
 
 def with_layer(step, index, **fields):
@@ -261,3 +261,13 @@ def test_a_layer_that_the_reference_does_not_know_is_named():
 
     with pytest.raises(TypeError, match="no forward for Odd; register one on reference.model.apply"):
         reference.model.apply(Odd(), (), jnp.zeros((1, 1)), ())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_examples_that_cancel_are_no_fault_in_working_precision(dtype):
+    """db is the mean of deltas of about 1 that leave 1e-4: their rounding is not relative to what is left."""
+    net = mb.mlp((3, 1))
+    params = (mb.Affine(jnp.zeros((1, 3)), jnp.zeros(1)),)
+    y = jnp.asarray([[1.0], [-1.0], [0.7], [-0.7003], [0.3], [-0.3]])
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)))
+    check(mb.Objective(net, mb.squared_error), params, x, y, dtype=dtype).raise_if_failed()
