@@ -150,7 +150,7 @@ def _print(
     print()
     _print_failures(reports, figures)
     total = sum(len(r.rows) for r in reports.values()) + sum(map(len, figures.values()))
-    counts = f"{total} checks on {len(reports)} networks"
+    counts = f"{total} checks on {len(reports)} network{'' if len(reports) == 1 else 's'}"
     print(f"{'ALL PROVEN' if passed else 'NOT PROVEN'}: {counts}")
 
 

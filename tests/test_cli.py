@@ -70,7 +70,7 @@ def test_check_proves_and_reports(capsys, tmp_path):
     assert document["passed"] is True
     assert all("float16" in network["name"] for network in document["networks"])
     rows = [row for network in document["networks"] for row in network["rows"]]
-    assert f"{len(rows)} checks on {len(document['networks'])} networks" in out
+    assert f"{len(rows)} checks on {len(document['networks'])} network" in out
     assert all(row["error"] <= row["tolerance"] for row in rows)
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
 
