@@ -74,7 +74,7 @@ class SquaredError(Loss):
         return _sum_outputs(0.5 * jnp.square(o - y))
 
     def derivative(self, o: Outputs, y: Targets) -> Outputs:
-        """O - y."""
+        """The error o - y."""
         return o - y
 
 
@@ -100,7 +100,7 @@ class Huber(Loss):
         return _sum_outputs(jnp.where(r <= self.threshold, 0.5 * near * near, self.threshold * (r - 0.5 * near)))
 
     def derivative(self, o: Outputs, y: Targets) -> Outputs:
-        """O - y, held to [-threshold, threshold]."""
+        """The error o - y, held to [-threshold, threshold]."""
         return jnp.clip(o - y, -self.threshold, self.threshold)
 
 

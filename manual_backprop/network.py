@@ -125,7 +125,7 @@ class BlockInputs:
 
 @dataclass(frozen=True)
 class Repeat(Node):
-    """N blocks of one kind with parameters of their own, under `lax.scan`.
+    """A chain of n blocks of one kind with parameters of their own, under `lax.scan`.
 
     Every leaf of the parameters, trace and deltas is the block's with n in front, so compile time does not
     grow with n.

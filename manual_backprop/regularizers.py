@@ -51,7 +51,7 @@ class Frobenius:
         object.__setattr__(self, "lam", float(self.lam))
 
     def penalty(self, params: Tree, lam: Coefficient | None = None) -> Scalar:
-        """S, in float32 or wider (J2)."""
+        """The term s, in float32 or wider (J2)."""
         return (self.lam if lam is None else lam) * self.d_lam(params)
 
     def d_lam(self, params: Tree) -> Scalar:

@@ -188,7 +188,7 @@ def summed_magnitudes(objective: Objective, step: Step, weights: Any) -> Tree:
 
 
 def layer_values(trace: Tree) -> Tree:
-    """Z and a of every layer of a trace."""
+    """The z and a of every layer of a trace."""
     return jax.tree.map(lambda t: LayerValues(t.z, t.a), trace, is_leaf=lambda node: isinstance(node, LayerTrace))
 
 

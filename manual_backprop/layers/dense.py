@@ -114,7 +114,7 @@ class Dense(Layer):
     def net_input(
         self, params: Affine, a_in: Float[Array, "N *positions d_in"]
     ) -> tuple[Float[Array, "N *positions d_out"], Float[Array, "N *positions d_in"]]:
-        """Z = W a_in + b for every row (F1); a_in is all that the transposes need."""
+        """Net input z = W a_in + b for every row (F1); a_in is all that the transposes need."""
         return _affine(params.W, params.b, a_in), a_in
 
     def transport(
