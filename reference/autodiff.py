@@ -66,26 +66,29 @@ def backprop(
     *,
     lam: Any = None,
     weights: Any = None,
-    at: Tree | None = None,
 ) -> Step:
     """The counterpart of `manual_backprop.backprop`: the same fields, every derivative by JAX's vjp.
 
-    One forward pass, pulled back twice: from J to the parameters and lambda, and from the summed loss to
-    every z and x. With `at`, a tree of `model.LayerValues`, every layer is differentiated at those values of z
-    and a instead of its own, and reports what it makes of the values below it.
+    One forward pass, pulled back from J to the parameters, lambda, every z and x. Of the mean, an example's
+    share of what reaches z and x is 1/N; where weights are given, one of them may be 0, so the sum of the losses
+    is pulled back as well.
     """
-    if weights is None:
-        weights = jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype)
+    n, given = x.shape[0], weights is not None
+    weights = weights if given else jnp.full(n, 1 / n, x.dtype)
 
     def everything(params: Tree, lam: Any, added: Tree, x: Array) -> tuple[tuple[Array, Array], Step]:
-        losses, (output, values) = model.example_losses(objective, params, x, y, added, at)
+        losses, (output, values) = model.example_losses(objective, params, x, y, added)
         loss, penalty = jnp.dot(weights, losses), model.penalty(objective, params, lam)
         step = Step(loss + penalty, loss, penalty, output, values, None, None, None, None)
         return (loss + penalty, losses.sum()), step
 
     lam = _lam(objective, params, lam)
     added = model.zero_probes(objective.net, params, x)
-    (J, total), pull, step = jax.vjp(everything, params, lam, added, x, has_aux=True)
-    gradients, d_lam, _, _ = pull((jnp.ones_like(J), jnp.zeros_like(total)))
-    _, _, deltas, d_x = pull((jnp.zeros_like(J), jnp.ones_like(total)))
+    (J, _), pull, step = jax.vjp(everything, params, lam, added, x, has_aux=True)
+    one, none = jnp.ones_like(J), jnp.zeros_like(J)
+    gradients, d_lam, deltas, d_x = pull((one, none))
+    if given:
+        _, _, deltas, d_x = pull((none, one))
+    else:
+        deltas, d_x = jax.tree.map(lambda leaf: n * leaf, (deltas, d_x))
     return replace(step, gradients=gradients, d_lam=d_lam, deltas=deltas, d_x=d_x)

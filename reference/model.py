@@ -57,37 +57,18 @@ class LayerValues:
     a: Any
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Probe:
-    """What is done to one layer's z and a on the way.
-
-    Attributes:
-        added: zeros, added to z: the derivative with respect to it is delta.
-        at: None, or values that z and a are moved to without a trace in any derivative. What is reported of
-            the layer is what the reference made of the values below it, before they are moved.
-    """
-
-    added: Any
-    at: Any = None
-
-
-def _moved(value: Array, to: Array | None) -> Array:
-    return value if to is None else value + jax.lax.stop_gradient(to - value)
-
-
 @singledispatch
 def apply(node: Node, params: Tree, x: Array, probes: Tree) -> tuple[Array, Tree]:
-    """(output, values of every layer): the forward pass, with a `Probe` at every layer."""
+    """(output, values of every layer): the forward pass, `probes` added to every z: d/dprobe is delta."""
     raise TypeError(f"the reference has no forward for {type(node).__name__}; register one on reference.model.apply")
 
 
 @apply.register
-def _(node: Dense, params: Affine, x: Array, probes: Probe) -> tuple[Array, LayerValues]:
+def _(node: Dense, params: Affine, x: Array, probes: Array) -> tuple[Array, LayerValues]:
     z = jax.lax.dot_general(x, params.W, (((x.ndim - 1,), (1,)), ((), ())))
-    z = z + jnp.broadcast_to(params.b, z.shape) + probes.added
-    a = ACTIVATIONS.get(node.f.name, node.f.f)(_moved(z, probes.at and probes.at.z))
-    return _moved(a, probes.at and probes.at.a), LayerValues(z, a)
+    z = z + jnp.broadcast_to(params.b, z.shape) + probes
+    a = ACTIVATIONS.get(node.f.name, node.f.f)(z)
+    return a, LayerValues(z, a)
 
 
 @apply.register
@@ -107,17 +88,11 @@ def _(node: Residual, params: Tree, x: Array, probes: Tree) -> tuple[Array, Tree
 
 @apply.register
 def _(node: Repeat, params: Tree, x: Array, probes: Tree) -> tuple[Array, Tree]:
-    """One block after the other, written out: no scan to share a fault with."""
-    values = []
-    for i in range(node.n):
-        p, probe = jax.tree.map(lambda leaf, i=i: leaf[i], (params, probes))
-        x, value = apply(node.block, p, x, probe)
-        values.append(value)
-    return x, jax.tree.map(lambda *blocks: jnp.stack(blocks), *values)
+    return jax.lax.scan(lambda a, block: apply(node.block, block[0], a, block[1]), x, (params, probes))
 
 
 def zero_probes(net: Node, params: Tree, x: Array) -> Tree:
-    """A tree of zeros in the shape of every z: what `Probe.added` is at every layer."""
+    """A tree of zeros in the shape of every z."""
     _, values = jax.eval_shape(lambda p, x: apply(net, p, x, _scalar_probes(net, x.dtype)), params, x)
     return jax.tree.map(lambda v: jnp.zeros(v.z.shape, v.z.dtype), values, is_leaf=lambda v: isinstance(v, LayerValues))
 
@@ -130,7 +105,7 @@ def _scalar_probes(node: Node, dtype: Any) -> Tree:
         return _scalar_probes(node.block, dtype)
     if isinstance(node, Repeat):
         return jax.tree.map(lambda leaf: jnp.stack([leaf] * node.n), _scalar_probes(node.block, dtype))
-    return Probe(jnp.zeros((), dtype))
+    return jnp.zeros((), dtype)
 
 
 def _sum_outputs(terms: Array) -> Float[Array, " N"]:
@@ -182,10 +157,9 @@ def penalty(objective: Objective, params: Tree, lam: Any = None) -> Array:
 
 
 def example_losses(
-    objective: Objective, params: Tree, x: Array, y: Array, added: Tree, at: Tree | None = None
+    objective: Objective, params: Tree, x: Array, y: Array, probes: Tree
 ) -> tuple[Array, tuple[Array, Tree]]:
-    """(L_n of every example, (output, values of every layer)); see `Probe` for `added` and `at`."""
-    probes = jax.tree.map(Probe, added) if at is None else jax.tree.map(Probe, added, at)
+    """(L_n of every example, (output, values of every layer)); `probes` as for `apply`."""
     output, values = apply(objective.net, params, x, probes)
     return losses(objective.loss, output, y), (output, values)
 

@@ -1,28 +1,44 @@
 """What a check found: rows, a verdict, and their plain text."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+MARKS: Mapping[Verdict, str] = {"pass": "ok", "fail": "DIFFERS", "inconclusive": "too noisy"}
 
 
 class GradientMismatch(AssertionError):  # noqa: N818
     """A hand-written gradient that is not the derivative of its function."""
 
 
+class InconclusiveCheck(AssertionError):  # noqa: N818
+    """A check in which rounding alone could hide a factor of two: neither right nor wrong is shown."""
+
+
 @dataclass(frozen=True)
 class Row:
-    """One leaf compared.
+    """One comparison of one leaf.
 
     Attributes:
-        path: what it is, as one reaches it on a `Step`: `gradients[1].W`, `deltas[0]`, `trace[2].z`.
+        path: what it is, as one reaches it on a `Step`: `gradients[1].W`, `deltas[0]`, `trace[2].z`; for
+            somebody's own function, the argument: `args[0]['W']`.
         shape: of the leaf.
-        error: the largest absolute difference in it; inf where one side alone is not a number.
+        error: the absolute difference at the entry that uses the largest share of its tolerance; inf where
+            one side alone is not a number.
         scale: the largest magnitude in the reference's leaf.
-        tolerance: the largest error that passes.
-        where: index of the largest error.
+        tolerance: the largest error that passes at that entry.
+        used: error / tolerance there, the error in units of the tolerance: above 1 it fails.
+        power: the smallest relative fault of the leaf that would have failed: below it this row is blind.
+        where: index of that entry.
         manual: the value by hand there.
-        reference: the reference's there.
-        passed: the verdict.
+        reference: the witness's there.
+        verdict: "pass", "fail", or "inconclusive" where not even a factor of two would have shown.
+        kind: "equation" (recomputed from the values that entered it), "end to end" (from the inputs alone),
+            "witness" (another way to differentiate), or "contract" (a promise of a transformation or a rule).
+        equation: its tag in EQUATIONS, "(B4)", or "".
+        layer: 1 for the first layer, 0 where the row belongs to none.
+        witness: what `reference` was computed by.
         pattern: on failure, what the ratios manual / reference look like.
         cause: on failure, the probable cause, or "".
     """
@@ -32,106 +48,161 @@ class Row:
     error: float
     scale: float
     tolerance: float
+    used: float
+    power: float
     where: tuple[int, ...]
     manual: float
     reference: float
-    passed: bool
+    verdict: Verdict
+    kind: Literal["equation", "end to end", "witness", "contract"] = "end to end"
+    equation: str = ""
+    layer: int = 0
+    witness: str = "jax.grad"
     pattern: str = ""
     cause: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the row shows that the leaf is right."""
+        return self.verdict == "pass"
 
     @property
     def relative(self) -> float:
         """The error relative to the largest entry of the leaf."""
         return self.error / self.scale if self.scale else (0.0 if self.error == 0 else float("inf"))
 
-    @property
-    def used(self) -> float:
-        """The share of the tolerance that the error uses up: above 1 it fails."""
-        return self.error / self.tolerance if self.tolerance else (0.0 if self.error == 0 else float("inf"))
+    def name(self) -> str:
+        """The path, and which equation of which layer it is."""
+        place = f" of layer {self.layer}" if self.layer else ""
+        return f"{self.path}: {self.equation}{place}" if self.equation else self.path
 
     def explain(self) -> str:
         """The failure in words."""
         at = f"[{', '.join(map(str, self.where))}]" if self.where else ""
-        text = (
-            f"{self.path}{at} is {self.manual:.9g} by hand, {self.reference:.9g} by jax.grad"
-            f" (error {self.error:.3g}, tolerance {self.tolerance:.3g}; {self.pattern})"
-        )
+        place = f" of layer {self.layer}" if self.layer else ""
+        lead = f"{self.equation}{place}: " if self.equation else ""
+        if self.kind == "contract" and self.cause and not self.error < float("inf"):  # a promise, not a number
+            return f"{self.path}{at}: {self.cause}"
+        detail = f"error {self.error:.3g}, {self.used:.3g} times the tolerance of {self.tolerance:.3g}"
+        if self.pattern:
+            detail += f"; {self.pattern}"
+        text = f"{lead}{self.path}{at} is {self.manual:.9g} by hand, {self.reference:.9g} by {self.witness} ({detail})"
         return f"{text}\n  probable cause: {self.cause}" if self.cause else text
 
 
 @dataclass(frozen=True)
 class Report:
-    """Every row of one check, in the order of computation.
+    """Every row of one check, in the order of computation: the first that fails is where to look.
 
     Attributes:
-        rows: one for each leaf.
+        rows: one for each comparison.
         dtype: the precision under test.
-        n_examples: N.
-        network: its text.
+        subject: the network or function, as text.
+        n_examples: N, 0 where there are no examples.
         lam: the regulariser's lambda, 0 without one.
+        notes: what a reader must know to read the verdict: what was projected, which kink was hit.
+        reproduce: a command or call that runs this check again, or "".
+        partial: whether the check was interrupted.
     """
 
     rows: tuple[Row, ...]
     dtype: str
-    n_examples: int
-    network: str
-    lam: float
+    subject: str
+    n_examples: int = 0
+    lam: float = 0.0
+    notes: tuple[str, ...] = ()
+    reproduce: str = ""
+    partial: bool = field(default=False, kw_only=True)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Fail if any row fails; else inconclusive if any is, or nothing was compared; else pass."""
+        verdicts = {row.verdict for row in self.rows}
+        if "fail" in verdicts:
+            return "fail"
+        return "pass" if verdicts == {"pass"} and not self.partial else "inconclusive"
 
     @property
     def passed(self) -> bool:
         """Whether every row passed."""
-        return all(row.passed for row in self.rows)
+        return self.verdict == "pass"
 
     @property
     def failures(self) -> tuple[Row, ...]:
         """The rows that failed; the first is where to look."""
-        return tuple(row for row in self.rows if not row.passed)
+        return tuple(row for row in self.rows if row.verdict == "fail")
+
+    @property
+    def inconclusive(self) -> tuple[Row, ...]:
+        """The rows that rounding leaves undecided."""
+        return tuple(row for row in self.rows if row.verdict == "inconclusive")
 
     @property
     def worst(self) -> Row:
-        """The row that uses the largest share of its tolerance."""
+        """The row whose error is the most in units of its tolerance."""
         return max(self.rows, key=lambda row: row.used)
 
     def raise_if_failed(self) -> None:
-        """Raise GradientMismatch, with the first failing row in its text, unless everything passed."""
-        if not self.passed:
-            raise GradientMismatch(self.verdict())
+        """Nothing where every row passed.
 
-    def verdict(self) -> str:
-        """The result in one line, or the first failure in a few."""
-        if self.passed:
-            worst = self.worst
+        Raises:
+            GradientMismatch: a row failed; the text names the first.
+            InconclusiveCheck: none failed, but rounding could hide a fault, or the check was interrupted.
+        """
+        if self.verdict == "fail":
+            raise GradientMismatch(self.summary())
+        if self.verdict == "inconclusive":
+            raise InconclusiveCheck(self.summary())
+
+    def summary(self) -> str:
+        """The result in one line, or the first row that is not a pass in a few."""
+        again = f"\n  again: {self.reproduce}" if self.reproduce else ""
+        if self.failures:
             return (
-                f"PROVEN: {len(self.rows)} quantities equal jax.grad's in {self.dtype}; worst relative error"
-                f" {worst.relative:.2g} in {worst.path}"
+                f"DIFFERS: {len(self.failures)} of {len(self.rows)} comparisons in {self.dtype}; first in the order"
+                f" of computation:\n  {self.failures[0].explain()}{again}"
             )
+        if self.inconclusive:
+            row = self.inconclusive[0]
+            return (
+                f"INCONCLUSIVE: in {self.dtype} rounding could hide a fault in {len(self.inconclusive)} of"
+                f" {len(self.rows)} comparisons; first in the order of computation:\n  {row.name()}: a fault below"
+                f" {row.power:.2g} of its value would not show ({row.kind}); check it in a wider precision{again}"
+            )
+        if self.partial or not self.rows:
+            return f"INCONCLUSIVE: interrupted after {len(self.rows)} comparisons{again}"
+        worst = self.worst
         return (
-            f"DIFFERS: {len(self.failures)} of {len(self.rows)} quantities in {self.dtype}; first in the order"
-            f" of computation:\n  {self.failures[0].explain()}"
+            f"PROVEN: {len(self.rows)} comparisons in {self.dtype}, the worst {worst.used:.2g} of its tolerance"
+            f" ({worst.name()})"
         )
 
     def __str__(self) -> str:
-        header = ("quantity", "shape", "rel. error", "where", "by hand", "by jax.grad", "tolerance", "")
+        header = ("quantity", "equation", "kind", "shape", "of tolerance", "power", "where", "by hand", "witness", "")
         lines = [
             (
                 row.path,
+                f"{row.equation} layer {row.layer}" if row.layer else row.equation,
+                row.kind,
                 "x".join(map(str, row.shape)) or "scalar",
-                f"{row.relative:.2g}",
+                f"{row.used:.2g}",
+                f"{row.power:.1g}",
                 ",".join(map(str, row.where)),
                 f"{row.manual:.6g}",
                 f"{row.reference:.6g}",
-                f"{row.tolerance:.2g}",
-                "ok" if row.passed else "DIFFERS",
+                MARKS[row.verdict],
             )
             for row in self.rows
         ]
-        title = f"{self.network}, N = {self.n_examples}, lam = {self.lam:g}, {self.dtype}"
-        return "\n".join([title, "", plain_table(header, lines), "", self.verdict()])
+        batch = f", N = {self.n_examples}, lam = {self.lam:g}" if self.n_examples else ""
+        title = f"{self.subject}{batch}, {self.dtype}"
+        return "\n".join([title, "", plain_table(header, lines), "", *self.notes, self.summary()])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         head = {key: value for key, value in asdict(self).items() if key != "rows"}
         return head | {
+            "verdict": self.verdict,
             "passed": self.passed,
             "rows": [asdict(row) | {"relative": row.relative} for row in self.rows],
         }

@@ -9,10 +9,10 @@ import numpy as np
 import manual_backprop as mb
 import reference
 from manual_backprop import losses
-from reference.run_check import compile_options
+from reference.compiling import quick
 
 N = 7
-FAST = compile_options()  # the tests compile much and run little
+FAST = quick()  # the tests compile much and run little
 TOLERANCE = 1e-12  # relative to the largest entry of a leaf, float64
 
 

@@ -22,7 +22,7 @@ def test_pushforward_equals_jax_jvp_of_the_reference(name):
     ours = mb.pushforward(net, params, x, dparams, dx)
 
     def output(params, x):
-        probes = jax.tree.map(model.Probe, model.zero_probes(net, params, x))
+        probes = model.zero_probes(net, params, x)
         return model.apply(net, params, x, probes)[0]
 
     assert_close(ours, jax.jvp(output, (params, x), (dparams, dx)), 1e-13)

@@ -1,0 +1,123 @@
+"""One leaf against another: the worst entry in units of its tolerance, and the smallest fault that would have shown."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reference.report import Row, Verdict
+
+Tree = Any
+Cause = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[str, str]]
+BLIND = 0.5
+"""A row that would not have seen its leaf halved or doubled shows nothing: it is inconclusive."""
+
+
+def compare_leaf(
+    path: str,
+    manual: Any,
+    reference: Any,
+    tolerance: Any,
+    *,
+    cause: Cause | None = None,
+    overflows: bool = False,
+    **described: Any,
+) -> Row:
+    """One row.
+
+    Args:
+        path: what is compared.
+        manual: the leaf under test.
+        reference: what it should be, of the same shape.
+        tolerance: the largest error that is rounding, for every entry or for all; inf where that is unknown.
+        cause: (manual, reference, tolerance) -> (pattern, probable cause), asked only where the row fails.
+        overflows: whether the working precision may overflow on the way: entries that are nan or inf by hand
+            are then unknown, not wrong.
+        described: `kind`, `equation`, `layer` and `witness` of the row.
+
+    Raises:
+        ValueError: shapes that differ; nothing is broadcast.
+    """
+    ours, theirs = as_float64(manual), as_float64(reference)
+    if ours.shape != theirs.shape:
+        witness = described.get("witness", "jax.grad")
+        raise ValueError(f"{path} is {list(ours.shape)} by hand but {list(theirs.shape)} by {witness}")
+    allowed = np.broadcast_to(np.where(np.isnan(tolerance), np.inf, tolerance), ours.shape)
+    if overflows:
+        allowed = np.where(np.isfinite(ours), allowed, np.inf)
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        errors = np.where(ours == theirs, 0.0, np.abs(ours - theirs))
+        errors = np.where(np.isnan(errors), np.where(np.isnan(theirs), np.nan, np.inf), errors)
+        used = np.where(errors == 0, 0.0, np.where(np.isinf(allowed), 0.0, errors / allowed))
+    unknown = np.isinf(allowed) | np.isnan(theirs)
+    used = np.where(np.isnan(theirs), 0.0, used)
+    worst = np.unravel_index(np.argmax(used), used.shape) if used.size else ()
+    power = _power(ours, theirs, np.where(unknown, np.inf, allowed))
+    failed = bool(used.size) and bool(used[worst] > 1)
+    verdict: Verdict = "fail" if failed else "inconclusive" if unknown.any() or power > BLIND else "pass"
+    pattern, reason = cause(ours, theirs, allowed) if failed and cause else ("", "")
+    finite = np.abs(theirs[np.isfinite(theirs)])
+    at = (float(array[worst]) if used.size else 0.0 for array in (errors, allowed, used, ours, theirs))
+    error, tol, share, by_hand, by_witness = at
+    return Row(
+        path=path,
+        shape=ours.shape,
+        error=error,
+        scale=float(finite.max()) if finite.size else 0.0,
+        tolerance=tol,
+        used=share,
+        power=power,
+        where=tuple(int(i) for i in worst),
+        manual=by_hand,
+        reference=by_witness,
+        verdict=verdict,
+        pattern=pattern,
+        cause=reason,
+        **described,
+    )
+
+
+def _power(manual: np.ndarray, reference: np.ndarray, allowed: np.ndarray) -> float:
+    """The smallest eps for which the leaf times 1 + eps, and times 1 - eps, would both have failed.
+
+    A leaf that must be zero and is, to the last bit, has no size for a fault to be relative to: 0.
+    """
+    if not manual.any() and not reference.any():
+        return 0.0
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        needed = (allowed + np.abs(manual - reference)) / np.abs(manual)
+    return float(np.min(np.where(np.isnan(needed), np.inf, needed)))
+
+
+def compare_trees(name: str, manual: Tree, reference: Tree, tolerance: Tree | float, **described: Any) -> list[Row]:
+    """One row for every leaf of two trees; `tolerance` is a tree of theirs, or a number.
+
+    Raises:
+        ValueError: trees of different structures (both are printed) or leaves of different shapes.
+    """
+    leaves = require_same_structure(name, manual, reference)
+    count = len(leaves)
+    allowed = [tolerance] * count if isinstance(tolerance, float) else jax.tree.leaves(tolerance)
+    pairs = zip(leaves, jax.tree.leaves(reference), allowed, strict=True)
+    return [compare_leaf(path, ours, theirs, tol, **described) for (path, ours), theirs, tol in pairs]
+
+
+def require_same_structure(name: str, manual: Tree, reference: Tree) -> list[tuple[str, Any]]:
+    """(path, leaf) of every leaf of `manual`.
+
+    Raises:
+        ValueError: it has not the structure of `reference`; both are printed.
+    """
+    by_hand: Any = jax.tree.structure(manual)
+    by_grad: Any = jax.tree.structure(reference)
+    if by_hand != by_grad:
+        raise ValueError(f"{name} has structure\n  {by_hand}\nby hand but\n  {by_grad}\nby jax.grad")
+    return [(name + jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(manual)]
+
+
+def as_float64(leaf: Any) -> np.ndarray:
+    """A NumPy array in which nothing is lost: float64, or complex128."""
+    leaf = np.asarray(leaf)
+    return leaf.astype(np.complex128 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else np.float64)

@@ -1,0 +1,1 @@
+"""How far two right answers may differ: measured for a whole program, derived for each equation."""

@@ -1,0 +1,214 @@
+"""Formulas with their rounding: each gives a value in float64, and how far a right answer may be from it.
+
+With u the unit roundoff of a result, u_sum that of the sums and n terms,
+
+    gamma(n) = min(n, 6 sqrt(n)) u_sum
+
+bounds a sum's error relative to the sum of its magnitudes: certainly by n u (Higham, Accuracy and Stability,
+section 3.1), all but certainly by 6 sqrt(n) u (Higham and Mary, 2019, with lambda = 6). A function of z that a
+library computes to a few ulps, from a z that it may round once more, errs by C u (|f| + |z f'|).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache, singledispatch
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike
+
+from manual_backprop.losses import BinaryCrossEntropy, Huber, Loss, SquaredError
+from reference import model
+from reference.tolerance.rounding import unit_roundoff
+
+Wide = Any  # float64 arrays of NumPy, and the numbers that it turns arrays without axes into
+LIBRARY = 8.0  # ulps: what exp, tanh, erf and what is built of a few of them may be off by
+DOUBLE = unit_roundoff(jnp.float64)
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a value should be, and how far a right answer may be from it; inf where it may overflow."""
+
+    value: Wide
+    bound: Wide
+
+    def __add__(self, other: "Known") -> "Known":
+        """The sum before it is rounded."""
+        return Known(self.value + other.value, self.bound + other.bound)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How the step under test rounds.
+
+    Attributes:
+        u: unit roundoff of its results.
+        u_sum: of its sums and of functions computed in float32 or wider and rounded once.
+        eta: size of its smallest results; below it digits are lost.
+        eta_sum: likewise of its sums.
+        largest: beyond it results are inf.
+    """
+
+    u: float
+    u_sum: float
+    eta: float
+    eta_sum: float
+    largest: float
+
+    @classmethod
+    def of(cls, dtype: DTypeLike) -> "Arithmetic":
+        """The arithmetic of a dtype; in float64 the reference rounds just as much, so u counts twice."""
+        dtype = jnp.dtype(dtype)
+        info = jnp.finfo(dtype)
+        twice = 2.0 if dtype == jnp.float64 else 1.0
+        u = twice * unit_roundoff(dtype)
+        # float16 keeps its subnormals on every backend; the others may flush theirs to zero.
+        eta = float(info.smallest_subnormal) if dtype == jnp.float16 else float(info.tiny)
+        wide = info.bits >= 32
+        u_sum = u if wide else unit_roundoff(jnp.float32)
+        return cls(u, u_sum, eta, eta if wide else float(jnp.finfo(jnp.float32).tiny), float(info.max))
+
+    def gamma(self, terms: int) -> float:
+        """Relative error of a sum of so many terms."""
+        return min(terms, 6 * terms**0.5) * self.u_sum
+
+    def rounded(self, known: Known, roundings: float = 1.0) -> Known:
+        """After rounding to the format so many times; what may exceed its largest number is unknown."""
+        size = np.abs(known.value)
+        bound = known.bound + roundings * (self.u * size + self.eta)
+        return Known(known.value, np.where(size + bound < self.largest, bound, np.inf))
+
+    def summed(self, value: Wide, magnitudes: Wide, terms: int) -> Known:
+        """A sum of products whose magnitudes add up to `magnitudes`, rounded to the format."""
+        return self.rounded(Known(value, self.gamma(terms) * magnitudes + terms * self.eta_sum))
+
+
+def net_input(of: Arithmetic, W: Wide, b: Wide, a_in: Known) -> Known:
+    """(F1) W a + b for every row."""
+    a, absolute = a_in.value, np.abs(a_in.value) @ np.abs(W).T
+    product = of.summed(a @ W.T, absolute, W.shape[1])
+    z = Known(product.value + b, product.bound + a_in.bound @ np.abs(W).T)
+    return of.rounded(z)
+
+
+def transport(of: Arithmetic, W: Wide, delta: Wide) -> Known:
+    """(C6) W^T delta for every row."""
+    return of.summed(delta @ W, np.abs(delta) @ np.abs(W), W.shape[0])
+
+
+def contraction(of: Arithmetic, a_in: Known, delta: Wide, weights: Wide) -> tuple[Known, Known]:
+    """(B4) and (B3): sum_n w_n delta_n a_n^T and sum_n w_n delta_n, positions summed with their example.
+
+    Weights may be multiplied into delta, and the product rounded, before it is summed; a mean is divided after.
+    """
+    terms = delta[..., 0].size
+    mean = bool(np.all(weights == 1 / len(weights)))
+    lost = of.eta_sum if mean else of.eta
+    weighted = (weights.reshape(-1, *(1,) * (delta.ndim - 1)) * delta).reshape(terms, -1)
+    a, a_bound = a_in.value.reshape(terms, -1), a_in.bound.reshape(terms, -1)
+    size = np.abs(weighted)
+    per_term = of.gamma(terms + 2) + (0.0 if mean else of.u)
+    flushed = lost * np.abs(a).sum(axis=0) + 2 * terms * of.eta_sum
+    dW = Known(weighted.T @ a, size.T @ (per_term * np.abs(a) + a_bound) + flushed)
+    db = Known(weighted.sum(axis=0), per_term * size.sum(axis=0) + 2 * terms * lost)
+    return of.rounded(dW), of.rounded(db)
+
+
+def activated(of: Arithmetic, z: Wide, f: Wide, slope: Wide) -> Known:
+    """(F2) f(z), from the z that is stored; `slope` is f'(z)."""
+    return of.rounded(Known(f, _library(of, z, f, slope)))
+
+
+def error_term(of: Arithmetic, z: Wide, slope: Wide, curvature: Wide, d_a: Known) -> Known:
+    """(B1) and (B2): f'(z) times dL/da; `curvature` is f''(z)."""
+    slope_bound = _library(of, z, slope, curvature) + of.u * np.abs(slope) + LIBRARY * (1 + np.abs(z)) * of.eta
+    size = np.abs(d_a.value)
+    bound = np.abs(slope) * d_a.bound + slope_bound * (size + d_a.bound)
+    return of.rounded(Known(slope * d_a.value, bound))
+
+
+def _library(of: Arithmetic, z: Wide, value: Wide, derivative: Wide) -> Wide:
+    """Both sides' error in a function of z.
+
+    The reference's own is relative to what cancels to a tail: 1 + tanh of a cubic in z (GELU), until it is exactly 0.
+    """
+    moved = np.nan_to_num(np.abs(z * derivative), nan=0.0, posinf=np.inf)
+    error = LIBRARY * (of.u_sum * (np.abs(value) + moved) + DOUBLE * (1 + np.minimum(np.abs(z), 10.0)) ** 3)
+    return np.where(np.isfinite(z), error, np.inf)
+
+
+def squared_norm(of: Arithmetic, weights: list[Wide], factor: float) -> Known:
+    """(J2) factor times the sum of squares of every weight, in the precision of sums."""
+    total = factor * sum(float(np.sum(np.square(W))) for W in weights)
+    terms = sum(W.size for W in weights) + 2 if weights else 0  # without a regulariser it is exactly zero
+    return Known(np.asarray(total), np.asarray(of.gamma(terms) * abs(total) + terms * of.eta_sum))
+
+
+def example_losses(of: Arithmetic, loss: Loss, o: Wide, y: Wide) -> tuple[Known, Known]:
+    """(J1): l(o_n, y_n) of every example, and dl/do, from the outputs that are stored."""
+    with jax.enable_x64(True):
+        value, slope = (np.asarray(result) for result in _loss(loss)(o, y))
+    labels = np.issubdtype(y.dtype, np.integer)
+    targets = np.ones_like(o) if labels else y
+    size, slope_size = sensitivity(loss, o, targets)
+    rows = size.reshape(len(o), -1).sum(axis=1)
+    terms = o[0].size + 4
+    u = LIBRARY * (of.u_sum + DOUBLE)
+    whole = np.isfinite(o).all(axis=-1, keepdims=True) & np.isfinite(o)  # after an overflow nothing is known
+    seen = np.where(whole.reshape(len(o), -1).all(axis=1), 0.0, np.inf)
+    total = Known(value, (of.gamma(terms) + u) * (np.abs(value) + rows) + terms * of.eta_sum + seen)
+    # JAX adds what cancels: (q - threshold) + threshold for Huber's q.
+    witness = LIBRARY * DOUBLE * (np.abs(o) + np.abs(targets) + getattr(loss, "threshold", 1.0))
+    bound = np.where(whole, u * (np.abs(slope) + slope_size) + witness, np.inf)
+    return total, of.rounded(Known(slope, bound), 2.0)
+
+
+@lru_cache
+def _loss(loss: Loss) -> Callable[..., Any]:
+    def both(o: Any, y: Any) -> Any:
+        value, pull = jax.vjp(lambda o: model.losses(loss, o, y), o)
+        return value, pull(jnp.ones_like(value))[0]
+
+    return jax.jit(both)
+
+
+@singledispatch
+def sensitivity(loss: Loss, o: Wide, y: Wide) -> tuple[Wide, Wide]:
+    """(of l, of dl/do) for every output: the size of what is added up, beyond the size of the result.
+
+    For losses on logits, and any other: terms up to (1 + |o|) |y| in l, probabilities and y in dl/do.
+    """
+    return (1 + np.abs(o)) * np.maximum(1, np.abs(y)), np.maximum(1, np.abs(y))
+
+
+@sensitivity.register(SquaredError)
+@sensitivity.register(Huber)
+@sensitivity.register(BinaryCrossEntropy)
+def _(loss: Loss, o: Wide, y: Wide) -> tuple[Wide, Wide]:
+    """Nothing cancels but o - y and 1 - o, which are single subtractions."""
+    return np.zeros_like(o), np.zeros_like(o)
+
+
+def elementwise(function: Callable[[Any], Any], z: Wide) -> tuple[Wide, Wide, Wide]:
+    """(f, f', f'') at every entry of z, the derivatives by JAX's forward mode."""
+    padded = np.zeros(1 << max(8, int(z.size - 1).bit_length()))  # few shapes to compile for
+    padded[: z.size] = z.ravel()
+    with jax.enable_x64(True):
+        results = _twice(function)(padded)
+    f, slope, curvature = (np.asarray(result)[: z.size].reshape(z.shape) for result in results)
+    return f, slope, curvature
+
+
+@lru_cache
+def _twice(f: Callable[[Any], Any]) -> Callable[..., Any]:
+    def slope(z: Any) -> Any:
+        return jax.jvp(f, (z,), (jnp.ones_like(z),))
+
+    def both(z: Any) -> Any:
+        (value, first), (_, second) = jax.jvp(slope, (z,), (jnp.ones_like(z),))
+        return value, first, second
+
+    return jax.jit(both)

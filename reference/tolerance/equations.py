@@ -1,0 +1,324 @@
+"""Every equation of a step by itself: recomputed in float64 from the values that entered it.
+
+Each value of a `Step` is held against what its own equation makes of the stored values before it (z from a, a
+from z, delta from the delta above), so an error is of that equation and of no other, and the first that fails
+names the fault. How far a right answer may be off is derived, formula by formula, in `reference.tolerance.bounds`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+
+from manual_backprop.layers import Dense, Node
+from manual_backprop.network import Repeat, Residual, Serial
+from manual_backprop.objective import Objective, Step
+from reference import model
+from reference.tolerance import bounds
+from reference.tolerance.bounds import Arithmetic, Known
+
+Tree = Any
+Wide = Any  # float64 arrays of NumPy, and the numbers that it turns arrays without axes into
+
+
+@dataclass(frozen=True)
+class Equation:
+    """One equation: the value under test, and what it should be.
+
+    Attributes:
+        path: of the value, as one reaches it on a `Step`.
+        tag: of the equation.
+        layer: 1 for the first, every block of a Repeat counted; 0 for none.
+        manual: the value under test.
+        known: what the equation makes of the values before it.
+        parameter: what this is the gradient with respect to, if it is one.
+        counted: whether the regulariser counts that parameter.
+        mistakes: what else the value would be, by the mistake that would make it so.
+    """
+
+    path: str
+    tag: str
+    layer: int
+    manual: Any
+    known: Known
+    parameter: Any = None
+    counted: bool = False
+    mistakes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Site:
+    """One dense layer where it stands in the network, with its share of the step.
+
+    Attributes:
+        layer: what it is.
+        number: 1 for the first.
+        path: of its entry in the trees of the step.
+        block: which block of the Repeats around it: the first indices of every leaf.
+        params: its parameters, float64.
+        trace: its z and a.
+        delta: its error term.
+        gradient: of its parameters.
+        slopes: (f, f', f'') at its z.
+        a_in: what entered it, known once the forward sweep has passed.
+    """
+
+    layer: Dense
+    number: int
+    path: str
+    block: str
+    params: Any
+    trace: Any
+    delta: Any
+    gradient: Any
+    slopes: tuple[Wide, Wide, Wide] | None = None
+    a_in: Known | None = None
+
+    def name(self, what: str, field: str = "") -> str:
+        """The path of one of its leaves, `gradients[1].W[0]`."""
+        return f"{what}{self.path}{field}{self.block}"
+
+
+@dataclass
+class Sum:
+    """A residual connection: the sites of its block."""
+
+    inside: "Chain"
+
+
+Chain = list[Site | Sum]
+
+
+def chain(net: Node, params: Tree, step: Step) -> Chain:
+    """The network written out: every layer once for every time that it stands there.
+
+    Raises:
+        TypeError: a layer or composite that this file does not know.
+    """
+    count = iter(range(1, 1 << 30))
+    trees = jax.tree.map(_wide, (params, step.trace, step.deltas, step.gradients))
+    return list(_chain(net, trees, "", "", count))
+
+
+def _wide(leaf: Any) -> Wide:
+    return np.asarray(leaf).astype(np.float64)
+
+
+def _chain(node: Node, trees: Tree, path: str, block: str, count: Iterator[int]) -> Iterator[Site | Sum]:
+    if isinstance(node, Serial):
+        for i, child in enumerate(node.nodes):
+            yield from _chain(child, [tree[i] for tree in trees], f"{path}[{i}]", block, count)
+    elif isinstance(node, Residual):
+        yield Sum(list(_chain(node.block, trees, path, block, count)))
+    elif isinstance(node, Repeat):
+        for i in range(node.n):
+            one = jax.tree.map(lambda leaf, i=i: leaf[i], trees)
+            yield from _chain(node.block, one, path, f"{block}[{i}]", count)
+    elif isinstance(node, Dense):
+        yield Site(node, next(count), path, block, *trees)
+    else:
+        raise TypeError(f"no equations are known for {type(node).__name__}; check it with reference.check_layer")
+
+
+def sites(chain: Chain) -> Iterator[Site]:
+    """Every layer, first to last."""
+    for item in chain:
+        if isinstance(item, Sum):
+            yield from sites(item.inside)
+        else:
+            yield item
+
+
+def set_slopes(chain: Chain) -> None:
+    """f, f' and f'' at every z, one call for each activation function."""
+    groups: dict[Any, list[Site]] = {}
+    for site in sites(chain):
+        groups.setdefault(model.ACTIVATIONS.get(site.layer.f.name, site.layer.f.f), []).append(site)
+    for function, group in groups.items():
+        flat = bounds.elementwise(function, np.concatenate([site.trace.z.ravel() for site in group]))
+        ends = np.cumsum([site.trace.z.size for site in group])[:-1]
+        for site, *three in zip(group, *(np.split(array, ends) for array in flat), strict=True):
+            f, slope, curvature = (array.reshape(site.trace.z.shape) for array in three)
+            site.slopes = f, slope, curvature
+
+
+def equations(
+    objective: Objective,
+    params: Tree,
+    x: Any,
+    y: Any,
+    step: Step,
+    arithmetic: Arithmetic,
+    lam: Any = None,
+    weights: Any = None,
+) -> Iterator[Equation]:
+    """Every equation of a step, in the order of computation.
+
+    Args:
+        objective: what the step is of.
+        params: as the step had them.
+        x: likewise.
+        y: likewise.
+        step: under test.
+        arithmetic: in which it was computed.
+        lam: as it was given, or None.
+        weights: as they were given, or None.
+    """
+    whole = chain(objective.net, params, step)
+    set_slopes(whole)
+    n = len(x)
+    shares = np.full(n, 1 / n) if weights is None else _wide(weights)
+    coefficient = 0.0 if objective.regularizer is None else float(objective.regularizer.lam if lam is None else lam)
+    with np.errstate(all="ignore"):  # what overflows is inf or nan, and its bound says so
+        output = yield from _forward(arithmetic, whole, Known(_wide(x), np.zeros(np.shape(x))))
+        yield Equation("output", "(F3)", 0, step.output, output)
+        d_output = yield from _objective(arithmetic, objective, whole, step, y, shares, coefficient)
+        every = list(sites(whole))
+        d_x, mistaken = yield from _backward(arithmetic, whole, d_output, {}, every)
+        yield Equation("d_x", "(B5)", 0, step.d_x, d_x, mistakes=mistaken)
+        yield from _gradients(arithmetic, every, shares, coefficient, objective.regularizer is not None)
+
+
+def _forward(of: Arithmetic, chain: Chain, a: Known) -> Any:
+    """(F1) and (F2) of every layer; returns the output."""
+    for item in chain:
+        if isinstance(item, Sum):
+            branch = yield from _forward(of, item.inside, a)
+            a = of.rounded(a + branch)
+            continue
+        item.a_in = a
+        yield _net_input(of, item, a)
+        a = yield from _activation(of, item)
+    return a
+
+
+def _net_input(of: Arithmetic, site: Site, a_in: Known) -> Equation:
+    W, b = site.params.W, site.params.b
+    known = bounds.net_input(of, W, b, a_in)
+    mistakes = {"the bias is missing": known.value - b}
+    if W.shape[0] == W.shape[1]:
+        mistakes["W is transposed"] = a_in.value @ W + b
+    return Equation(site.name("trace", ".z"), "(F1)", site.number, site.trace.z, known, mistakes=mistakes)
+
+
+def _activation(of: Arithmetic, site: Site) -> Any:
+    f, slope, _ = _slopes(site)
+    known = bounds.activated(of, site.trace.z, f, slope)
+    mistakes = {"z itself: the activation function is missing": site.trace.z, "f' where f is meant": slope}
+    yield Equation(site.name("trace", ".a"), "(F2)", site.number, site.trace.a, known, mistakes=mistakes)
+    return Known(site.trace.a, np.zeros_like(site.trace.a))
+
+
+def _objective(of: Arithmetic, objective: Objective, chain: Chain, step: Step, y: Any, shares: Wide, lam: float) -> Any:
+    """(J1), (J2), (J3) and ds/dlambda; returns dl/do."""
+    y = np.asarray(y)
+    y = y if np.issubdtype(y.dtype, np.integer) else _wide(y)
+    losses, d_output = bounds.example_losses(of, objective.loss, _wide(step.output), y)
+    size = np.abs(shares) @ np.abs(losses.value)
+    loss = Known(shares @ losses.value, np.abs(shares) @ losses.bound + of.gamma(len(shares) + 2) * size + of.eta)
+    yield Equation(
+        "loss",
+        "(J1)",
+        0,
+        step.loss,
+        loss,
+        mistakes={"the examples are summed, not averaged (1/N missing)": losses.value.sum()},
+    )
+    weights = [site.params.W for site in sites(chain)] if objective.regularizer is not None else []
+    norm = bounds.squared_norm(of, weights, 0.5)
+    penalty = Known(lam * norm.value, abs(lam) * (norm.bound + 2 * of.u_sum * norm.value) + of.eta * bool(weights))
+    biases = lam / 2 * sum(float(np.sum(np.square(site.params.b))) for site in sites(chain))
+    mistakes = {
+        "lam/2 is lam": 2 * penalty.value,
+        "the biases are counted too": penalty.value + biases,
+        "the norm is not squared": lam / 2 * sum(float(np.linalg.norm(W)) for W in weights),
+    }
+    yield Equation("penalty", "(J2)", 0, step.penalty, penalty, mistakes=mistakes)
+    J = _wide(step.loss) + _wide(step.penalty)
+    yield Equation(
+        "value",
+        "(J3)",
+        0,
+        step.value,
+        Known(J, 2 * of.u_sum * np.abs(J) + of.eta),
+        mistakes={"the penalty is missing": _wide(step.loss)},
+    )
+    yield Equation("d_lam", "(B6)", 0, step.d_lam, norm)
+    return d_output
+
+
+def _backward(of: Arithmetic, chain: Chain, d_a: Known, mistaken: dict[str, Wide], every: list[Site]) -> Any:
+    """(B1) and (B2) of every layer, last to first; returns dL/d(what entered), and what it would be by mistake."""
+    for item in reversed(chain):
+        if isinstance(item, Sum):
+            branch, wrong = yield from _backward(of, item.inside, d_a, mistaken, every)
+            mistaken = {what: d_a.value + value for what, value in wrong.items()}
+            mistaken["the branch of the residual is missing"] = d_a.value
+            mistaken["the skip of the residual is missing"] = branch.value
+            d_a = of.rounded(d_a + branch)
+            continue
+        yield _error_term(of, item, d_a, mistaken, every)
+        d_a = bounds.transport(of, item.params.W, item.delta)
+        square = item.layer.d_in == item.layer.d_out
+        mistaken = {"W is not transposed": item.delta @ item.params.W.T} if square else {}
+    return d_a, mistaken
+
+
+def _error_term(of: Arithmetic, site: Site, d_a: Known, mistaken: dict[str, Wide], every: list[Site]) -> Equation:
+    f, slope, curvature = _slopes(site)
+    known = bounds.error_term(of, site.trace.z, slope, curvature, d_a)
+    mistakes = {"f' is missing": d_a.value, "f where f' is meant": f * d_a.value}
+    mistakes |= {what: slope * value for what, value in mistaken.items()}
+    for other in every:
+        if other is not site and other.delta.shape == site.delta.shape:
+            mistakes[f"the delta of layer {other.number} (stale)"] = other.delta
+            mistakes[f"f' at the z of layer {other.number} (stale)"] = _slopes(other)[1] * d_a.value
+    tag = "(B1)" if site is every[-1] else "(B2)"
+    return Equation(site.name("deltas"), tag, site.number, site.delta, known, mistakes=mistakes)
+
+
+def _gradients(of: Arithmetic, every: list[Site], shares: Wide, lam: float, counted: bool) -> Iterator[Equation]:
+    """(B4) with (B6), and (B3), of every layer."""
+    for site in every:
+        assert site.a_in is not None, "the forward sweep comes first"
+        dW, db = bounds.contraction(of, site.a_in, site.delta, shares)
+        size = np.abs(dW.value) + lam * np.abs(site.params.W)
+        decayed = Known(dW.value + lam * site.params.W, dW.bound + 2 * of.u_sum * size) if counted else dW
+        yield Equation(
+            site.name("gradients", ".W"),
+            "(B4)",
+            site.number,
+            site.gradient.W,
+            of.rounded(decayed),
+            site.params.W,
+            counted,
+            _wrong_contractions(site, every, shares, lam if counted else 0.0),
+        )
+        yield Equation(site.name("gradients", ".b"), "(B3)", site.number, site.gradient.b, db, site.params.b)
+
+
+def _wrong_contractions(site: Site, every: list[Site], shares: Wide, lam: float) -> dict[str, Wide]:
+    """What dW would be from what should not have entered it."""
+
+    def dW(delta: Wide, a: Wide) -> Wide:
+        weighted = shares.reshape(-1, *(1,) * (delta.ndim - 1)) * delta
+        product = weighted.reshape(-1, delta.shape[-1]).T @ a.reshape(-1, a.shape[-1])
+        return product + lam * site.params.W
+
+    entered = (site.a_in or Known(site.delta, site.delta)).value
+    wrong = {}
+    for other in every:
+        if other.trace.z.shape == entered.shape:
+            wrong[f"z of layer {other.number} where its a is meant"] = dW(site.delta, other.trace.z)
+        if other is not site and other.a_in is not None and other.a_in.value.shape == entered.shape:
+            wrong[f"what entered layer {other.number} (stale)"] = dW(site.delta, other.a_in.value)
+        if other is not site and other.delta.shape == site.delta.shape:
+            wrong[f"the delta of layer {other.number} (stale)"] = dW(other.delta, entered)
+    return wrong
+
+
+def _slopes(site: Site) -> tuple[Wide, Wide, Wide]:
+    assert site.slopes is not None, "set_slopes comes first"
+    return site.slopes

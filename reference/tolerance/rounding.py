@@ -1,0 +1,136 @@
+"""How far two right answers may differ: measured by Monte Carlo arithmetic, and derived for sums of products.
+
+The tolerance of an entry is SIGMAS times the spread of its Monte Carlo samples (`reference.tolerance.monte_carlo`). The
+spread of one entry from a few samples is itself uncertain, so a part of the leaf's spread is added to it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike
+
+from reference.tolerance.monte_carlo import SAMPLES_AXIS, Format, noises, perturbed
+
+Tree = Any
+SIGMAS = 6.0
+OF_THE_LEAF = 0.25
+SAMPLES = 16
+
+
+def unit_roundoff(dtype: DTypeLike) -> float:
+    """u: half the distance from 1 to the next number."""
+    return float(jnp.finfo(dtype).eps) / 2
+
+
+def format_of(dtype: DTypeLike) -> Format:
+    """The numbers that rounding in `dtype` depends on.
+
+    Matrix products of 16-bit numbers accumulate in float32. float16 keeps its subnormals on every backend; the
+    others may flush theirs to zero. In float64 the reference rounds like what it is held against, so u counts twice.
+    """
+    dtype = jnp.dtype(dtype)
+    info = jnp.finfo(dtype)
+    u = unit_roundoff(dtype) * (2.0 if dtype == jnp.float64 else 1.0)
+    eta = float(info.smallest_subnormal) if dtype == jnp.float16 else float(info.tiny)
+    return Format(u, u if info.bits >= 32 else unit_roundoff(jnp.float32), eta, float(info.max))
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """A function's value, and how far a right answer may be from it.
+
+    Attributes:
+        value: its results in float64, as NumPy arrays; integers as they are.
+        tolerance: the same tree: for every entry the largest error that is rounding; inf where the working
+            precision overflows on the way, and nothing can be said.
+    """
+
+    value: Tree
+    tolerance: Tree
+
+    @property
+    def overflows(self) -> bool:
+        """Whether some result may overflow: what is nan or inf by hand may then be so rightly."""
+        return any(np.isinf(leaf).any() for leaf in jax.tree.leaves(self.tolerance))
+
+
+def measure(
+    function: Callable[..., Any],
+    *args: Any,
+    dtype: DTypeLike,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    compiler_options: dict[str, Any] | None = None,
+) -> Measured:
+    """Evaluate a function in float64, and measure how much rounding in `dtype` could change each result.
+
+    Args:
+        function: traceable by JAX; may hold jit, scan, while, cond, custom rules and remat.
+        args: pytrees; float leaves are taken in float64 as they are (round them to `dtype` first).
+        dtype: float64, float32, bfloat16 or float16.
+        samples: of Monte Carlo arithmetic.
+        seed: of its noise.
+        compiler_options: for XLA, as `jax.jit` takes them; None compiles normally.
+
+    Returns:
+        The value and the tolerance of every entry.
+    """
+    return meter(function, *args, samples=samples, seed=seed, compiler_options=compiler_options)(dtype, *args)
+
+
+def meter(
+    function: Callable[..., Any],
+    *like: Any,
+    samples: int = SAMPLES,
+    seed: int = 0,
+    compiler_options: dict[str, Any] | None = None,
+) -> Callable[..., Measured]:
+    """`measure`, compiled once for arguments like these: a function (dtype, *args) -> Measured."""
+    with jax.enable_x64(True):
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*jax.tree.map(_in_float64, like))
+        run = jax.jit(_sampled(closed), compiler_options=compiler_options)
+    tree: Any = jax.tree.structure(shape)
+
+    def measured(dtype: DTypeLike, *args: Any) -> Measured:
+        with jax.enable_x64(True):
+            flat = [_in_float64(leaf) for leaf in jax.tree.leaves(args)]
+            results = jax.device_get(run(noises(format_of(dtype), samples, seed), *flat))
+        pairs = [spread(result) for result in results]
+        return Measured(tree.unflatten([value for value, _ in pairs]), tree.unflatten([tol for _, tol in pairs]))
+
+    return measured
+
+
+def _sampled(closed: Any) -> Callable[..., Any]:
+    one = perturbed(closed)
+    return lambda noise, *flat: jax.vmap(lambda noise: one(noise, *flat), axis_name=SAMPLES_AXIS)(noise)
+
+
+def _in_float64(leaf: Any) -> Any:
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
+        return leaf
+    leaf = np.asarray(leaf)
+    return leaf.astype(np.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+
+def spread(results: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(value, tolerance) from samples on the first axis, the first of them without noise."""
+    value, noisy = np.asarray(results[0]), results[1:]
+    if not np.issubdtype(results.dtype, np.inexact):
+        return value, np.zeros(value.shape)
+    with np.errstate(invalid="ignore", over="ignore"):
+        rms = _rms(np.abs(noisy - value), axis=0)
+    known = rms[np.isfinite(rms)]
+    return value, np.asarray(SIGMAS * np.hypot(rms, OF_THE_LEAF * (_rms(known, axis=0) if known.size else 0.0)))
+
+
+def _rms(sizes: np.ndarray, axis: int) -> Any:
+    """Root of the mean square, in units of the largest so that no square underflows; inf where unknown."""
+    sizes = np.where(np.isfinite(sizes), sizes, np.inf)
+    largest = np.max(sizes, axis=axis)
+    unit = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)
+    return unit * np.sqrt(np.mean((sizes / unit) ** 2, axis=axis))

@@ -1,0 +1,222 @@
+"""Tolerances: what is measured is what rounding does, what is derived bounds it, neither looser than need be."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import FAST, check, problem
+
+import manual_backprop as mb
+from reference import model
+from reference.checking import by_hand, prepare
+from reference.rows import BLIND, compare_leaf
+from reference.tolerance import bounds
+from reference.tolerance.rounding import measure, unit_roundoff
+
+LOW = ("float32", "bfloat16", "float16")
+
+
+def rounded(leaf, dtype):
+    return np.asarray(leaf).astype(jnp.dtype(dtype)).astype(np.float64)
+
+
+@pytest.mark.parametrize("dtype", [*LOW, "float64"])
+def test_a_single_rounding_is_measured_at_its_size(dtype):
+    x = rounded(np.random.default_rng(0).normal(size=200), dtype)
+    y = rounded(np.random.default_rng(1).normal(size=200), dtype)
+    measured = measure(lambda x, y: x * y, x, y, dtype=dtype)
+    np.testing.assert_array_equal(measured.value, x * y)
+    relative = measured.tolerance / (unit_roundoff(dtype) * np.abs(x * y))
+    assert 1 < np.median(relative) < 20
+    if dtype != "float64":
+        low = np.asarray(jnp.asarray(x, dtype) * jnp.asarray(y, dtype)).astype(np.float64)
+        assert np.all(np.abs(low - measured.value) <= measured.tolerance)
+
+
+def program(kind):
+    """The same chain of sums and products, wrapped in each of JAX's ways to hold a program within a program."""
+
+    def step(a, w):
+        return jnp.tanh(w * a + 0.1), a
+
+    def plain(a, w):
+        for i in range(4):
+            a, _ = step(a, w[i])
+        return a
+
+    @jax.custom_vjp
+    def ruled(a, w):
+        return plain(a, w)
+
+    ruled.defvjp(lambda a, w: (ruled(a, w), None), lambda _, g: (g, g))
+
+    @jax.custom_jvp
+    def tangent(a, w):
+        return plain(a, w)
+
+    tangent.defjvp(lambda p, t: (tangent(*p), t[0]))
+    return {
+        "plain": plain,
+        "jit": jax.jit(plain),
+        "remat": jax.checkpoint(plain),
+        "custom_vjp": ruled,
+        "custom_jvp": tangent,
+        "scan": lambda a, w: jax.lax.scan(step, a, w)[0],
+        "while": lambda a, w: jax.lax.while_loop(
+            lambda s: s[0] < 4, lambda s: (s[0] + 1, step(s[1], w[s[0]])[0]), (0, a)
+        )[1],
+        "cond": lambda a, w: jax.lax.cond(a[0] > -9.0, plain, lambda a, w: a, a, w),
+        "vmap": lambda a, w: jax.vmap(plain, in_axes=(0, None))(a, w),
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["plain", "jit", "remat", "custom_vjp", "custom_jvp", "scan", "while", "cond", "vmap"])
+def test_a_program_within_a_program_is_measured_too(kind):
+    rng = np.random.default_rng(0)
+    a, w = rng.normal(size=50), rng.normal(size=4)
+    plain = measure(program("plain"), a, w, dtype="float32")
+    measured = measure(program(kind), a, w, dtype="float32")
+    np.testing.assert_allclose(measured.value, plain.value, rtol=1e-14)
+    ratio = np.median(measured.tolerance / plain.tolerance)
+    assert 0.5 < ratio < 2
+
+
+def test_cancellation_is_measured_and_not_assumed():
+    x = np.asarray([1.0, 1e4, 1e6])
+    lost = measure(lambda x: (1 + x) - x, x, dtype="float32")
+    assert lost.tolerance[2] > 1e-3
+    kept = measure(lambda x: 1 + 0 * x, x, dtype="float32")
+    assert kept.tolerance[2] < 1e-6
+    low = np.asarray((1 + jnp.asarray(x, "float32")) - jnp.asarray(x, "float32"), np.float64)
+    assert np.all(np.abs(low - lost.value) <= lost.tolerance)
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_a_long_sum_errs_like_its_terms(dtype):
+    rng = np.random.default_rng(0)
+    A, x = rounded(rng.normal(size=(64, 4096)), dtype), rounded(rng.normal(size=4096), dtype)
+    measured = measure(lambda A, x: A @ x, A, x, dtype=dtype)
+    low = np.asarray(jnp.asarray(A, dtype) @ jnp.asarray(x, dtype)).astype(np.float64)
+    used = np.abs(low - measured.value) / measured.tolerance
+    assert used.max() < 1
+    u_sum = min(unit_roundoff(dtype), unit_roundoff("float32"))
+    sure = 4096 * u_sum * np.abs(A) @ np.abs(x) + unit_roundoff(dtype) * np.abs(measured.value)
+    assert np.median(measured.tolerance / sure) < 1  # tighter than the worst case
+
+
+def test_overflow_is_unknown_and_underflow_is_rounding():
+    measured = measure(lambda x: x * x, np.asarray([300.0, 2.0, 1e-4, 0.0]), dtype="float16")
+    assert np.isinf(measured.tolerance[0])
+    assert np.isfinite(measured.tolerance[1:]).all()
+    assert measured.overflows
+    assert measured.tolerance[2] >= 1e-8  # 1e-8 is 0 in float16
+    assert not measure(lambda x: x + x, np.asarray([300.0]), dtype="float16").overflows
+
+
+def test_a_kink_that_rounding_may_cross_is_seen_by_few_samples():
+    """z within rounding of 0: its slope may be 0 or 1, and both must be within the tolerance."""
+    near = np.asarray([1.0, 1.0 + 2**-22, 2.0])
+
+    def slope(x):
+        z = (x + 3e7) - (1 + 3e7)
+        return jax.grad(lambda z: jax.nn.relu(z).sum())(z)
+
+    measured = measure(slope, near, dtype="float32")
+    assert measured.tolerance[0] >= 1
+    far = measure(lambda x: jax.grad(lambda z: jax.nn.relu(z).sum())(x - 1.5), near, dtype="float32")
+    assert far.tolerance.max() < 1e-6
+
+
+def test_the_noise_is_drawn_from_the_seed():
+    x = np.arange(1.0, 9.0)
+    same = [measure(jnp.sin, x, dtype="float32", seed=seed).tolerance for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(same[0], same[1])
+    assert not np.array_equal(same[0], same[2])
+
+
+@pytest.mark.parametrize("name", list(mb.activations.TABLE))
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_activation_keeps_within_its_bound_over_the_whole_range(name, dtype):
+    row = mb.activations.get(name)
+    rng = np.random.default_rng(0)
+    z = np.concatenate([s * 10 ** rng.uniform(-8, 2, 4000) for s in (1, -1)]).astype(dtype)
+    f, slope, curvature = bounds.elementwise(model.ACTIVATIONS[name], z.astype(np.float64))
+    of = bounds.Arithmetic.of(dtype)
+    a, df = jax.jit(lambda z: (row.f(z), row.df(z, row.f(z))), compiler_options=FAST)(z)
+    one = bounds.Known(np.ones_like(f), np.zeros_like(f))
+    wide = z.astype(np.float64)
+    for got, known in (
+        (a, bounds.activated(of, wide, f, slope)),
+        (df, bounds.error_term(of, wide, slope, curvature, one)),
+    ):
+        used = np.abs(np.asarray(got, np.float64) - known.value) / known.bound
+        assert used.max() < 1
+
+
+@pytest.mark.parametrize("dtype", ["float64", *LOW])
+def test_the_stated_power_is_true(dtype):
+    """Every row that passes: its leaf times 1 + power fails, and so does 1 - power; a hundredth of it does not."""
+    objective, *args = problem("mlp")
+    judge = prepare(objective, *args, dtype=dtype, compiler_options=FAST)
+    report = judge.report(*by_hand(judge, compiler_options=FAST))
+    assert report.verdict == "pass", report.summary()
+    values = {path: leaf for path, leaf in named(judge.measured.value)}
+    allowed = {path: leaf for path, leaf in named(judge.measured.tolerance)}
+    ours, _ = by_hand(judge, compiler_options=FAST)
+    beyond = 1.5 if dtype == "float64" else 1.001  # 1 + power is itself rounded
+    checked = 0
+    for path, leaf in named(ours):
+        leaf = np.asarray(leaf).astype(np.float64)
+        row = compare_leaf(path, leaf, values[path], allowed[path])
+        assert 0 < row.power < BLIND
+        for factor in (1 + beyond * row.power, 1 - beyond * row.power):
+            assert compare_leaf(path, factor * leaf, values[path], allowed[path]).verdict == "fail"
+        assert compare_leaf(path, (1 + 0.01 * row.power) * leaf, values[path], allowed[path]).verdict == "pass"
+        checked += 1
+    assert checked > 10
+
+
+def named(step):
+    tree = (step.gradients, step.deltas, step.loss, step.d_x)
+    return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def test_too_noisy_to_tell_is_its_own_verdict():
+    row = compare_leaf("g", np.asarray([1.0, 2.0]), np.asarray([1.1, 2.0]), np.asarray([3.0, 3.0]))
+    assert row.verdict == "inconclusive"
+    assert row.power > BLIND
+    assert compare_leaf("g", np.asarray([9.0]), np.asarray([1.0]), 3.0).verdict == "fail"
+    assert compare_leaf("g", np.asarray([np.inf]), np.asarray([1.0]), 0.1, overflows=True).verdict == "inconclusive"
+    assert (
+        compare_leaf("g", np.asarray([1.0, 5.0]), np.asarray([1.0, 5.0]), np.asarray([np.inf, 0.1])).verdict
+        == "inconclusive"
+    )
+
+
+def test_a_network_that_vanishes_in_float16_is_inconclusive_and_not_a_pass():
+    net = mb.mlp((4, 4, 4, 4, 4, 1), "sigmoid")
+    params = tuple(mb.Affine(np.full((o, 4), 2e-3) + 1e-4 * np.eye(o, 4), np.full(o, 0.1)) for o in (4, 4, 4, 4, 1))
+    x, y = np.random.default_rng(0).normal(size=(4, 4)), np.zeros((4, 1))
+    assert check(mb.Objective(net, mb.squared_error), params, x, y).verdict == "pass"
+    report = check(mb.Objective(net, mb.squared_error), params, x, y, dtype="float16")
+    assert report.verdict == "inconclusive"
+    assert "rounding could hide a fault" in report.summary()
+
+
+@pytest.mark.parametrize("dtype", LOW)
+def test_jax_grad_itself_keeps_within_what_is_measured(dtype):
+    """The check is of no use if the best known answer fails it: jax.grad in the working precision."""
+    rng = np.random.default_rng(0)
+    W = [rng.normal(0, 0.3, (16, 16)) for _ in range(4)]
+    x = rng.normal(size=(32, 16))
+
+    def J(W, x):
+        for w in W:
+            x = jnp.tanh(x @ w.T)
+        return jnp.mean(jnp.square(x))
+
+    W, x = jax.tree.map(lambda leaf: rounded(leaf, dtype), (W, x))
+    measured = measure(jax.grad(J), W, x, dtype=dtype, compiler_options=FAST)
+    low = jax.jit(jax.grad(J), compiler_options=FAST)(*jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (W, x)))
+    for ours, value, allowed in zip(low, measured.value, measured.tolerance, strict=True):
+        assert np.all(np.abs(np.asarray(ours).astype(np.float64) - value) <= allowed)
