@@ -1,0 +1,186 @@
+"""Mutation testing of the library's own gradients: `manual_backprop.backprop` broken everywhere, on a few networks.
+
+The networks meet, between them, every activation, loss, composite and form of lambda and of weights, so that
+each formula of `manual_backprop` is broken at least once.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import manual_backprop as mb
+from manual_backprop.layers import LayerTrace
+from reference import autodiff
+from reference.catalogue import draw_params
+from reference.model import LayerValues
+from reference.mutation.report import MutationScore
+from reference.mutation.score import mutation_score
+from reference.rows import compare_trees
+from reference.tolerance.rounding import measure
+
+Tree = Any
+EXAMPLES = 5
+QUICK = 120  # mutants of each network
+
+_EVEN = "the slopes of sigmoid and tanh are even: e / (1 + e)^2 is the same for 1 / e"
+_SHIFT = "the same number added to all outputs of an example changes neither softmax nor log sum exp minus one of them"
+_SCALE = "softmax is a quotient: the same factor in every exponential cancels"
+_MAXIMUM = "jnp.max(o"
+EQUIVALENT: dict[tuple[str, ...], str] = {
+    ("_logistic_slope", "abs: sign flipped"): _EVEN,
+    ("_logistic_slope", "identity for abs"): _EVEN,
+    ("_logistic_slope", "neg: sign flipped"): _EVEN,
+    (_MAXIMUM, "reduce_max: "): _SHIFT,
+    (_MAXIMUM, "broadcast_in_dim: "): _SHIFT,
+    (_MAXIMUM, "subtrahend dropped"): _SHIFT,
+    (_MAXIMUM, "exp: times"): _SCALE,
+    (_MAXIMUM, "exp: sign flipped"): _SCALE,
+}
+"""Mutants that are right, with the reason: see `mutation_score`'s `accept`. They may differ by rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Subject:
+    """One objective with arguments on which a fault can show.
+
+    Attributes:
+        objective: what is differentiated.
+        params: generic: no zero, no symmetry.
+        x: a batch.
+        y: its targets.
+        given: lam and weights where they are given at the call.
+    """
+
+    objective: mb.Objective
+    params: Tree
+    x: jax.Array
+    y: jax.Array
+    given: dict[str, jax.Array]
+
+
+def catalogue_mutation(
+    quick: bool,
+    seed: int,
+    advance: Callable[[str], None] | None = None,
+    compiler_options: dict[str, Any] | None = None,
+) -> dict[str, MutationScore]:
+    """Break `manual_backprop.backprop` everywhere, and hold every number of the step against `jax.grad`'s.
+
+    z and a of every layer, loss, penalty, J, every delta and gradient, dL/dx and ds/dlam are compared in float64
+    with the reference's, entry by entry, each within its measured tolerance.
+
+    Args:
+        quick: judge a sample of `QUICK` mutants a network instead of all.
+        seed: draws parameters, data, the sample, and the elements that are zeroed.
+        advance: called after each network with its score in words.
+        compiler_options: for XLA, as `jax.jit` takes them.
+
+    Returns:
+        The score of each network by its name. Interrupted from the keyboard, those so far, the last one partial.
+    """
+    scores: dict[str, MutationScore] = {}
+    with jax.enable_x64(True):
+        for name, subject in subjects(seed).items():
+            args = (subject.params, subject.x, subject.y, subject.given)
+            scores[name] = mutation_score(
+                step_by_hand(subject.objective),
+                step_check(subject, compiler_options),
+                *args,
+                seed=seed,
+                limit=QUICK if quick else None,
+                accept=EQUIVALENT,
+            )
+            if advance is not None:
+                advance(f"{name}: {scores[name].summary()}")
+            if scores[name].partial:
+                break
+    return scores
+
+
+def step_by_hand(objective: mb.Objective) -> Callable[..., mb.Step]:
+    """The step under test, of each layer z and a alone: a function of (params, x, y, given)."""
+
+    def step(params: Tree, x: jax.Array, y: jax.Array, given: dict[str, jax.Array]) -> mb.Step:
+        full = mb.backprop(objective, params, x, y, **given)
+        values = jax.tree.map(
+            lambda layer: LayerValues(layer.z, layer.a), full.trace, is_leaf=lambda node: isinstance(node, LayerTrace)
+        )
+        return replace(full, trace=values)
+
+    return step
+
+
+def step_check(
+    subject: Subject, compiler_options: dict[str, Any] | None = None
+) -> Callable[[Callable[..., mb.Step]], bool]:
+    """A check of a step function: False where one number of its step on the subject is not the reference's."""
+
+    def by_autodiff(params: Tree, x: jax.Array, y: jax.Array, given: dict[str, jax.Array]) -> mb.Step:
+        return autodiff.backprop(subject.objective, params, x, y, **given)
+
+    args = (subject.params, subject.x, subject.y, subject.given)
+    witness = measure(by_autodiff, *args, dtype="float64", compiler_options=compiler_options)
+
+    def check(step: Callable[..., mb.Step]) -> bool:
+        rows = compare_trees("step", jax.device_get(step(*args)), witness.value, witness.tolerance)
+        return all(row.verdict == "pass" for row in rows)
+
+    return check
+
+
+def subjects(seed: int) -> dict[str, Subject]:
+    """Small objectives that meet every row of every table between them, and arguments to break them at."""
+    small = mb.Frobenius(0.1)
+    block = mb.Serial((dense(4, 3, "gelu"), dense(3, 4, "silu")))
+    repeated = mb.Repeat(mb.Residual(dense(4, 4, "softplus")), 3)
+    smooth = (mb.Repeat(dense(4, 4, "gelu_tanh"), 2), dense(4, 4, "softsign"), dense(4, 3))
+    mlp = (dense(4, 5, "tanh"), dense(5, 5, "sigmoid"), dense(5, 3))
+    kinks = (dense(4, 4, "relu"), dense(4, 4, "leaky_relu"), dense(4, 4, "elu"), dense(4, 3, "selu"))
+    probabilities = mb.Serial((dense(4, 4, "tanh"), dense(4, 2, "sigmoid")))
+    objectives = {
+        "mlp": mb.Objective(mb.Serial(mlp), mb.softmax_cross_entropy, small),
+        "residual": mb.Objective(mb.Serial((mb.Residual(block), dense(4, 3))), mb.softmax_cross_entropy, small),
+        "repeated residual": mb.Objective(mb.Serial((repeated, dense(4, 2))), mb.sigmoid_binary_cross_entropy, small),
+        "repeat": mb.Objective(mb.Serial(smooth), mb.huber, small),
+        "kinks": mb.Objective(mb.Serial(kinks), mb.squared_error, small),
+        "probabilities": mb.Objective(probabilities, mb.binary_cross_entropy),
+    }
+    made = {}
+    for i, (name, objective) in enumerate(objectives.items()):
+        rng = np.random.default_rng((seed, i))
+        x = rng.normal(size=(EXAMPLES, 4))
+        outputs = objective.net.out_shape((4,))[0]
+        given: dict[str, Any] = {}
+        if name == "residual":
+            given["lam"] = 0.3
+        if name == "kinks":
+            given["weights"] = rng.uniform(0.1, 1, EXAMPLES)
+        made[name] = Subject(
+            objective,
+            jax.tree.map(jnp.asarray, draw_params(objective.net, 1.0, rng)),
+            jnp.asarray(x),
+            jnp.asarray(_targets(objective.loss, outputs, name == "residual", rng)),
+            {key: jnp.asarray(value) for key, value in given.items()},
+        )
+    return made
+
+
+def dense(d_in: int, d_out: int, activation: str = "identity") -> mb.Dense:
+    """A layer whose activation is not compiled inline, so that each of its equations keeps its own source line."""
+    row = mb.activations.get(activation)
+    f: Any = getattr(row.f, "__wrapped__", row.f)
+    df: Any = getattr(row.df, "__wrapped__", row.df)
+    return mb.Dense(d_in, d_out, replace(row, f=f, df=df))
+
+
+def _targets(loss: mb.Loss, outputs: int, distributions: bool, rng: np.random.Generator) -> np.ndarray:
+    """Labels or numbers as the loss takes them; distributions that do not sum to 1, so that the sum is needed."""
+    if loss is mb.softmax_cross_entropy:
+        return rng.uniform(size=(EXAMPLES, outputs)) if distributions else rng.integers(0, outputs, EXAMPLES)
+    if loss in (mb.sigmoid_binary_cross_entropy, mb.binary_cross_entropy):
+        return rng.uniform(size=(EXAMPLES, outputs))
+    return rng.normal(0, 2, size=(EXAMPLES, outputs))

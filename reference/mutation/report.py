@@ -1,0 +1,150 @@
+"""What mutation testing found: every mutant with its verdict, the score, and its plain text."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from reference.report import plain_table
+
+UNCHANGED = "unchanged: right on these arguments; others (lambda or b not 0, N > 1, both sides of a kink) may tell"
+MutantVerdict = Literal["killed", "survived", "error", "unchanged", "equivalent"]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A gradient with one equation broken, and what became of it.
+
+    Attributes:
+        where: the equation, by its number in the jaxpr and in each jaxpr it lies in: `12 scan > 3 mul`.
+        primitive: of that equation.
+        what: what is broken, in words.
+        source: file:line (function) that the equation comes from.
+        code: the text of that line.
+        verdict: "killed" by the check, "error" where the check raised something else than an AssertionError
+            (or the mutant's loop did not end), "survived" where the check passed, "unchanged" where the mutant
+            returns the right values on these arguments, "equivalent" where it survived and an argument says
+            that it is not wrong.
+        by: first line of the failure.
+        argument: why the mutant is claimed to be equivalent, or "".
+    """
+
+    where: str
+    primitive: str
+    what: str
+    source: str
+    code: str
+    verdict: MutantVerdict
+    by: str = ""
+    argument: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.primitive}: {self.what}: {self.code}"
+
+
+@dataclass(frozen=True)
+class MutationScore:
+    """How many of a gradient's mutants a check sees.
+
+    Attributes:
+        mutants: those that were judged, in the order of the computation.
+        planned: how many were to be judged; fewer than there are faults where `limit` drew a sample.
+        possible: how many faults the gradient can have.
+        seed: of the sample and of the elements that were zeroed.
+        notes: what a reader must know to read the score.
+        partial: whether the run was interrupted.
+    """
+
+    mutants: tuple[Mutant, ...]
+    planned: int
+    possible: int
+    seed: int = 0
+    notes: tuple[str, ...] = ()
+    partial: bool = False
+
+    @property
+    def counts(self) -> dict[MutantVerdict, int]:
+        """How many mutants have each verdict."""
+        found = Counter(mutant.verdict for mutant in self.mutants)
+        verdicts: tuple[MutantVerdict, ...] = ("killed", "error", "survived", "equivalent", "unchanged")
+        return {verdict: found[verdict] for verdict in verdicts}
+
+    @property
+    def killed(self) -> int:
+        """How many the check saw, by failing or by breaking down."""
+        return self.counts["killed"] + self.counts["error"]
+
+    @property
+    def judged(self) -> int:
+        """How many count: those that are wrong on these arguments, seen or not."""
+        return self.killed + self.counts["survived"]
+
+    @property
+    def score(self) -> float:
+        """The share of `judged` that the check saw; nan where none counts."""
+        return self.killed / self.judged if self.judged else float("nan")
+
+    @property
+    def survivors(self) -> tuple[Mutant, ...]:
+        """The wrong gradients that the check passes."""
+        return self.having("survived")
+
+    @property
+    def refuted(self) -> tuple[Mutant, ...]:
+        """Mutants that `accept` calls equivalent and the check killed: the argument is wrong."""
+        return tuple(mutant for mutant in self.mutants if mutant.argument and mutant.verdict in ("killed", "error"))
+
+    def having(self, verdict: MutantVerdict) -> tuple[Mutant, ...]:
+        """The mutants with that verdict."""
+        return tuple(mutant for mutant in self.mutants if mutant.verdict == verdict)
+
+    def summary(self) -> str:
+        """The score in one line."""
+        counts = self.counts
+        percent = f" ({100 * self.score:.1f} %)" if self.judged else ""
+        text = f"{self.killed} of {self.judged} mutants killed{percent}"
+        aside = [f"{counts[v]} {v}" for v in ("survived", "equivalent", "unchanged") if counts[v]]
+        if counts["error"]:
+            aside.append(f"{counts['error']} of the killed by an error")
+        text += f"; {', '.join(aside)}" if aside else ""
+        if self.planned < self.possible:
+            text += f"; a sample of {self.planned} of {self.possible}, seed {self.seed}"
+        return f"INTERRUPTED after {len(self.mutants)} of {self.planned}: {text}" if self.partial else text
+
+    def __str__(self) -> str:
+        parts = []
+        if self.survivors:
+            parts.append(_table("SURVIVED: wrong, and the check passes", self.survivors))
+        if self.refuted:
+            parts.append(_table("NOT EQUIVALENT: accepted as right, but the check fails", self.refuted))
+        if self.having("equivalent"):
+            parts.append(_grouped("equivalent: not wrong", self.having("equivalent")))
+        if self.having("unchanged"):
+            parts.append(_grouped(UNCHANGED, self.having("unchanged")))
+        return "\n\n".join([*parts, "\n".join([*self.notes, self.summary()])])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "score": self.score if self.judged else None,
+            "killed": self.killed,
+            "judged": self.judged,
+            "counts": dict(self.counts),
+            "planned": self.planned,
+            "possible": self.possible,
+            "seed": self.seed,
+            "notes": list(self.notes),
+            "partial": self.partial,
+            "mutants": [asdict(mutant) for mutant in self.mutants],
+        }
+
+
+def _table(title: str, mutants: tuple[Mutant, ...]) -> str:
+    lines = [(m.source, m.primitive, m.what, m.argument or m.code) for m in mutants]
+    return f"{title}\n{plain_table(('source', 'equation', 'broken', 'line or claim'), lines)}"
+
+
+def _grouped(title: str, mutants: tuple[Mutant, ...]) -> str:
+    """One line for all mutants of one source line, or of one claim about it."""
+    counted = Counter((mutant.source, mutant.argument or mutant.code) for mutant in mutants)
+    lines = [(source, str(count), text) for (source, text), count in counted.items()]
+    return f"{title}\n{plain_table(('source', 'mutants', 'line or claim'), lines)}"
