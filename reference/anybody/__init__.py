@@ -1,0 +1,1 @@
+"""Anybody's gradients, custom rules and layers, checked as ours are."""

@@ -1,0 +1,175 @@
+"""Somebody's arguments taken apart: the float leaves to differentiate by, other arrays, and what is fixed.
+
+Any pytree will do: a leaf that is no array (a function in a model, a name, a Python number that is not
+differentiated) stays as it is and is never traced, so that a function may branch on it.
+"""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike
+
+Tree = Any
+Kind = Literal["moving", "data", "fixed"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A tuple of arguments, flat.
+
+    Attributes:
+        leaves: every leaf, as the caller gave it.
+        paths: its name, `args[0]['W']`.
+        kinds: "moving" (differentiated), "data" (another array), or "fixed" (anything else).
+        treedef: puts leaves back together.
+        dtype: to cast float leaves to, or None to leave each as it is.
+    """
+
+    leaves: tuple[Any, ...]
+    paths: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+    treedef: Any
+    dtype: np.dtype | None
+
+    @property
+    def moving_paths(self) -> list[str]:
+        """Names of the leaves that are differentiated, in order."""
+        return [path for path, kind in zip(self.paths, self.kinds, strict=True) if kind == "moving"]
+
+    @property
+    def working(self) -> np.dtype:
+        """The narrowest precision among the leaves that are differentiated."""
+        dtypes = {jnp.dtype(leaf.dtype) for leaf in self.fresh("moving")}
+        return max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps))
+
+    def notes(self) -> list[str]:
+        """What a reader must know of their precisions."""
+        if len({jnp.dtype(leaf.dtype) for leaf in self.fresh("moving")}) == 1:
+            return []
+        return [f"float arguments of several dtypes; tolerances are those of {self.working}"]
+
+    def fresh(self, kind: Kind) -> list[Any]:
+        """Copies of the leaves of one kind, cast: what is done to them is not done to the caller's."""
+        return [self._copy(leaf) for leaf, its in zip(self.leaves, self.kinds, strict=True) if its == kind]
+
+    def build(self, moving: Sequence[Any], data: Sequence[Any]) -> tuple[Any, ...]:
+        """The arguments with these values in place of their own; containers are new."""
+        values = {"moving": iter(moving), "data": iter(data)}
+        pairs = zip(self.leaves, self.kinds, strict=True)
+        leaves = [_apart(leaf) if kind == "fixed" else next(values[kind]) for leaf, kind in pairs]
+        return jax.tree.unflatten(self.treedef, leaves)
+
+    def _copy(self, leaf: Any) -> Any:
+        """A NumPy array stays one, so that code which writes into its arguments can be seen doing it."""
+        dtype = jnp.result_type(leaf) if isinstance(leaf, float) else leaf.dtype
+        if self.dtype is not None and jnp.issubdtype(dtype, jnp.floating):
+            dtype = self.dtype
+        if isinstance(leaf, np.ndarray) and dtype.kind != "V":  # NumPy's own arithmetic does not keep bfloat16
+            return np.array(leaf, dtype)
+        with self.precision():
+            return jnp.array(np.asarray(leaf), dtype)
+
+    def precision(self) -> AbstractContextManager[Any]:
+        """The caller's own x64 setting, or x64 where a float64 leaf would be cut short without it."""
+        given = any(getattr(leaf, "dtype", None) == np.float64 for leaf in self.leaves)
+        double = self.dtype == np.float64 if self.dtype is not None else given
+        return jax.enable_x64(True) if double else nullcontext()
+
+
+def _apart(leaf: Any) -> Any:
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
+
+
+def take_apart(
+    args: tuple[Any, ...], argnums: Sequence[int], dtype: DTypeLike | None, fixed: Sequence[int] = ()
+) -> Arguments:
+    """Arguments flat, with the float leaves of those numbered `argnums` to be differentiated.
+
+    Those numbered `fixed` stay exactly as they are: they are neither cast nor traced.
+
+    Raises:
+        TypeError: there is no float leaf among them, or one is complex.
+        ValueError: `dtype` is not a floating-point type, or a leaf is on a device that is not the default.
+    """
+    wanted = None if dtype is None else jnp.dtype(dtype)
+    if wanted is not None and not jnp.issubdtype(wanted, jnp.floating):
+        raise ValueError(f"dtype is a floating-point type such as 'float32', got {wanted}")
+    found, treedef = jax.tree_util.tree_flatten_with_path(args)
+    kinds = ["fixed" if path[0].idx in fixed else _kind(leaf, path[0].idx in argnums) for path, leaf in found]
+    names = ["args" + jax.tree_util.keystr(path) for path, _ in found]
+    leaves = [leaf for _, leaf in found]
+    for name, leaf, kind in zip(names, leaves, kinds, strict=True):
+        if kind == "moving" and jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
+            raise TypeError(f"{name} is complex: pass its real and imaginary parts as two arguments")
+    if "moving" not in kinds:
+        which = ", ".join(f"args[{i}]" for i in argnums)
+        raise TypeError(f"{which} has no float leaf to differentiate by; got {describe(args)}")
+    _require_default_device(names, leaves)
+    return Arguments(tuple(leaves), tuple(names), tuple(kinds), treedef, wanted)
+
+
+def _kind(leaf: Any, differentiated: bool) -> Kind:
+    if isinstance(leaf, float) and not isinstance(leaf, np.generic):
+        return "moving" if differentiated else "fixed"
+    if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
+        return "fixed"
+    if jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return "moving" if differentiated else "data"
+    plain = jnp.issubdtype(leaf.dtype, jnp.integer) or jnp.issubdtype(leaf.dtype, jnp.bool_)
+    return "data" if plain else "fixed"
+
+
+def _require_default_device(names: Sequence[str], leaves: Sequence[Any]) -> None:
+    default = getattr(jax.config, "jax_default_device")  # noqa: B009 - a flag that type checkers do not see
+    if not isinstance(default, jax.Device):
+        default = jax.local_devices(backend=default)[0]
+    for name, leaf in zip(names, leaves, strict=True):
+        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.devices() != {default}:
+            there = ", ".join(sorted(map(str, leaf.devices())))
+            raise ValueError(
+                f"{name} is on {there}, but the default device is {default}, where the reference runs:"
+                f" move it with jax.device_put, or check inside `with jax.default_device(...)`"
+            )
+
+
+def chosen(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
+    """`argnums` as a tuple of numbers from 0.
+
+    Raises:
+        TypeError: not integers.
+        ValueError: out of range, twice the same, or none.
+    """
+    numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if not numbers or not all(isinstance(i, int) and not isinstance(i, bool) for i in numbers):
+        raise TypeError(f"argnums is an integer or a sequence of them, got {argnums!r}")
+    for i in numbers:
+        if not -count <= i < count:
+            raise ValueError(f"argnums names argument {i}, but there are {count} arguments")
+    numbers = tuple(i % count for i in numbers)
+    if len(set(numbers)) < len(numbers):
+        raise ValueError(f"argnums names an argument twice: {argnums!r}")
+    return numbers
+
+
+def structure(tree: Tree) -> Any:
+    """The tree without its leaves."""
+    return jax.tree.structure(tree)
+
+
+def describe(args: Tree) -> str:
+    """Every leaf with its type and shape, for an error's text."""
+    found = jax.tree_util.tree_leaves_with_path(args)
+    return ", ".join(f"args{jax.tree_util.keystr(path)}: {kind_of(leaf)}" for path, leaf in found) or "no arguments"
+
+
+def kind_of(leaf: Any) -> str:
+    """`float32[3,4]` for an array, the type and value of anything else."""
+    if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
+        return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+    text = repr(leaf)
+    return f"{type(leaf).__name__} {text if len(text) <= 40 else text[:37] + '...'}"

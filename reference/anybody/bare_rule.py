@@ -1,0 +1,133 @@
+"""The two rules of a jax.custom_vjp called as they stand: JAX turns None into zero and lets some dtypes pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reference.anybody import faults
+from reference.anybody.arguments import Arguments, kind_of
+from reference.report import Row
+
+Tree = Any
+
+
+@dataclass
+class Findings:
+    """What the bare rules returned.
+
+    Attributes:
+        rows: on what they raised, and on the types of their results.
+        nones: paths of the float leaves for which the backward rule returned None.
+        notes: oddities that do no harm.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    nones: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[Row]:
+        """The rows that failed."""
+        return [row for row in self.rows if not row.passed]
+
+
+def bare_vjp(rule: Any, given: Arguments, cotangent: Sequence[Any], output: Tree) -> Findings:
+    """Call a custom_vjp's forward rule, then its backward rule on one cotangent.
+
+    Args:
+        rule: the jax.custom_vjp.
+        given: the arguments.
+        cotangent: an array for every float leaf of the output.
+        output: what the plain function returns.
+    """
+    found = Findings()
+    args = given.build(given.fresh("moving"), given.fresh("data"))
+    static = [args[i] for i in rule.nondiff_argnums if i < len(args)]
+    free = {i: arg for i, arg in enumerate(args) if i not in rule.nondiff_argnums}
+    if rule.symbolic_zeros:
+        held = jax.tree.map(lambda leaf: jax.custom_derivatives.CustomVJPPrimal(leaf, True), free)
+    else:
+        held = free
+    try:
+        pair = rule.fwd(*(held.get(i, arg) for i, arg in enumerate(args)))
+    except Exception as error:  # that a rule raises is the finding
+        found.rows.append(faults.contract("fwd", f"the forward rule raised {faults.one_line(error)}"))
+        return found
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        told = f"the forward rule must return (output, residuals), got {type(pair).__name__}"
+        found.rows.append(faults.contract("fwd", told))
+        return found
+    try:
+        cotangents = rule.bwd(*static, pair[1], _whole(cotangent, output))
+    except Exception as error:
+        found.rows.append(faults.contract("bwd", f"the backward rule raised {faults.one_line(error)}"))
+        return found
+    _inspect(found, cotangents, free, given)
+    return found
+
+
+def _whole(cotangent: Sequence[Any], output: Tree) -> Tree:
+    """The cotangent in the output's tree, with JAX's float0 zeros at outputs that are no floats."""
+    values = iter(cotangent)
+
+    def one(leaf: Any) -> Any:
+        if jnp.issubdtype(jnp.result_type(leaf), jnp.floating):
+            return jnp.asarray(next(values))
+        return np.zeros(np.shape(leaf), jax.dtypes.float0)
+
+    return jax.tree.map(one, output)
+
+
+def _inspect(found: Findings, cotangents: Any, free: dict[int, Any], given: Arguments) -> None:
+    if not isinstance(cotangents, tuple | list) or len(cotangents) != len(free):
+        got = f"{len(cotangents)}" if isinstance(cotangents, tuple | list) else f"a {type(cotangents).__name__}"
+        told = f"the backward rule must return a tuple of {len(free)}, one cotangent for each argument, got {got}"
+        found.rows.append(faults.contract("bwd", told))
+        return
+    rows: list[Row] = []
+    for (i, arg), cotangent in zip(free.items(), cotangents, strict=True):
+        rows += _one_argument(found, f"args[{i}]", cotangent, arg, set(given.moving_paths))
+    broken = [row for row in rows if not row.passed]
+    found.rows += broken or [faults.contract("types of cotangents")]
+
+
+def _one_argument(found: Findings, path: str, cotangent: Tree, argument: Tree, moving: set[str]) -> list[Row]:
+    """Rows on the cotangent of one argument, whose None leaves are noted."""
+    leaves, tree = jax.tree_util.tree_flatten_with_path(argument, is_leaf=_is_none)
+    rows: list[Row] = []
+    if cotangent is None:
+        ours: list[Any] = [None] * len(leaves)
+    else:
+        ours = jax.tree.leaves(cotangent, is_leaf=_is_none)
+        its: Any = jax.tree.structure(cotangent, is_leaf=_is_none)
+        if its != tree:
+            return [faults.contract(f"type of {path}", f"its cotangent has structure {its}, the argument {tree}")]
+    for (keys, leaf), got in zip(leaves, ours, strict=True):
+        name = path + jax.tree_util.keystr(keys)
+        if got is None:
+            found.nones += [name] if name in moving else []
+        elif leaf is not None:
+            rows.append(_one_leaf(found, name, got, leaf))
+    return rows
+
+
+def _is_none(leaf: Any) -> bool:
+    return leaf is None
+
+
+def _one_leaf(found: Findings, name: str, got: Any, leaf: Any) -> Row:
+    if isinstance(got, jax.custom_derivatives.SymbolicZero):
+        got = jax.ShapeDtypeStruct(got.shape, got.dtype)
+    if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):
+        return faults.type_mismatch(name, got, leaf)
+    if getattr(got, "dtype", None) == jax.dtypes.float0:
+        return faults.contract(f"type of {name}")
+    if not isinstance(got, jax.ShapeDtypeStruct) and np.any(np.asarray(got)):
+        told = f"{name} is {kind_of(leaf)}, so its cotangent is None or float0 zeros; {kind_of(got)} is not zero"
+        return faults.contract(f"type of {name}", told)
+    found.notes.append(f"bwd returns {kind_of(got)} for {name}, which is no float; None says the same")
+    return faults.contract(f"type of {name}")

@@ -1,0 +1,243 @@
+"""What can be wrong with a function under test besides its numbers, each found and said in plain words."""
+
+import re
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reference.anybody.arguments import Arguments, describe, kind_of, structure
+from reference.anybody.culprit import first_nonfinite
+from reference.report import Row
+
+Tree = Any
+_HERE = re.escape(str(Path(__file__).parent))
+_OURS = re.compile(rf"^{_HERE}|[/\\\\](jax|jaxlib|numpy|beartype|jaxtyping)[/\\\\]|^<")
+
+
+class CallFailed(RuntimeError):  # noqa: N818
+    """A function under test raised; its own error is chained (`__cause__`)."""
+
+
+def name_of(function: Any) -> str:
+    """What a function calls itself."""
+    return str(getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or function)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's type, the first line of its text, and the innermost line outside of JAX and of here that raised it."""
+    text = str(error).strip()
+    said = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _OURS.search(frame.filename)]
+    return f"{said} at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].name})" if frames else said
+
+
+def call(function: Callable[..., Any], args: tuple[Any, ...], role: str, hint: str = "") -> Any:
+    """`function(*args)`.
+
+    Raises:
+        CallFailed: it raised; says what it was called on, and chains its error.
+    """
+    try:
+        return function(*args)
+    except Exception as error:
+        told = f"; {hint}" if hint else ""
+        raise CallFailed(f"{role} raised {one_line(error)}, called on {describe(args)}{told}") from error
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call gave back and did to what it was given.
+
+    Attributes:
+        result: the return value.
+        harm: paths of the arguments that it wrote into, deleted or restructured.
+    """
+
+    result: Any
+    harm: tuple[str, ...]
+
+
+def watched_call(function: Callable[..., Any], given: Arguments, role: str) -> Outcome:
+    """`function` called on copies of the arguments, and which of the copies it changed.
+
+    Raises:
+        CallFailed: as `call`.
+    """
+    moving, data = given.fresh("moving"), given.fresh("data")
+    args = given.build(moving, data)
+    before_moving, before_data = given.fresh("moving"), given.fresh("data")
+    result = call(function, args, role)
+    pairs = [*zip(moving, before_moving, strict=True), *zip(data, before_data, strict=True)]
+    names = [
+        path for kind in ("moving", "data") for path, its in zip(given.paths, given.kinds, strict=True) if its == kind
+    ]
+    harm = [name for name, (after, before) in zip(names, pairs, strict=True) if _changed(after, before)]
+    if structure(args) != given.treedef:
+        harm.append("the containers that hold args")
+    return Outcome(result, tuple(harm))
+
+
+def _changed(after: Any, before: Any) -> bool:
+    return (isinstance(after, jax.Array) and after.is_deleted()) or not same_bits(after, before)
+
+
+def same_bits(a: Tree, b: Tree) -> bool:
+    """Whether two trees have one structure and leaves of the same dtype, shape and bits."""
+
+    def same(x: Any, y: Any) -> bool:
+        x, y = np.asarray(x), np.asarray(y)
+        return x.dtype == y.dtype and x.shape == y.shape and x.tobytes() == y.tobytes()
+
+    if structure(a) != structure(b):
+        return False
+    return all(map(same, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+def contract(path: str, broken: str = "") -> Row:
+    """A row on a promise that is kept or not: `broken` says how it is not."""
+    size = float("inf") if broken else 0.0
+    return Row(
+        path=path,
+        shape=(),
+        error=size,
+        scale=0.0,
+        tolerance=0.0,
+        used=size,
+        power=0.0,
+        where=(),
+        manual=float("nan") if broken else 0.0,
+        reference=0.0,
+        verdict="fail" if broken else "pass",
+        kind="contract",
+        witness="its promise",
+        cause=broken,
+    )
+
+
+def behaviour(role: str, first: Outcome, second: Outcome) -> list[Row]:
+    """Rows on two calls with the same arguments: the same bits, and arguments left alone."""
+    drift = (
+        ""
+        if same_bits(first.result, second.result)
+        else (
+            f"{role} gave another result on a second call with the same arguments: it depends on something that is not"
+            " an argument (a counter, a global, random numbers without a key)"
+        )
+    )
+    harm = "" if not first.harm else f"{role} changed its arguments in place: {', '.join(first.harm)}; copy them first"
+    return [contract("second call the same", drift), contract("arguments unchanged", harm)]
+
+
+def require_scalar(value: Any, role: str) -> None:
+    """Raise unless a value is one real number.
+
+    Raises:
+        TypeError: it is a tree, has a shape, or is not of a float type; says what to use instead.
+    """
+    leaves = jax.tree.leaves(value)
+    if len(leaves) != 1 or leaves[0] is not value:
+        raise TypeError(
+            f"{role} must return one number, got {structure(value)}: return the loss alone, or check a"
+            " function with several outputs with check_vjp"
+        )
+    if np.shape(value) != ():
+        raise TypeError(
+            f"{role} must return one number, got {kind_of(value)}: sum it with weights that differ from one another"
+            " (a plain sum hides errors that cancel), or check it with check_vjp"
+        )
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise TypeError(f"{role} must return a float to be differentiated, got {kind_of(value)}")
+
+
+def require_finite(
+    values: Sequence[Any], names: Sequence[str], role: str, function: Callable[..., Any], *args: Any
+) -> None:
+    """Raise where a value is nan or inf.
+
+    Args:
+        values: arrays.
+        names: what each is called.
+        role: what made them.
+        function: a traceable function that makes the same, for finding the operation at fault.
+        args: its arguments.
+
+    Raises:
+        ValueError: names the leaf, its first element that is not finite, and the operation that made it.
+    """
+    for value, name in zip(values, names, strict=True):
+        bad = np.argwhere(~np.isfinite(np.asarray(value, np.float64)))
+        if len(bad):
+            at = f"[{', '.join(map(str, bad[0]))}]" if np.ndim(value) else ""
+            number = float(np.asarray(value, np.float64)[tuple(bad[0])])
+            raise ValueError(
+                f"{role} is {number} in {name}{at} ({len(bad)} of {np.size(value)} entries are not finite)"
+                f"{made_by(function, *args)}; check at a point where it is finite"
+            )
+
+
+def made_by(function: Callable[..., Any], *args: Any) -> str:
+    """`; first made by log at file:line`, or that JAX cannot trace the function and the place is unknown."""
+    try:
+        culprit = first_nonfinite(function, *args)
+    except Exception as error:  # the search is a courtesy: whatever stops it must not hide what was found
+        return f"; where it arises is not known, since tracing it raises {one_line(error)}"
+    return f"; first made by {culprit}" if culprit else "; it comes from outside of what JAX traces"
+
+
+def same_structure(gradient: Tree, argument: Tree, path: str) -> None:
+    """Raise unless a gradient's tree is its argument's, where leaves that are no floats may be None.
+
+    Raises:
+        ValueError: names the leaves that are missing or too many, and prints both structures.
+    """
+    ours, due = floats_only(gradient), floats_only(argument)
+    if structure(ours) == structure(due):
+        return
+    have, want = _names(ours, path), _names(due, path)
+    parts = [
+        f"{word} {', '.join(names)}"
+        for word, names in (
+            ("missing", [n for n in want if n not in have]),
+            ("not expected", [n for n in have if n not in want]),
+        )
+        if names
+    ]
+    raise ValueError(
+        f"the gradient for {path} does not have its argument's structure: {'; '.join(parts) or 'containers differ'}"
+        f"\n  gradient: {structure(gradient)}\n  argument: {structure(argument)}"
+    )
+
+
+def floats_only(tree: Tree) -> Tree:
+    """The tree with None in place of every leaf that is not made of floats."""
+
+    def keep(leaf: Any) -> Any:
+        if isinstance(leaf, float):
+            return leaf
+        dtype = getattr(leaf, "dtype", None)
+        return leaf if dtype is not None and jnp.issubdtype(dtype, jnp.inexact) else None
+
+    return jax.tree.map(keep, tree)
+
+
+def _names(tree: Tree, path: str) -> list[str]:
+    return [path + jax.tree_util.keystr(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def type_mismatch(path: str, cotangent: Any, argument: Any) -> Row:
+    """A row on whether a derivative has its argument's shape and dtype."""
+    got, due = kind_of(cotangent), kind_of(argument)
+    if isinstance(cotangent, float):
+        got = due if np.shape(argument) == () else "float"
+    return contract(
+        f"type of {path}",
+        ""
+        if got == due
+        else f"the derivative for {path} is {got} but the argument is {due}; nothing broadcasts or casts it",
+    )

@@ -1,0 +1,128 @@
+"""What a check of a custom rule needs to know of it before it starts, and refuses to start without."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import DTypeLike
+
+from reference.anybody import faults
+from reference.anybody.arguments import chosen, kind_of, structure, take_apart
+from reference.anybody.linear_rows import Rule, Vector, against
+from reference.report import Row
+from reference.tolerance.rounding import Measured
+
+Tree = Any
+_CHECKS = {jax.custom_vjp: "check_vjp", jax.custom_jvp: "check_jvp"}
+
+
+def rule_of(f: Any, kind: type, raw: Callable[..., Any] | None) -> Any:
+    """The rule inside `f` and its jit wrappers, or None where the plain function is given instead.
+
+    Raises:
+        TypeError: there is none and no `raw`, or its rules were never defined.
+    """
+    held, name = f, f"jax.{kind.__name__}"
+    while not isinstance(held, jax.custom_vjp | jax.custom_jvp) and hasattr(held, "__wrapped__"):
+        held = held.__wrapped__
+    if isinstance(held, kind):
+        if getattr(held, "fwd", True) is None or getattr(held, "jvp", True) is None:
+            raise TypeError(f"{faults.name_of(f)} is a {name} whose rule is not defined yet: call its defvjp or defjvp")
+        return held
+    if raw is not None:
+        return None
+    told = "use check_gradient(fun, grad_fun, ...) for a gradient that is a function, or give raw=, the plain function"
+    if type(held) in _CHECKS:
+        told = f"use {_CHECKS[type(held)]}"
+    raise TypeError(f"{faults.name_of(f)} is not a {name}: {told}")
+
+
+def rule_under_test(
+    f: Any, held: Any, raw: Any, args: tuple[Any, ...], argnums: Any, nondiff: Sequence[int], dtype: Any
+) -> Rule:
+    """Everything that both checks need of `f`, its plain function having been seen to work here."""
+    declared = () if held is None else held.nondiff_argnums
+    fixed = {*declared, *(chosen(nondiff, len(args)) if nondiff else ())}
+    numbers = chosen([i for i in range(len(args)) if i not in fixed] if argnums is None else argnums, len(args))
+    if set(numbers) & fixed:
+        raise ValueError(
+            f"argnums {argnums!r} names an argument that nondiff_argnums {tuple(sorted(fixed))} says is static"
+        )
+    given = take_apart(args, numbers, dtype, tuple(fixed))
+    plain = held.fun if raw is None else raw
+    role = f"the plain function of {faults.name_of(f)}"
+    with given.precision():
+        moving, data = given.fresh("moving"), given.fresh("data")
+        value = faults.call(plain, given.build(moving, data), role)
+        leaves = jax.tree_util.tree_leaves_with_path(value)
+        found = [("primal" + jax.tree_util.keystr(path), jnp.asarray(leaf)) for path, leaf in leaves]
+        outputs = [(name, leaf) for name, leaf in found if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        if not outputs:
+            got = ", ".join(kind_of(leaf) for _, leaf in found) or "nothing"
+            raise TypeError(f"{role} returns no float to differentiate: {got}")
+        rule = Rule(f, plain, given, tuple((name, jax.ShapeDtypeStruct(x.shape, x.dtype)) for name, x in outputs))
+        values, names = [leaf for _, leaf in outputs], [name for name, _ in outputs]
+        faults.require_finite(values, names, role, lambda m, d: rule.floats(plain, m, d), moving, data)
+    return rule
+
+
+def output_of(rule: Rule) -> Tree:
+    """What the plain function returns."""
+    with rule.given.precision():
+        return rule.raw(*rule.given.build(rule.given.fresh("moving"), rule.given.fresh("data")))
+
+
+def like(tree: Tree, due: Tree, what: str, whose: str, dtype: DTypeLike | None) -> Vector:
+    """The float leaves of a tree that must look like another's, cast only where `dtype` asks for it.
+
+    Raises:
+        ValueError: another structure, shape or dtype.
+    """
+    ours, theirs = faults.floats_only(tree), faults.floats_only(due)
+    if structure(ours) != structure(theirs):
+        raise ValueError(f"{what} must have the structure of {whose}, {structure(due)}, got {structure(tree)}")
+    leaves = []
+    for (path, leaf), like in zip(jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True):
+        leaf = np.asarray(leaf) if dtype is None else np.asarray(leaf).astype(like.dtype)
+        if kind_of(leaf) != kind_of(like):
+            raise ValueError(
+                f"{what}{jax.tree_util.keystr(path)} must be {kind_of(like)} as {whose} is, got {kind_of(leaf)}"
+            )
+        leaves.append(leaf)
+    return leaves
+
+
+def tangents_like(tangents: Tree, rule: Rule, argnums: Any, dtype: DTypeLike | None) -> Vector:
+    """The float leaves of tangents, a tuple with one tree for each differentiated argument."""
+    args = rule.given.build(rule.given.fresh("moving"), rule.given.fresh("data"))
+    touched = sorted({int(path.split("[")[1].split("]")[0]) for path in rule.given.moving_paths})
+    due = tuple(args[i] for i in (touched if argnums is None else chosen(argnums, len(args))))
+    return like(tangents, due, "tangents", "the differentiated arguments", dtype)
+
+
+def primal_rows(rule: Rule, measured: Measured) -> list[Row]:
+    """The value of f itself, its integer outputs among them, against the plain function's."""
+    moving, data = rule.given.fresh("moving"), rule.given.fresh("data")
+    try:
+        value = rule.f(*rule.given.build(moving, data))
+    except Exception as error:  # that f raises where its plain function does not is the finding
+        return [faults.contract("primal", f"f raised {faults.one_line(error)}")]
+    plain = output_of(rule)
+    broken = ""
+    kinds = [[kind_of(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)] for tree in (value, plain)]
+    if structure(value) != structure(plain) or kinds[0] != kinds[1]:
+        theirs = f"the plain function {structure(plain)} of {kinds[1]}"
+        broken = f"f returns {structure(value)} of {kinds[0]}, {theirs}"
+        return [faults.contract("type of primal", broken)]
+    whole = [[leaf for leaf in jax.tree.leaves(tree) if not _is_float(leaf)] for tree in (value, plain)]
+    if not faults.same_bits(*whole):
+        broken = "an output that is not a float differs from the plain function's"
+    names, wanted = [name for name, _ in rule.outputs], (measured.value[0], measured.tolerance[0])
+    rows = list(against(names, [leaf for leaf in jax.tree.leaves(value) if _is_float(leaf)], wanted))
+    return [*rows, faults.contract("type of primal", broken)]
+
+
+def _is_float(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.floating)

@@ -1,0 +1,259 @@
+"""The check of one layer: a right one passes, and one with a broken method is told which."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import manual_backprop as mb
+from manual_backprop import activations
+from manual_backprop.layers import Factor, Layer, OuterProduct, Parameters
+from reference import model
+from reference.anybody.layer import check_layer
+from tests.helpers import batch, generic
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Kernel(Parameters):
+    k: Any
+    b: Any
+
+    weights = ("k",)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Windows(Factor):
+    """A stack of shifted inputs, (N, width, positions), and delta, (N, positions)."""
+
+    windows: Any
+    delta: Any
+
+    def weighted_sum(self, weights: Any = None) -> Kernel:
+        w = jnp.full(len(self.delta), 1 / len(self.delta)) if weights is None else weights
+        return Kernel(jnp.einsum("n,nkp,np->k", w, self.windows, self.delta), jnp.einsum("n,np->", w, self.delta)[None])
+
+    def squared_norms(self) -> Any:
+        k = jnp.einsum("nkp,np->nk", self.windows, self.delta)
+        return jnp.sum(k**2, axis=1) + jnp.sum(self.delta, axis=1) ** 2
+
+
+@dataclass(frozen=True)
+class Convolution(Layer):
+    """One channel along a line: z_p = b + sum_k k_k a_(p+k)."""
+
+    width: int = 3
+    activation: Any = activations.tanh
+
+    def init(self, key: Any, dtype: Any = None) -> Kernel:
+        return Kernel(jax.random.normal(key, (self.width,), dtype), jnp.zeros(1, dtype))
+
+    def out_shape(self, in_shape: tuple[int, ...]) -> tuple[int, ...]:
+        return (in_shape[0] - self.width + 1,)
+
+    def net_input(self, params: Kernel, a_in: Any) -> Any:
+        out = a_in.shape[1] - self.width + 1
+        windows = jnp.stack([a_in[:, k : k + out] for k in range(self.width)], axis=1)
+        return jnp.einsum("k,nkp->np", params.k, windows) + jnp.broadcast_to(params.b, (len(a_in), out)), windows
+
+    def transport(self, params: Kernel, saved: Any, delta: Any) -> Any:
+        rows = [jnp.pad(k * delta, ((0, 0), (i, self.width - 1 - i))) for i, k in enumerate(params.k)]
+        return sum(rows[1:], rows[0])
+
+    def factor(self, saved: Any, delta: Any) -> Factor:
+        return Windows(saved, delta)
+
+    def pushforward(self, params: Kernel, saved: Any, dparams: Kernel, da_in: Any) -> Any:
+        return Convolution.net_input(self, replace(params, b=dparams.b), da_in)[0] + jnp.einsum(
+            "k,nkp->np", dparams.k, saved
+        )
+
+
+PARAMS = Kernel(jnp.asarray([0.4, -0.7, 1.1]), jnp.asarray([0.3]))
+X = batch(6, 4)
+
+
+def test_layers_of_ours_and_a_new_one_pass() -> None:
+    dense = mb.Dense(6, 3, "tanh")
+    for layer, params in ((dense, generic(dense)), (Convolution(), PARAMS)):
+        report = check_layer(layer, params, X)
+        assert report.passed, report
+        assert report.worst.used < 0.1
+        names = {row.path.split(",")[0].split(".")[0].split("[")[0] for row in report.rows}
+        assert {"net_input", "pushforward", "transport", "factor", "out_shape", "init"} <= names
+
+
+def test_a_forward_without_a_witness_is_said_to_be_taken_at_its_word() -> None:
+    assert any("not registered" in note for note in check_layer(Convolution(), PARAMS, X).notes)
+    dense = mb.Dense(6, 3)
+    report = check_layer(dense, generic(dense), X)
+    assert not report.notes
+    assert any(row.witness == "reference.model" for row in report.rows)
+
+
+class ScaledKernelInForward(Convolution):
+    def net_input(self, params: Any, a_in: Any) -> Any:
+        z, saved = Convolution.net_input(self, params, a_in)
+        return 1.01 * z, saved
+
+
+class SavedReversed(Convolution):
+    def net_input(self, params: Any, a_in: Any) -> Any:
+        z, saved = Convolution.net_input(self, params, a_in)
+        return z, saved[:, ::-1]
+
+
+class NotTransposed(Convolution):
+    def transport(self, params: Any, saved: Any, delta: Any) -> Any:
+        return Convolution.transport(self, replace(params, k=params.k[::-1]), saved, delta)
+
+
+class OneEntryOff(Convolution):
+    def transport(self, params: Any, saved: Any, delta: Any) -> Any:
+        return Convolution.transport(self, params, saved, delta) * jnp.ones(X.shape).at[2, 3].set(1 + 1e-9)
+
+
+class DeltaTwice(Convolution):
+    def factor(self, saved: Any, delta: Any) -> Any:
+        return Windows(saved, 2 * delta)
+
+
+class NotLinear(Convolution):
+    def transport(self, params: Any, saved: Any, delta: Any) -> Any:
+        return Convolution.transport(self, params, saved, delta + 1e-6 * delta**2)
+
+
+class NoBiasForward(Convolution):
+    def pushforward(self, params: Any, saved: Any, dparams: Any, da_in: Any) -> Any:
+        return Convolution.pushforward(self, params, saved, replace(dparams, b=0 * dparams.b), da_in)
+
+
+class WrongNorms(Windows):
+    def squared_norms(self) -> Any:
+        return Windows.squared_norms(self) - jnp.sum(self.delta, axis=1) ** 2
+
+
+class WrongMean(Windows):
+    def weighted_sum(self, weights: Any = None) -> Any:
+        total = Windows.weighted_sum(self, weights)
+        return total if weights is not None else jax.tree.map(lambda leaf: len(self.delta) * leaf, total)
+
+
+class WrongPerExample(Windows):
+    def per_example(self) -> Any:
+        return jax.tree.map(lambda leaf: leaf[::-1], Windows.per_example(self))
+
+
+for _factor in (WrongNorms, WrongMean, WrongPerExample):
+    jax.tree_util.register_dataclass(_factor, ["windows", "delta"], [])
+
+
+def reads(factor: Any) -> Any:
+    class With(Convolution):
+        def factor(self, saved: Any, delta: Any) -> Any:
+            return factor(saved, delta)
+
+    return With
+
+
+@pytest.mark.parametrize(
+    ("layer", "path", "cause"),
+    [
+        (ScaledKernelInForward, "net_input", "agree with each other"),
+        (SavedReversed, "net_input", "z or saved"),
+        (NotTransposed, "transport", "transport is not the transpose of pushforward"),
+        (OneEntryOff, "transport", "not the transpose"),
+        (NotLinear, "transport", "not the transpose"),
+        (DeltaTwice, "factor.weighted_sum", "factor is not the transpose"),
+        (NoBiasForward, "pushforward, dparams alone", "not the derivative of net_input in params"),
+        (reads(WrongNorms), "factor.squared_norms", "not those of per_example"),
+        (reads(WrongMean), "factor.weighted_sum(None)", "not the mean"),
+        (reads(WrongPerExample), "factor.per_example", "each example"),
+    ],
+)
+def test_the_first_row_that_fails_names_the_broken_method(layer: Any, path: str, cause: str) -> None:
+    report = check_layer(layer(), PARAMS, X)
+    first = report.failures[0]
+    assert first.path.startswith(path), report
+    assert cause in first.cause
+    assert cause in report.summary()
+
+
+def test_the_entry_at_fault_is_named() -> None:
+    assert check_layer(OneEntryOff(), PARAMS, X).failures[0].where == (2, 3)
+
+
+class ShiftedDense(mb.Dense):
+    def net_input(self, params: Any, a_in: Any) -> Any:
+        z, saved = mb.Dense.net_input(self, params, a_in)
+        return z + 1e-9, saved
+
+
+def test_a_forward_that_no_derivative_sees_is_caught_by_the_reference() -> None:
+    layer = ShiftedDense(6, 3)
+    assert model.apply.dispatch(ShiftedDense) is model.apply.dispatch(mb.Dense)
+    report = check_layer(layer, generic(layer), X)
+    assert [row.path for row in report.failures] == ["net_input.z"]
+    assert report.failures[0].witness == "reference.model"
+
+
+@dataclass(frozen=True)
+class Doubling(Layer):
+    """A layer without parameters."""
+
+    activation: Any = activations.identity
+
+    def init(self, key: Any, dtype: Any = None) -> tuple:
+        return ()
+
+    def out_shape(self, in_shape: Any) -> Any:
+        return in_shape
+
+    def net_input(self, params: Any, a_in: Any) -> Any:
+        return 2 * a_in, ()
+
+    def transport(self, params: Any, saved: Any, delta: Any) -> Any:
+        return 2 * delta
+
+    def factor(self, saved: Any, delta: Any) -> Any:
+        return Nothing()
+
+    def pushforward(self, params: Any, saved: Any, dparams: Any, da_in: Any) -> Any:
+        return 2 * da_in
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Nothing(Factor):
+    def weighted_sum(self, weights: Any = None) -> tuple:
+        return ()
+
+
+def test_a_layer_without_parameters_passes_and_its_transport_is_checked() -> None:
+    assert check_layer(Doubling(), (), X).passed
+
+    class Tripled(Doubling):
+        def transport(self, params: Any, saved: Any, delta: Any) -> Any:
+            return 3 * delta
+
+    assert check_layer(Tripled(), (), X).failures[0].path == "transport"
+
+
+def test_x64_off_and_promotion_off_give_the_same_verdict() -> None:
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        report = check_layer(
+            Convolution(), jax.tree.map(lambda leaf: np.asarray(leaf, "float32"), PARAMS), np.asarray(X)
+        )
+        assert report.passed, report
+        assert report.dtype == "float64"
+
+
+def test_a_dense_layer_with_positions_is_checked_too() -> None:
+    layer = mb.Dense(3, 2, "relu")
+    report = check_layer(layer, generic(layer), X.reshape(4, 2, 3))
+    assert report.passed, report
+    assert OuterProduct is type(layer.factor(X, X))
