@@ -1,0 +1,240 @@
+"""One run of checks as data: many named reports, and what stands beside them."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from reference.mutation.report import MutationScore
+from reference.report import Report, Row, Verdict
+
+WORDS: Mapping[Verdict, str] = {"fail": "DIFFERS", "inconclusive": "INCONCLUSIVE", "pass": "PROVEN"}
+_ORDER: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
+
+
+@runtime_checkable
+class Curve(Protocol):
+    """The error of a finite difference against its step: a V where the gradient is right."""
+
+    @property
+    def steps(self) -> Any:
+        """The steps h, a vector of positive numbers."""
+
+    @property
+    def errors(self) -> Any:
+        """The absolute error at each step, of the same length."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """What is drawn of one network besides its rows.
+
+    Attributes:
+        scatter: (by hand, witness), two arrays of one shape: every entry of the gradient.
+        scatter_labels: what the two are called.
+        delta_norms: (name, norm of delta) of every layer, from input to output.
+        difference_curve: the finite difference's error against its step.
+    """
+
+    scatter: tuple[np.ndarray, np.ndarray] | None = None
+    scatter_labels: tuple[str, str] = ("by hand", "jax.grad")
+    delta_norms: tuple[tuple[str, float], ...] = ()
+    difference_curve: Curve | None = None
+
+    def __post_init__(self) -> None:
+        if self.scatter is not None and self.scatter[0].shape != self.scatter[1].shape:
+            shapes = " and ".join(str(list(side.shape)) for side in self.scatter)
+            raise ValueError(f"the two sides of a scatter must have one shape, entry beside entry; they have {shapes}")
+        curve = self.difference_curve
+        if curve is not None and len(curve.steps) != len(curve.errors):
+            raise ValueError(f"a curve needs one error a step; it has {len(curve.steps)} and {len(curve.errors)}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON. The scatter's entries are not among them: its size alone is."""
+        curve = self.difference_curve
+        return {
+            "scatter_entries": 0 if self.scatter is None else int(self.scatter[0].size),
+            "delta_norms": [{"name": name, "norm": float(norm)} for name, norm in self.delta_norms],
+            "difference_curve": None
+            if curve is None
+            else {"steps": [float(h) for h in curve.steps], "errors": [float(e) for e in curve.errors]},
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class NetworkResult:
+    """One network or function: its report, and what else is known of it.
+
+    Attributes:
+        name: what the run calls it; names are unique in a run.
+        report: every row.
+        seconds: how long the check took.
+        dataset: where the examples come from, or "".
+        pictures: what to draw of it.
+        mutation: how sharp the check is there, or None where that was not asked for.
+    """
+
+    name: str
+    report: Report
+    seconds: float = 0.0
+    dataset: str = ""
+    pictures: Pictures | None = None
+    mutation: MutationScore | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The report's; a mutant that survives, or mutation cut short, makes a pass inconclusive.
+
+        A check that a broken gradient passes too has not shown the right one to be right.
+        """
+        if self.report.verdict == "pass" and self.mutation is not None:
+            return "inconclusive" if self.mutation.survivors or self.mutation.partial else "pass"
+        return self.report.verdict
+
+    @property
+    def worst(self) -> Row | None:
+        """The row that uses most of its tolerance; None where nothing was compared."""
+        return self.report.worst if self.report.rows else None
+
+    def reason(self) -> str:
+        """Why it is not a pass, with how to run it again; for a pass, the line that says so."""
+        if self.report.verdict != "pass" or self.verdict == "pass":
+            return self.report.summary()
+        assert self.mutation is not None
+        if self.mutation.survivors:
+            first = self.mutation.survivors[0]
+            count = counted(len(self.mutation.survivors), "broken gradient")
+            again = f"\n  again: {self.report.reproduce}" if self.report.reproduce else ""
+            return f"INCONCLUSIVE: the check lets {count} pass; first:\n  {first}{again}"
+        return f"INCONCLUSIVE: mutation was {self.mutation.summary()}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "name": self.name,
+            "verdict": self.verdict,
+            "dataset": self.dataset,
+            "seconds": self.seconds,
+            "report": self.report.as_dict(),
+            "mutation": None if self.mutation is None else self.mutation.as_dict(),
+            "pictures": None if self.pictures is None else self.pictures.as_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Published:
+    """One number that somebody printed, beside ours.
+
+    Attributes:
+        name: of the worked example.
+        figure: which number of it.
+        printed: the number as it was printed.
+        ours: the same by hand.
+        passed: whether ours rounds to the digits that were printed.
+    """
+
+    name: str
+    figure: str
+    printed: str
+    ours: float
+    passed: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Everything that one command found.
+
+    Attributes:
+        title: what was checked, in a few words.
+        networks: in the order of the run.
+        published: worked examples beside their printed figures.
+        command: what runs all of it again.
+        seed: what everything random was drawn from.
+        versions: of this library, of jax, of Python ..., by name.
+        partial: whether the run was interrupted: networks are missing.
+        seconds: how long all of it took.
+    """
+
+    title: str
+    networks: tuple[NetworkResult, ...]
+    published: tuple[Published, ...] = ()
+    command: str = ""
+    seed: int = 0
+    versions: Mapping[str, str] = field(default_factory=dict)
+    partial: bool = False
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        names = [network.name for network in self.networks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"networks of one run need names of their own; more than one is called {twice[0]!r}")
+
+    @property
+    def verdict(self) -> Verdict:
+        """Fail if anything differs; inconclusive if anything is undecided or missing, or nothing was done."""
+        verdicts = {network.verdict for network in self.networks}
+        verdicts |= {"pass" if figure.passed else "fail" for figure in self.published}
+        if "fail" in verdicts:
+            return "fail"
+        return "pass" if verdicts == {"pass"} and not self.partial else "inconclusive"
+
+    @property
+    def by_verdict(self) -> tuple[NetworkResult, ...]:
+        """The networks that fail, then the undecided ones, then the others, each in the order of the run."""
+        return tuple(sorted(self.networks, key=lambda network: _ORDER.index(network.verdict)))
+
+    @property
+    def unproven(self) -> tuple[NetworkResult, ...]:
+        """The networks that are not a pass, those that fail first."""
+        return tuple(network for network in self.by_verdict if network.verdict != "pass")
+
+    @property
+    def off_figures(self) -> tuple[Published, ...]:
+        """The published figures that ours does not round to."""
+        return tuple(figure for figure in self.published if not figure.passed)
+
+    @property
+    def comparisons(self) -> int:
+        """How many rows and figures there are."""
+        return sum(len(network.report.rows) for network in self.networks) + len(self.published)
+
+    def headline(self) -> str:
+        """The verdict in one sentence."""
+        done = f"{counted(self.comparisons, 'comparison')} on {counted(len(self.networks), 'network')}"
+        cut = "; the run was interrupted, so networks are missing" if self.partial else ""
+        if self.verdict == "pass":
+            return f"ALL PROVEN: {done}"
+        if not self.comparisons:
+            return f"INCONCLUSIVE: nothing was compared{cut}"
+        wrong = [network.verdict for network in self.networks].count("fail")
+        undecided = [network.verdict for network in self.networks].count("inconclusive")
+        of = counted(len(self.networks), "network")
+        parts = [f"{wrong} of {of} {'differs' if wrong == 1 else 'differ'}"] if wrong else []
+        if self.off_figures:
+            parts.append(f"{len(self.off_figures)} of {counted(len(self.published), 'published figure')} missed")
+        if undecided:
+            parts.append(f"{undecided} of {of} undecided")
+        lead = "NOT PROVEN" if self.verdict == "fail" else "INCONCLUSIVE"
+        return f"{lead}: {', '.join([*parts, done])}{cut}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "title": self.title,
+            "verdict": self.verdict,
+            "passed": self.verdict == "pass",
+            "partial": self.partial,
+            "command": self.command,
+            "seed": self.seed,
+            "seconds": self.seconds,
+            "versions": dict(self.versions),
+            "networks": [network.as_dict() for network in self.networks],
+            "published": [asdict(figure) for figure in self.published],
+        }
+
+
+def counted(n: int, noun: str) -> str:
+    """A number and its noun: 1 network, 2 networks."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
