@@ -116,6 +116,7 @@ class Case:
         lam: a lambda given at the call, or None.
         dtype: the precision to prove it in.
         dataset: where x and y come from.
+        setting: the values of FEATURES that it was built from.
     """
 
     name: str
@@ -126,6 +127,7 @@ class Case:
     lam: float | None
     dtype: str
     dataset: str
+    setting: Setting
 
 
 def build(setting: Setting, seed: int) -> Case:
@@ -140,7 +142,7 @@ def build(setting: Setting, seed: int) -> Case:
     params = draw_params(net, gain, np.random.default_rng(seed))
     name = "{activation}, {loss}, depth {depth}, lam {lam}, {dtype}, {composite}".format(**chosen)
     lam = TRACED_LAM if chosen["lam"] == "traced" else None
-    return Case(name, mb.Objective(net, loss, regularizer), params, x, y, lam, chosen["dtype"], dataset)
+    return Case(name, mb.Objective(net, loss, regularizer), params, x, y, lam, chosen["dtype"], dataset, setting)
 
 
 def draw_params(net: Node, gain: float, rng: np.random.Generator) -> Any:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 
@@ -38,25 +39,45 @@ def _widths(text: str) -> tuple[int, ...]:
     return tuple(_positive(part) for part in text.split(",")) if text else ()
 
 
+def _argnums(text: str) -> int | tuple[int, ...]:
+    numbers = tuple(_natural(part) for part in text.split(","))
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="manual-backprop",
         description="Backpropagation written by hand, and the proof by jax.grad that it is right.",
-        epilog="exit status: 0 all proven, 1 something differs, 2 bad usage or input",
+        epilog="exit status: 0 all proven, 1 something differs, 2 bad usage or input, 3 too noisy to tell",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     check = commands.add_parser(
         "check",
-        help="prove every hand-written gradient equal to jax.grad's, on real data",
-        description="Trains nothing. Compares z, a, loss, penalty, J, every delta, dW and db, dL/dx and ds/dlam"
-        " of a catalogue of networks with jax.grad, and three published examples with their printed digits.",
+        help="prove every hand-written gradient right, on real data, or check a function of yours",
+        description="Without TARGET: every equation of a catalogue of networks by itself, and z, a, loss, penalty, J,"
+        " every delta, dW and db, dL/dx and ds/dlam end to end against jax.grad; and three published examples with"
+        " their printed digits. With TARGET: a jax.custom_vjp or jax.custom_jvp of yours, or with --gradient any"
+        " function and its gradient.",
     )
+    check.add_argument("target", nargs="?", metavar="TARGET", help="module:name of your function")
+    check.add_argument("--args", metavar="M:NAME", help="its arguments: a tuple, or a function that returns one")
+    check.add_argument("--gradient", metavar="M:NAME", help="the gradient of TARGET that you wrote by hand")
+    check.add_argument(
+        "--raw", metavar="M:NAME", help="the plain function, where JAX cannot differentiate TARGET's own"
+    )
+    check.add_argument("--argnums", type=_argnums, metavar="I,I", help="which arguments to differentiate by")
+    check.add_argument("--dtype", choices=("float64", "float32", "bfloat16", "float16"), help="to test TARGET in")
+    check.add_argument("--witnesses", action="store_true", help="differentiate TARGET in every other way too")
     check.add_argument("--quick", action="store_true", help="every feature once, instead of every pair")
+    check.add_argument("--mutate", action="store_true", help="break our gradients everywhere: does the check see it?")
     check.add_argument("--only", metavar="PATTERN", help="networks whose name contains or matches PATTERN")
     check.add_argument("--list", action="store_true", help="name the networks and stop")
     check.add_argument("--seed", type=_natural, default=0, help="draws networks, parameters and rows (default 0)")
     check.add_argument("--json", metavar="FILE", help="write every row to FILE")
+    check.add_argument("--junit", metavar="FILE", help="write JUnit XML, as CI systems read it")
+    check.add_argument("--markdown", metavar="FILE", help="write a summary")
+    check.add_argument("--html", metavar="FILE", help="write one self-contained page with pictures")
 
     train = commands.add_parser(
         "train",
@@ -82,7 +103,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    words = list(sys.argv[1:] if argv is None else argv)
+    arguments = _parser().parse_args(words)
+    arguments.command_line = shlex.join(["manual-backprop", *words])
     from reference.files import BadInput
 
     try:

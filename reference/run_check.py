@@ -1,70 +1,92 @@
-"""`manual-backprop check`: prove the catalogue and the published examples, and print what is proven."""
+"""`manual-backprop check`: prove the catalogue, or a function of the user's, and say what is proven."""
 
-import json
-import math
 import os
+import platform
+import sys
+import time
 from argparse import Namespace
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from reference import catalogue, golden
 from reference.checking import check
-from reference.files import BadInput, require_writable, write_atomically
+from reference.compiling import quick
+from reference.files import BadInput, require_writable
+from reference.mutation.ours import catalogue_mutation, subjects
+from reference.proving import Task, prove, tasks
 from reference.report import Report
+from reference.reports.formats import github_annotations, write_reports, write_step_summary
+from reference.reports.run import NetworkResult, Published, Run
 from reference.terminal import print_table, progress
 
-SCHEMA = "manual-backprop/check/1"
 SHOWN_FAILURES = 10
-# A catalogue compiles two programs a network and runs each once, so code that compiles fast beats fast code.
-_FAST_TO_COMPILE = {
-    "xla_backend_optimization_level": 0,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
+FORMATS = ("json", "junit", "markdown", "html")
+EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 
 def run(arguments: Namespace) -> int:
-    """The exit status: 0 all proven, 1 something differs.
+    """The exit status: 0 all proven, 1 something differs, 3 something is undecided, 130 interrupted.
 
     Raises:
-        BadInput: a report that cannot be written, or a pattern that matches nothing.
+        BadInput: a report that cannot be written, a pattern that matches nothing, a target that cannot be checked.
     """
-    report_path = None if arguments.json is None else Path(arguments.json)
-    if report_path is not None:
-        require_writable(report_path)
-    cases = [c for c in catalogue.cases(arguments.seed, arguments.quick) if _matches(c.name, arguments.only)]
-    with jax.enable_x64(True):
-        examples = [e for e in golden.examples() if _matches(e.name, arguments.only)]
-    if not cases and not examples:
-        raise BadInput(f"no network is called like {arguments.only!r}; `manual-backprop check --list` names them")
-    names = [case.name for case in cases] + [example.name for example in examples]
+    files = {name: getattr(arguments, name) for name in FORMATS}
+    for path in files.values():
+        if path is not None:
+            require_writable(Path(path))
     if arguments.list:
-        print("\n".join(names))
+        print("\n".join(task.name for task in _tasks(arguments)))
         return 0
-
-    with jax.enable_x64(True):
-        figures = {example.name: golden.figures(example) for example in examples}
-    reports: dict[str, Report] = {}
-    with progress("networks proven", len(cases) + len(examples)) as advance:
-        for name, report in _prove(cases, examples):
-            reports[name] = report
-            advance("" if report.passed else f"{name} DIFFERS")
-    ordered = {name: reports[name] for name in names}
-    passed = all(report.passed for report in ordered.values()) and all(
-        figure.passed for group in figures.values() for figure in group
+    started = time.perf_counter()
+    if arguments.target:
+        found = _users(arguments)
+    elif arguments.mutate:
+        found = _mutated(arguments)
+    else:
+        found = _catalogue(arguments)
+    whole = Run(
+        title=f"check of {arguments.target}" if arguments.target else "hand-written gradients against jax.grad",
+        networks=tuple(found.networks),
+        published=tuple(found.published),
+        command=arguments.command_line,
+        seed=arguments.seed,
+        versions={"jax": jax.__version__, "python": platform.python_version(), "backend": jax.default_backend()},
+        partial=found.partial,
+        seconds=time.perf_counter() - started,
     )
-    _print(ordered, figures, {case.name: case.dataset for case in cases}, passed)
-    if report_path is not None:
-        document = _document(arguments, ordered, figures, passed)
-        text = json.dumps(_finite(document), indent=1, allow_nan=False)
-        write_atomically(report_path, lambda file: file.write(text.encode()))
-        print(f"report written to {report_path}")
-    return 0 if passed else 1
+    print(whole.headline())
+    for path in write_reports(whole, **files):
+        print(f"report written to {path}")
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        print("\n".join(github_annotations(whole)))
+        write_step_summary(whole)
+    return 130 if whole.partial else EXIT[whole.verdict]
+
+
+class _Found:
+    """What has been found so far; kept when the run is interrupted."""
+
+    def __init__(self) -> None:
+        self.networks: list[NetworkResult] = []
+        self.published: list[Published] = []
+        self.partial = False
+
+
+def _matching(arguments: Namespace) -> tuple[list[catalogue.Case], list[golden.Example]]:
+    pattern = arguments.only
+    cases = [c for c in catalogue.cases(arguments.seed, arguments.quick) if _matches(c.name, pattern)]
+    with jax.enable_x64(True):
+        examples = [e for e in golden.examples() if _matches(e.name, pattern)]
+    if not cases and not examples:
+        raise BadInput(f"no network is called like {pattern!r}; `manual-backprop check --list` names them")
+    return cases, examples
+
+
+def _tasks(arguments: Namespace) -> list[Task]:
+    return tasks(*_matching(arguments))
 
 
 def _matches(name: str, pattern: str | None) -> bool:
@@ -72,124 +94,108 @@ def _matches(name: str, pattern: str | None) -> bool:
     return pattern is None or fnmatch(name, pattern) or pattern in name
 
 
-def _prove(cases: list[catalogue.Case], examples: list[golden.Example]) -> Iterator[tuple[str, Report]]:
-    """Reports as they come: compilation runs outside Python's lock, so a few networks go side by side."""
-    options = compile_options()
-
-    def of_case(case: catalogue.Case) -> tuple[str, Report]:
-        return case.name, check(
-            case.objective,
-            case.params,
-            case.x,
-            case.y,
-            lam=case.lam,
-            dtype=case.dtype,
-            compiler_options=options,
-        )
-
-    def of_example(example: golden.Example) -> tuple[str, Report]:
-        return example.name, check(example.objective, example.params, example.x, example.y, compiler_options=options)
-
-    pool = ThreadPoolExecutor((os.cpu_count() or 1) + 1)
+def _catalogue(arguments: Namespace) -> _Found:
+    """Every network of the catalogue, and the published examples with their printed digits."""
+    cases, examples = _matching(arguments)
+    found = _Found()
+    with jax.enable_x64(True):
+        figures = {example.name: golden.figures(example) for example in examples}
+    found.published = [
+        Published(name, f.name, f.printed, f.ours, f.passed) for name, group in figures.items() for f in group
+    ]
+    everything = tasks(cases, examples)
     try:
-        jobs = [pool.submit(of_case, case) for case in cases] + [pool.submit(of_example, e) for e in examples]
-        for job in as_completed(jobs):
-            yield job.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+        with progress("networks proven", len(everything)) as advance:
+            for result in prove(everything, pictures=arguments.html is not None, seed=arguments.seed):
+                found.networks.append(result)
+                advance("" if result.verdict == "pass" else f"{result.name}: {result.verdict}")
+    except KeyboardInterrupt:
+        found.partial = True
+    order = {task.name: i for i, task in enumerate(everything)}
+    found.networks.sort(key=lambda result: order[result.name])
+    _print(found.networks, figures)
+    return found
 
 
-def compile_options() -> dict[str, Any] | None:
-    """Options for quick compilation, where this backend and this version of XLA know them; else None."""
-    if jax.default_backend() != "cpu":
-        return None
-    try:
-        jax.jit(lambda x: x + 1, compiler_options=_FAST_TO_COMPILE)(0.0)
-    except Exception:  # an unknown option: the type of the error differs between versions
-        return None
-    return _FAST_TO_COMPILE
+def _mutated(arguments: Namespace) -> _Found:
+    """Our own gradients, broken at every equation of their programs: does the check see it?"""
+    found = _Found()
+    with jax.enable_x64(True):
+        broken = subjects(arguments.seed)
+    with progress("networks mutated", len(broken)) as advance:
+        scores = catalogue_mutation(arguments.quick, arguments.seed, advance, quick())
+    for name, score in scores.items():
+        it = broken[name]
+        lam, weights = it.given.get("lam"), it.given.get("weights")
+        report = check(it.objective, it.params, it.x, it.y, lam=lam, weights=weights, compiler_options=quick())
+        found.networks.append(NetworkResult(f"mutants of {name}", report, mutation=score))
+        found.partial |= score.partial
+        print(f"{name}\n{score}\n")
+    return found
 
 
-def _print(
-    reports: dict[str, Report],
-    figures: dict[str, list[golden.Figure]],
-    datasets: dict[str, str],
-    passed: bool,
-) -> None:
+def _users(arguments: Namespace) -> _Found:
+    """A function of the user's."""
+    from reference import run_user
+
+    if not arguments.args:
+        raise BadInput(f"--args is missing: the arguments to check {arguments.target} on, --args module:name")
+    report = run_user.run(
+        arguments.target,
+        arguments.args,
+        gradient=arguments.gradient or "",
+        raw=arguments.raw or "",
+        argnums=arguments.argnums,
+        dtype=arguments.dtype,
+        seed=arguments.seed,
+        witnesses="all" if arguments.witnesses else (),
+    )
+    found = _Found()
+    found.networks.append(NetworkResult(arguments.target, report))
+    print(f"{report}\n")
+    return found
+
+
+def _print(results: Sequence[NetworkResult], figures: dict[str, list[golden.Figure]]) -> None:
+    """One line for every precision and for every published example, then what is not a pass."""
     rows = []
     for dtype in catalogue.FEATURES["dtype"]:
-        group = {n: r for n, r in reports.items() if n in datasets and r.dtype == dtype}
+        group = [result for result in results if result.dataset and result.report.dtype == dtype]
         if group:
-            name, report = max(group.items(), key=lambda item: item[1].worst.used)
-            worst = report.worst
+            datasets = ", ".join(sorted({result.dataset for result in group}))
+            rows.append((f"{dtype} on {datasets}", *_worst(group)))
+    for result in results:
+        printed = figures.get(result.name, [])
+        if printed:
+            far = max(printed, key=lambda figure: figure.error / figure.tolerance)
+            own = _worst([result])
+            used = max(result.report.worst.used, far.error / far.tolerance)
+            where = f"{far.name}, printed {far.printed}"
             rows.append(
-                (
-                    f"{dtype} on {', '.join(sorted({datasets[n] for n in group}))}",
-                    str(len(group)),
-                    str(sum(len(r.rows) for r in group.values())),
-                    f"{worst.relative:.1e}",
-                    f"{worst.used:.2g}",
-                    f"{worst.path} of {name}",
-                )
+                (f"published: {result.name}", "1", f"{own[1]} + {len(printed)} printed", f"{used:.2g}", "", where)
             )
-    for name, printed in figures.items():
-        report = reports[name]
-        far = max(printed, key=lambda figure: figure.error / figure.tolerance)
-        rows.append(
-            (
-                f"published: {name}",
-                "1",
-                f"{len(report.rows)} + {len(printed)} printed",
-                f"{report.worst.relative:.1e}",
-                f"{max(report.worst.used, far.error / far.tolerance):.2g}",
-                f"{far.name}, printed {far.printed}",
-            )
-        )
-    header = ("what", "networks", "checks", "worst rel. error", "of tolerance", "where")
+    header = ("what", "networks", "checks", "of tolerance", "power", "where")
     print_table("Hand-written gradients against jax.grad", header, rows)
     print()
-    _print_failures(reports, figures)
-    total = sum(len(r.rows) for r in reports.values()) + sum(map(len, figures.values()))
-    counts = f"{total} checks on {len(reports)} network{'' if len(reports) == 1 else 's'}"
-    print(f"{'ALL PROVEN' if passed else 'NOT PROVEN'}: {counts}")
-
-
-def _print_failures(reports: dict[str, Report], figures: dict[str, list[golden.Figure]]) -> None:
-    failed = [(name, report) for name, report in reports.items() if not report.passed]
-    for name, report in failed[:SHOWN_FAILURES]:
-        print(f"{name}\n  {report.verdict()}\n")
-    if len(failed) > SHOWN_FAILURES:
-        print(f"... and {len(failed) - SHOWN_FAILURES} more networks\n")
-    for name, group in figures.items():
-        for figure in group:
+    anew = sum(any(note.startswith("drawn anew") for note in result.report.notes) for result in results)
+    if anew:
+        print(f"{anew} of the networks drawn anew: rounding left the first draw undecided\n")
+    unproven = [result for result in results if result.verdict != "pass"]
+    for result in unproven[:SHOWN_FAILURES]:
+        print(f"{result.name}\n  {result.reason()}\n")
+    if len(unproven) > SHOWN_FAILURES:
+        print(f"... and {len(unproven) - SHOWN_FAILURES} more networks\n")
+    for name, printed in figures.items():
+        for figure in printed:
             if not figure.passed:
                 print(f"{name}: {figure.name} was printed as {figure.printed}, ours is {figure.ours:.17g}\n")
+    sys.stdout.flush()
 
 
-def _document(
-    arguments: Namespace, reports: dict[str, Report], figures: dict[str, list[golden.Figure]], passed: bool
-) -> dict[str, Any]:
-    return {
-        "schema": SCHEMA,
-        "passed": passed,
-        "seed": arguments.seed,
-        "quick": arguments.quick,
-        "only": arguments.only,
-        "jax": jax.__version__,
-        "backend": jax.default_backend(),
-        "networks": [{"name": name} | report.as_dict() for name, report in reports.items()],
-        "published": [
-            {"name": name, "figure": f.name, "printed": f.printed, "ours": f.ours, "passed": f.passed}
-            for name, group in figures.items()
-            for f in group
-        ],
-    }
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no nan and no inf: they become the strings "nan", "inf" and "-inf"."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def _worst(group: Sequence[NetworkResult]) -> tuple[str, str, str, str, str]:
+    """(networks, rows, worst error in units of its tolerance, worst power, where the worst error is)."""
+    reports: list[tuple[str, Report]] = [(result.name, result.report) for result in group]
+    name, report = max(reports, key=lambda item: item[1].worst.used)
+    power = max(row.power for _, each in reports for row in each.rows)
+    count = sum(len(each.rows) for _, each in reports)
+    return str(len(group)), str(count), f"{report.worst.used:.2g}", f"{power:.1g}", f"{report.worst.path} of {name}"

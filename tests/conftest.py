@@ -6,6 +6,8 @@ import jax
 import jaxtyping
 import pytest
 
+pytest_plugins = "pytester"
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

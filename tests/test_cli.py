@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import manual_backprop as mb
-from reference import catalogue, cli, run_check, run_train
+from reference import catalogue, cli, run_train
 from reference.files import BadInput, write_atomically
+from reference.reports import formats
 
 
 @pytest.fixture(autouse=True)
@@ -66,11 +67,11 @@ def test_check_proves_and_reports(capsys, tmp_path):
     assert "ALL PROVEN" in out
     assert "networks proven: " in err
     document = json.loads(path.read_text())
-    assert document["schema"] == run_check.SCHEMA
+    assert document["schema"] == formats.SCHEMA
     assert document["passed"] is True
     assert all("float16" in network["name"] for network in document["networks"])
-    rows = [row for network in document["networks"] for row in network["rows"]]
-    assert f"{len(rows)} checks on {len(document['networks'])} network" in out
+    rows = [row for network in document["networks"] for row in network["report"]["rows"]]
+    assert f"{len(rows)} comparisons on {len(document['networks'])} network" in out
     assert all(row["error"] <= row["tolerance"] for row in rows)
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
 
@@ -79,7 +80,7 @@ def test_check_proves_the_published_examples(capsys):
     status, out, _ = run(capsys, "check", "--only", "mazur*")
     assert status == 0
     assert "published: mazur-2015" in out
-    assert "21 + 32 printed" in out
+    assert "37 + 32 printed" in out
 
 
 def test_check_list_names_what_it_would_prove(capsys):
@@ -240,3 +241,103 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         write_atomically(path, torn)
     assert path.read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["report.json"]
+
+
+def test_one_page_and_every_other_report_of_one_run(capsys, tmp_path):
+    files = {name: tmp_path / f"report.{name}" for name in ("json", "junit", "markdown", "html")}
+    options = [word for name, path in files.items() for word in (f"--{name}", str(path))]
+    status, out, _ = run(capsys, "check", "--only", "coursera*", *options)
+    assert status == 0
+    for path in files.values():
+        assert path.stat().st_size > 1000
+        assert str(path) in out
+    page = files["html"].read_text()
+    assert page.index("ALL PROVEN") < page.index("coursera-ml-ex4-lambda3")
+    assert page.count("<svg") >= 3  # scatter, norms of delta, differences
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(capsys, tmp_path):
+    status, out, err = run(capsys, "check", "--only", "mazur*", "--html", str(tmp_path / "none" / "page.html"))
+    assert status == 2
+    assert "make it first" in err
+    assert "PROVEN" not in out
+
+
+def test_an_interrupted_run_keeps_what_it_has_and_says_so(capsys, monkeypatch, tmp_path):
+    def one_and_then_ctrl_c(tasks, **options):
+        yield from list(proving.prove(tasks[:1], **options))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_check, "prove", one_and_then_ctrl_c)
+    path = tmp_path / "report.json"
+    status, out, _ = run(capsys, "check", "--quick", "--only", "float64", "--json", str(path))
+    assert status == 130
+    assert "interrupted" in out
+    document = json.loads(path.read_text())
+    assert document["partial"] is True
+    assert document["passed"] is False
+    assert len(document["networks"]) == 1
+
+
+def test_under_github_the_failure_is_an_annotation_and_the_summary_is_written(capsys, monkeypatch, tmp_path):
+    right = mb.Frobenius.add_gradient
+    monkeypatch.setattr(mb.Frobenius, "add_gradient", lambda self, g, *args: right(self, right(self, g, *args), *args))
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    status, out, _ = run(capsys, "check", "--only", "mazur*")
+    assert status == 0  # no regulariser there
+    status, out, _ = run(capsys, "check", "--only", "coursera*")
+    assert status == 1
+    assert any(line.startswith("::error ") and "gradients[0].W" in line for line in out.splitlines())
+    assert "lam W counted twice" in (tmp_path / "summary.md").read_text()
+
+
+USERS = """
+import jax, jax.numpy as jnp
+
+@jax.custom_vjp
+def cubed(x):
+    return x ** 3
+
+cubed.defvjp(lambda x: (x ** 3, x), lambda x, g: ({slope} * x ** 2 * g,))
+
+def energy(x):
+    return jnp.sum(x ** 3)
+
+def by_hand(x):
+    return {slope} * x ** 2
+
+arguments = (jnp.array([0.5, -1.0, 2.0]),)
+"""
+
+
+@pytest.mark.parametrize(("slope", "status"), [(3, 0), (2, 1)])
+@pytest.mark.parametrize("how", [["users:cubed"], ["users:energy", "--gradient", "users:by_hand", "--witnesses"]])
+def test_a_function_of_the_users_is_checked_from_the_shell(capsys, monkeypatch, tmp_path, slope, status, how):
+    (tmp_path / "users.py").write_text(USERS.format(slope=slope))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "users", raising=False)
+    got, out, _ = run(capsys, "check", *how, "--args", "users:arguments", "--json", "report.json")
+    sys.modules.pop("users", None)
+    assert got == status, out
+    assert ("ALL PROVEN" if status == 0 else "a constant factor of 0.666667") in out
+    assert json.loads((tmp_path / "report.json").read_text())["networks"][0]["name"] == how[0]
+
+
+def test_a_target_without_arguments_is_bad_input(capsys):
+    status, _, err = run(capsys, "check", "users:cubed")
+    assert status == 2
+    assert "--args is missing" in err
+
+
+@pytest.mark.slow
+def test_every_mutant_of_the_library_is_killed_or_equivalent(capsys, tmp_path):
+    """The check that this suite rests on sees every fault in every equation of our own gradients' programs."""
+    path = tmp_path / "report.json"
+    status, out, _ = run(capsys, "check", "--mutate", "--json", str(path))
+    assert status == 0, out
+    scores = [network["mutation"] for network in json.loads(path.read_text())["networks"]]
+    assert sum(len(score["mutants"]) for score in scores) > 2500
+    verdicts = [mutant["verdict"] for score in scores for mutant in score["mutants"]]
+    assert "survived" not in verdicts
+    assert verdicts.count("equivalent") < 0.02 * len(verdicts)

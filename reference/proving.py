@@ -1,0 +1,127 @@
+"""The catalogue and the published examples, proven a few at a time, each with what is drawn of it."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+import manual_backprop as mb
+from reference import catalogue, golden, model
+from reference.checking import Judge, by_hand, prepare
+from reference.compiling import quick
+from reference.reports.run import NetworkResult, Pictures
+from reference.tolerance.equations import chain, sites
+from reference.witnesses.differences import difference_curve
+
+REDRAWN = 3  # how often a network of the catalogue is drawn anew where rounding leaves it undecided
+REDRAW_SEED = 1_000_003
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One network to prove.
+
+    Attributes:
+        name: what reports call it.
+        objective: what is proven.
+        inputs: (params, x, y).
+        lam: given at the call, or None.
+        dtype: to prove it in.
+        dataset: where the examples come from.
+        redraw: gives the same network with other parameters and examples, by a seed; None where they are given.
+    """
+
+    name: str
+    objective: mb.Objective
+    inputs: tuple[Any, Any, Any]
+    lam: float | None
+    dtype: str
+    dataset: str
+    redraw: "Callable[[int], Task] | None" = None
+
+
+def tasks(cases: list[catalogue.Case], examples: list[golden.Example]) -> list[Task]:
+    """Cases of the catalogue, then published examples."""
+    return [
+        *map(_of_case, cases),
+        *(Task(e.name, e.objective, (e.params, e.x, e.y), None, "float64", "") for e in examples),
+    ]
+
+
+def _of_case(case: catalogue.Case) -> Task:
+    inputs = (case.params, case.x, case.y)
+    return Task(
+        case.name,
+        case.objective,
+        inputs,
+        case.lam,
+        case.dtype,
+        case.dataset,
+        lambda seed: _of_case(catalogue.build(case.setting, seed)),
+    )
+
+
+def prove(all_tasks: list[Task], pictures: bool, seed: int) -> Iterator[NetworkResult]:
+    """Results as they come: compilation runs outside Python's lock, so a few networks go side by side."""
+    pool = ThreadPoolExecutor((os.cpu_count() or 1) + 1)
+    try:
+        jobs = [pool.submit(_proven, task, pictures, seed) for task in all_tasks]
+        for job in as_completed(jobs):
+            yield job.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _proven(task: Task, pictures: bool, seed: int) -> NetworkResult:
+    """Prove a network; one that rounding leaves undecided is drawn anew, and the report says so."""
+    result = _once(task, pictures, seed)
+    for again in range(1, REDRAWN + 1):
+        if task.redraw is None or result.verdict != "inconclusive":
+            break
+        with jax.enable_x64(True):
+            other = task.redraw(REDRAW_SEED * again + seed)
+        retried = _once(other, pictures, seed)
+        note = f"drawn anew, since before it was {result.reason()}"
+        result = replace(retried, report=replace(retried.report, notes=(*result.report.notes, note)))
+    return result
+
+
+def _once(task: Task, pictures: bool, seed: int) -> NetworkResult:
+    started = time.perf_counter()
+    judge = prepare(task.objective, *task.inputs, lam=task.lam, dtype=task.dtype, seed=seed, compiler_options=quick())
+    step, pair = by_hand(judge, compiler_options=quick())
+    report = judge.report(step, pair)
+    drawn = _pictures(judge, step, seed) if pictures else None
+    return NetworkResult(task.name, report, time.perf_counter() - started, task.dataset, drawn)
+
+
+def _pictures(judge: Judge, step: mb.Step, seed: int) -> Pictures:
+    """Every entry of the gradient by hand and by jax.grad, the deltas' norms, and a difference's error by step."""
+    ours, theirs = (_flat(tree) for tree in (step.gradients, judge.measured.value.gradients))
+    written_out = sites(chain(judge.objective.net, judge.inputs[0], step))
+    norms = tuple((f"layer {site.number}", float(np.linalg.norm(site.delta))) for site in written_out)
+    with jax.enable_x64(True):
+        params, x, y = jax.tree.map(_wide, judge.inputs)
+        lam = judge.given.get("lam")
+
+        def J(params: Any) -> Any:
+            return model.value(judge.objective, params, x, y, lam=None if lam is None else _wide(lam))
+
+        gradient = jax.tree.map(_wide, step.gradients)
+        finite = all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+        curve = difference_curve(J, params, gradient=gradient, seed=seed) if finite else None
+    return Pictures(scatter=(ours, theirs), delta_norms=norms, difference_curve=curve)
+
+
+def _flat(tree: Any) -> np.ndarray:
+    return np.concatenate([_wide(leaf).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def _wide(leaf: Any) -> np.ndarray:
+    leaf = np.asarray(leaf)
+    return leaf if np.issubdtype(leaf.dtype, np.integer) else leaf.astype(np.float64)

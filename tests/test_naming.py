@@ -1,0 +1,36 @@
+"""Which equation is wrong: faults planted in the sweep itself, in every equation of every layer, are named where they are."""
+
+import pytest
+
+from benchmarks import confusion
+from benchmarks.faults import FAULTS
+from reference.checking import prepare
+from reference.compiling import quick
+
+
+@pytest.fixture(scope="module")
+def judge():
+    objective = confusion.NETWORKS["tanh, softmax"]
+    return prepare(objective, *confusion.problem(objective), compiler_options=quick())
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_is_named_with_its_equation_and_layer(judge, name):
+    fault = FAULTS[name]
+    found = list(confusion.planted(fault, judge.objective))
+    assert found
+    for _, faulty, equation, layer in found[:2]:
+        report = confusion.judged(judge, faulty)
+        first = report.failures[0]
+        assert (first.equation, first.layer) == (equation, layer)
+        assert fault.cause in first.cause
+
+
+def test_every_equation_has_faults_planted_in_it():
+    tags = {fault.equation for fault in FAULTS.values()}
+    assert tags >= {"(F1)", "(F2)", "(J1)", "(J2)", "(B1)", "(B2)", "(B3)", "(B4)", "(B6)"}
+    assert len(FAULTS) >= 20
+
+
+def test_the_right_step_is_named_nowhere(judge):
+    assert confusion.judged(judge, judge.objective).verdict == "pass"

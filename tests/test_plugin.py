@@ -1,0 +1,159 @@
+"""The pytest plugin, run as a user runs it: pytest in another process, on a project of its own."""
+
+import json
+import subprocess
+import sys
+from importlib.metadata import entry_points
+from xml.etree import ElementTree
+
+import pytest
+
+PROJECT = """
+import jax, jax.numpy as jnp, numpy as np, pytest
+
+X = np.random.default_rng(0).normal(size=3)
+
+def cube(x, y):
+    return x**3 * y
+
+def with_rule(backward):
+    f = jax.custom_vjp(cube)
+    f.defvjp(lambda x, y: (cube(x, y), (x, y)), backward)
+    return f
+
+right = with_rule(lambda saved, g: (3 * saved[0]**2 * saved[1] * g, saved[0]**3 * g))
+wrong = with_rule(lambda saved, g: (2 * saved[0]**2 * saved[1] * g, saved[0]**3 * g))
+"""
+FAILING = """
+def test_right(assert_vjp_correct):
+    assert assert_vjp_correct(right, X, X[::-1], transforms=["eager"]).passed
+
+def test_wrong(assert_vjp_correct):
+    assert_vjp_correct(wrong, X, X[::-1], transforms=["eager"])
+
+def test_raises(assert_gradients_match):
+    assert_gradients_match(jnp.sum, lambda x: undefined, X)
+"""
+MARKED = """
+@pytest.mark.gradient(dtypes=["float32", "float64"], transforms=["eager", "jit"])
+def test_each(assert_gradients_match, gradient_case):
+    seen = []
+
+    def by_hand(x):
+        seen.append((str(x.dtype), "jit" if isinstance(x, jax.core.Tracer) else "eager"))
+        wrong = isinstance(x, jax.core.Tracer) and x.dtype == jnp.float32
+        return jnp.cos(x) * (2 if wrong else 1)
+
+    try:
+        report = assert_gradients_match(lambda x: jnp.sum(jnp.sin(x)), by_hand, X)
+    finally:
+        assert (gradient_case.dtype, gradient_case.transform) in seen
+        assert {dtype for dtype, _ in seen} == {gradient_case.dtype}
+    assert report.dtype == gradient_case.dtype
+"""
+
+
+def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+    installed = any(point.name == "manual_backprop" for point in entry_points(group="pytest11"))
+    return pytester.runpytest_subprocess(*([] if installed else ["-p", "reference.pytest_plugin"]), *arguments)
+
+
+@pytest.fixture
+def project(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makeini("[pytest]\naddopts = --strict-markers\n")
+    return pytester
+
+
+def test_a_failure_says_which_entry_and_how_to_run_it_again(project: pytest.Pytester) -> None:
+    project.makepyfile(test_rules=PROJECT + FAILING)
+    result = run(project, "--gradient-report=out.json", "--gradient-report=out.xml", "--gradient-report=out.md")
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "E   *GradientMismatch: DIFFERS: * comparisons in float64; first in the order of computation:",
+            "E *args[[]0[]]*is * by hand, * by jax.vjp of the plain function*",
+            "E *again: python -m pytest test_rules.py::test_wrong",
+            "*CallFailed: grad_fun (*<lambda>) raised NameError: name 'undefined' is not defined at *test_rules.py:*",
+            "3 gradient checks written to out.json",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*reference/*.py:*: *")  # tracebacks end in the user's own code
+    told = json.loads((project.path / "out.json").read_text())
+    verdicts = {network["name"]: network["verdict"] for network in told["networks"]}
+    assert verdicts == {
+        "test_rules.py::test_right": "pass",
+        "test_rules.py::test_wrong": "fail",
+        "test_rules.py::test_raises": "fail",
+    }
+    assert told["verdict"] == "fail" and not told["partial"]
+    (wrong,) = [network for network in told["networks"] if network["name"].endswith("wrong")]
+    rows = {row["path"]: row for row in wrong["report"]["rows"]}
+    assert rows["args[0]"]["verdict"] == "fail" and rows["args[1]"]["verdict"] == "pass"
+    assert rows["args[0]"]["manual"] / rows["args[0]"]["reference"] == pytest.approx(2 / 3)
+    assert ElementTree.fromstring((project.path / "out.xml").read_text()).findall(".//failure")
+    assert "test_rules.py::test_wrong" in (project.path / "out.md").read_text()
+
+
+def test_the_mark_runs_every_dtype_and_transform_and_processes_report_to_one_file(project: pytest.Pytester) -> None:
+    project.makepyfile(test_marked=PROJECT + MARKED)
+    result = run(project, "-n", "2", "--gradient-report=out.json", "-p", "no:cacheprovider")
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(["*again: python -m pytest 'test_marked.py::test_each[[]float32-jit[]]'"])
+    networks = json.loads((project.path / "out.json").read_text())["networks"]
+    verdicts = {network["name"].partition("[")[2]: network["verdict"] for network in networks}
+    assert verdicts == {
+        "float32-eager]": "pass",
+        "float32-jit]": "fail",
+        "float64-eager]": "pass",
+        "float64-jit]": "pass",
+    }
+    assert {network["report"]["dtype"] for network in networks} == {"float32", "float64"}
+
+
+@pytest.mark.parametrize(
+    ("test", "says"),
+    [
+        ("@pytest.mark.gradient\ndef test_a(): pass", "*is for tests that use assert_gradients_match*"),
+        (
+            "@pytest.mark.gradient(dtypes=['int8'])\ndef test_a(gradient_case): pass",
+            "*dtypes of @pytest.mark.gradient*",
+        ),
+        ("@pytest.mark.gradient(transforms=[])\ndef test_a(gradient_case): pass", "*transforms of @pytest.mark.grad*"),
+        (
+            "@pytest.mark.gradient('jit')\ndef test_a(gradient_case): pass",
+            "*takes dtypes=[[]...[]] and transforms*by name*",
+        ),
+    ],
+)
+def test_a_mark_that_cannot_be_obeyed_is_refused(project: pytest.Pytester, test: str, says: str) -> None:
+    project.makepyfile("import pytest\n" + test)
+    result = run(project)
+    assert result.ret != 0
+    result.stdout.fnmatch_lines([says])
+
+
+def test_an_option_that_the_mark_gives_is_refused_in_the_call(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        PROJECT + "@pytest.mark.gradient(dtypes=['float32'], transforms=['jit'])\n"
+        "def test_a(assert_vjp_correct): assert_vjp_correct(right, X, X, dtype='float64')\n"
+    )
+    run(project).stdout.fnmatch_lines(["*TypeError: dtype come from @pytest.mark.gradient here*"])
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [("out.txt", "*must end in .json, .xml, .md, .html*"), ("no/out.json", "*folder no does not exist*")],
+)
+def test_a_report_that_cannot_be_written_is_refused_before_any_test(
+    project: pytest.Pytester, name: str, says: str
+) -> None:
+    project.makepyfile("def test_a(): raise SystemError('was run')")
+    result = run(project, f"--gradient-report={name}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([says])
+    result.stdout.no_fnmatch_line("*was run*")
+
+
+def test_importing_the_plugin_does_not_import_jax() -> None:
+    code = "import sys, reference.pytest_plugin; print('jax' in sys.modules, 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False False\n"
