@@ -14,12 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 import manual_backprop as mb
 from benchmarks.faults import FAULTS, Fault, layers
-from reference.checking import Judge, prepare
+from reference.checking import Judge, by_hand, prepare
 from reference.compiling import quick
 from reference.report import Report, plain_table
 
@@ -86,10 +85,8 @@ def planted(fault: Fault, objective: mb.Objective) -> Iterator[tuple[int, mb.Obj
 
 def judged(judge: Judge, faulty: mb.Objective) -> Report:
     """The report on a step of the faulty objective."""
-    with jax.enable_x64(True):
-        run = jax.jit(lambda p, x, y: mb.backprop(faulty, p, x, y), compiler_options=quick())
-        step = run(*judge.inputs)
-        return judge.report(jax.device_get(step))
+    step, _ = by_hand(judge, lambda _, *given: mb.backprop(faulty, *given), compiler_options=quick())
+    return judge.report(step)
 
 
 def trials() -> Iterator[Trial]:

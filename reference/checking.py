@@ -13,7 +13,6 @@ import manual_backprop as mb
 from manual_backprop.layers import LayerTrace, Parameters
 from manual_backprop.objective import Objective, Step
 from reference import autodiff, causes
-from reference.compiling import faithful
 from reference.model import LayerValues
 from reference.report import Report, Row
 from reference.rows import compare_leaf, require_same_structure
@@ -43,7 +42,7 @@ def check(
 ) -> Report:
     """Prove one hand-written step right, or say which equation of it is wrong.
 
-    Inputs are rounded to `dtype` and the step under test runs in it. Then every value is compared twice:
+    Inputs are rounded to `dtype` and the step under test runs in it, compiled. Then every value is compared twice:
 
     - equation by equation: recomputed in float64 from the stored values that entered it, held against a derived
       rounding bound of that one equation. A fault shows where it is and nowhere else;
@@ -62,8 +61,7 @@ def check(
         value_and_grad: the gradient under test, in the form of `manual_backprop.value_and_grad`.
         samples: of Monte Carlo arithmetic.
         seed: of its noise.
-        compiler_options: for XLA, as `jax.jit` takes them. The step under test is compiled so that a value is
-            used on as it is stored (excess precision and fusion off, where XLA knows these options).
+        compiler_options: for XLA, as `jax.jit` takes them.
 
     Returns:
         A report with the rows of every equation in the order of computation, the first that fails is the cause,
@@ -99,8 +97,7 @@ def by_hand(
         return backprop(judge.objective, p, x, y, **given), value_and_grad(judge.objective)(p, x, y, **given)
 
     with jax.enable_x64(True):
-        run = jax.jit(under_test, compiler_options=faithful(compiler_options))
-        return jax.device_get(run(*judge.inputs, judge.given))
+        return jax.device_get(jax.jit(under_test, compiler_options=compiler_options)(*judge.inputs, judge.given))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import manual_backprop as mb
@@ -106,7 +107,7 @@ def _pictures(judge: Judge, step: mb.Step, seed: int) -> Pictures:
     written_out = sites(chain(judge.objective.net, judge.inputs[0], step))
     norms = tuple((f"layer {site.number}", float(np.linalg.norm(site.delta))) for site in written_out)
     with jax.enable_x64(True):
-        params, x, y = jax.tree.map(_wide, judge.inputs)
+        params, x, y = jax.tree.map(lambda leaf: jnp.asarray(_wide(leaf)), judge.inputs)
         lam = judge.given.get("lam")
 
         def J(params: Any) -> Any:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from reference import causes
 from reference.report import Row, Verdict
 
 Tree = Any
@@ -32,7 +33,8 @@ def compare_leaf(
         manual: the leaf under test.
         reference: what it should be, of the same shape.
         tolerance: the largest error that is rounding, for every entry or for all; inf where that is unknown.
-        cause: (manual, reference, tolerance) -> (pattern, probable cause), asked only where the row fails.
+        cause: (manual, reference, tolerance) -> (pattern, probable cause), asked only where the row fails; None
+            reads what any ratio says.
         overflows: whether the working precision may overflow on the way: entries that are nan or inf by hand
             are then unknown, not wrong.
         described: `kind`, `equation`, `layer` and `witness` of the row.
@@ -57,7 +59,7 @@ def compare_leaf(
     power = _power(ours, theirs, np.where(unknown, np.inf, allowed))
     failed = bool(used.size) and bool(used[worst] > 1)
     verdict: Verdict = "fail" if failed else "inconclusive" if unknown.any() or power > BLIND else "pass"
-    pattern, reason = cause(ours, theirs, allowed) if failed and cause else ("", "")
+    pattern, reason = (cause or causes.of_leaf(causes.Context()))(ours, theirs, allowed) if failed else ("", "")
     finite = np.abs(theirs[np.isfinite(theirs)])
     at = (float(array[worst]) if used.size else 0.0 for array in (errors, allowed, used, ours, theirs))
     error, tol, share, by_hand, by_witness = at

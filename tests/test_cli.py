@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import manual_backprop as mb
-from reference import catalogue, cli, run_train
+from reference import catalogue, cli, proving, run_check, run_train
 from reference.files import BadInput, write_atomically
 from reference.reports import formats
 

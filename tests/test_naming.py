@@ -1,4 +1,4 @@
-"""Which equation is wrong: faults planted in the sweep itself, in every equation of every layer, are named where they are."""
+"""Which equation is wrong: a fault planted in the sweep itself, in any equation of any layer, is named where it is."""
 
 import pytest
 

@@ -140,14 +140,14 @@ def test_every_activation_keeps_within_its_bound_over_the_whole_range(name, dtyp
     row = mb.activations.get(name)
     rng = np.random.default_rng(0)
     z = np.concatenate([s * 10 ** rng.uniform(-8, 2, 4000) for s in (1, -1)]).astype(dtype)
-    f, slope, curvature = bounds.elementwise(model.ACTIVATIONS[name], z.astype(np.float64))
     of = bounds.Arithmetic.of(dtype)
     a, df = jax.jit(lambda z: (row.f(z), row.df(z, row.f(z))), compiler_options=FAST)(z)
-    one = bounds.Known(np.ones_like(f), np.zeros_like(f))
     wide = z.astype(np.float64)
+    at = bounds.curve(model.ACTIVATIONS[name], wide, np.zeros_like(wide))
+    one = bounds.Known.exactly(np.ones_like(wide))
     for got, known in (
-        (a, bounds.activated(of, wide, f, slope)),
-        (df, bounds.error_term(of, wide, slope, curvature, one)),
+        (a, bounds.activated(of, at)),
+        (df, bounds.error_term(of, at, one)),
     ):
         used = np.abs(np.asarray(got, np.float64) - known.value) / known.bound
         assert used.max() < 1

@@ -30,14 +30,57 @@ DOUBLE = unit_roundoff(jnp.float64)
 
 @dataclass(frozen=True)
 class Known:
-    """What a value should be, and how far a right answer may be from it; inf where it may overflow."""
+    """What a value should be, and how far a right answer may be from it; inf where it may overflow.
+
+    Attributes:
+        value: in float64.
+        bound: how far the stored value may be from it.
+        slack: how far what is used further on may be from what is stored. A compiler may carry a 16-bit value on in
+            32 bits, or compute it again where it is used, with other roundings: z = w a + b in one, where b cancels
+            most of it. It computes sums of products once, unless they have one term.
+    """
 
     value: Wide
     bound: Wide
+    slack: Wide
+
+    @classmethod
+    def exactly(cls, value: Wide) -> "Known":
+        """A value that is given."""
+        return cls(value, np.zeros_like(value), np.zeros_like(value))
 
     def __add__(self, other: "Known") -> "Known":
         """The sum before it is rounded."""
-        return Known(self.value + other.value, self.bound + other.bound)
+        return Known(self.value + other.value, self.bound + other.bound, self.slack + other.slack)
+
+    def further(self, error: Wide) -> "Known":
+        """After one more error of that size."""
+        return Known(self.value, self.bound + error, self.slack + error)
+
+    def stored(self, value: Wide) -> "Known":
+        """The value that is stored, for the equations that use it."""
+        return Known(value, self.slack, self.slack)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """An activation function at the stored z, and how much it changes within the slack of z.
+
+    Attributes:
+        z: stored.
+        f: f(z).
+        slope: f'(z).
+        curvature: f''(z).
+        f_moved: the change of f.
+        slope_moved: the change of f', which at a kink is all of its step.
+    """
+
+    z: Wide
+    f: Wide
+    slope: Wide
+    curvature: Wide
+    f_moved: Wide
+    slope_moved: Wide
 
 
 @dataclass(frozen=True)
@@ -78,56 +121,65 @@ class Arithmetic:
     def rounded(self, known: Known, roundings: float = 1.0) -> Known:
         """After rounding to the format so many times; what may exceed its largest number is unknown."""
         size = np.abs(known.value)
-        bound = known.bound + roundings * (self.u * size + self.eta)
-        return Known(known.value, np.where(size + bound < self.largest, bound, np.inf))
+        rounded = known.further(roundings * (self.u * size + self.eta))
+        return rounded.further(np.where(size + rounded.bound < self.largest, 0.0, np.inf))
 
     def summed(self, value: Wide, magnitudes: Wide, terms: int) -> Known:
         """A sum of products whose magnitudes add up to `magnitudes`, rounded to the format."""
-        return self.rounded(Known(value, self.gamma(terms) * magnitudes + terms * self.eta_sum))
+        return self.rounded(Known.exactly(value).further(self.gamma(terms) * magnitudes + terms * self.eta_sum))
 
 
 def net_input(of: Arithmetic, W: Wide, b: Wide, a_in: Known) -> Known:
     """(F1) W a + b for every row."""
-    a, absolute = a_in.value, np.abs(a_in.value) @ np.abs(W).T
-    product = of.summed(a @ W.T, absolute, W.shape[1])
-    z = Known(product.value + b, product.bound + a_in.bound @ np.abs(W).T)
-    return of.rounded(z)
+    terms = W.shape[1]
+    product = of.summed(a_in.value @ W.T, np.abs(a_in.value) @ np.abs(W).T, terms)
+    bound, slack = product.bound + a_in.bound @ np.abs(W).T, product.slack
+    if terms == 1:
+        slack = slack + a_in.slack @ np.abs(W).T
+    return of.rounded(Known(product.value + b, bound, slack))
 
 
-def transport(of: Arithmetic, W: Wide, delta: Wide) -> Known:
+def transport(of: Arithmetic, W: Wide, delta: Known) -> Known:
     """(C6) W^T delta for every row."""
-    return of.summed(delta @ W, np.abs(delta) @ np.abs(W), W.shape[0])
+    terms = W.shape[0]
+    product = of.summed(delta.value @ W, np.abs(delta.value) @ np.abs(W), terms)
+    slack = product.slack + (delta.slack @ np.abs(W) if terms == 1 else 0.0)
+    return Known(product.value, product.bound + delta.bound @ np.abs(W), slack)
 
 
-def contraction(of: Arithmetic, a_in: Known, delta: Wide, weights: Wide) -> tuple[Known, Known]:
+def contraction(of: Arithmetic, a_in: Known, delta: Known, weights: Wide) -> tuple[Known, Known]:
     """(B4) and (B3): sum_n w_n delta_n a_n^T and sum_n w_n delta_n, positions summed with their example.
 
     Weights may be multiplied into delta, and the product rounded, before it is summed; a mean is divided after.
     """
-    terms = delta[..., 0].size
-    mean = bool(np.all(weights == 1 / len(weights)))
+    n, terms = len(delta.value), delta.value[..., 0].size
+    mean = bool(np.all(weights == 1 / n))
     lost = of.eta_sum if mean else of.eta
-    weighted = (weights.reshape(-1, *(1,) * (delta.ndim - 1)) * delta).reshape(terms, -1)
-    a, a_bound = a_in.value.reshape(terms, -1), a_in.bound.reshape(terms, -1)
-    size = np.abs(weighted)
+    shares = weights.reshape(-1, *(1,) * (delta.value.ndim - 1))
+    weighted, moved = ((shares * part).reshape(terms, -1) for part in (delta.value, delta.bound))
+    a, a_moved = (part.reshape(terms, -1) for part in (a_in.value, a_in.bound))
+    size, moved = np.abs(weighted), np.abs(moved)
     per_term = of.gamma(terms + 2) + (0.0 if mean else of.u)
     flushed = lost * np.abs(a).sum(axis=0) + 2 * terms * of.eta_sum
-    dW = Known(weighted.T @ a, size.T @ (per_term * np.abs(a) + a_bound) + flushed)
-    db = Known(weighted.sum(axis=0), per_term * size.sum(axis=0) + 2 * terms * lost)
+    dW = Known.exactly(weighted.T @ a)
+    db = Known.exactly(weighted.sum(axis=0))
+    dW = dW.further(size.T @ (per_term * np.abs(a) + a_moved) + moved.T @ (np.abs(a) + a_moved) + flushed)
+    db = db.further(per_term * size.sum(axis=0) + moved.sum(axis=0) + 2 * terms * lost)
     return of.rounded(dW), of.rounded(db)
 
 
-def activated(of: Arithmetic, z: Wide, f: Wide, slope: Wide) -> Known:
-    """(F2) f(z), from the z that is stored; `slope` is f'(z)."""
-    return of.rounded(Known(f, _library(of, z, f, slope)))
+def activated(of: Arithmetic, at: Curve) -> Known:
+    """(F2) f(z), from the z that is stored."""
+    return of.rounded(Known.exactly(at.f).further(_library(of, at.z, at.f, at.slope) + at.f_moved))
 
 
-def error_term(of: Arithmetic, z: Wide, slope: Wide, curvature: Wide, d_a: Known) -> Known:
-    """(B1) and (B2): f'(z) times dL/da; `curvature` is f''(z)."""
-    slope_bound = _library(of, z, slope, curvature) + of.u * np.abs(slope) + LIBRARY * (1 + np.abs(z)) * of.eta
-    size = np.abs(d_a.value)
-    bound = np.abs(slope) * d_a.bound + slope_bound * (size + d_a.bound)
-    return of.rounded(Known(slope * d_a.value, bound))
+def error_term(of: Arithmetic, at: Curve, d_a: Known) -> Known:
+    """(B1) and (B2): f'(z) times dL/da."""
+    error = _library(of, at.z, at.slope, at.curvature) + of.u * np.abs(at.slope)
+    error = error + LIBRARY * (1 + np.abs(at.z)) * of.eta + at.slope_moved
+    size, steep = np.abs(d_a.value), np.abs(at.slope)
+    bound, slack = (steep * off + error * (size + off) for off in (d_a.bound, d_a.slack))
+    return of.rounded(Known(at.slope * d_a.value, bound, slack))
 
 
 def _library(of: Arithmetic, z: Wide, value: Wide, derivative: Wide) -> Wide:
@@ -144,7 +196,7 @@ def squared_norm(of: Arithmetic, weights: list[Wide], factor: float) -> Known:
     """(J2) factor times the sum of squares of every weight, in the precision of sums."""
     total = factor * sum(float(np.sum(np.square(W))) for W in weights)
     terms = sum(W.size for W in weights) + 2 if weights else 0  # without a regulariser it is exactly zero
-    return Known(np.asarray(total), np.asarray(of.gamma(terms) * abs(total) + terms * of.eta_sum))
+    return Known.exactly(np.asarray(total)).further(of.gamma(terms) * abs(total) + terms * of.eta_sum)
 
 
 def example_losses(of: Arithmetic, loss: Loss, o: Wide, y: Wide) -> tuple[Known, Known]:
@@ -159,11 +211,11 @@ def example_losses(of: Arithmetic, loss: Loss, o: Wide, y: Wide) -> tuple[Known,
     u = LIBRARY * (of.u_sum + DOUBLE)
     whole = np.isfinite(o).all(axis=-1, keepdims=True) & np.isfinite(o)  # after an overflow nothing is known
     seen = np.where(whole.reshape(len(o), -1).all(axis=1), 0.0, np.inf)
-    total = Known(value, (of.gamma(terms) + u) * (np.abs(value) + rows) + terms * of.eta_sum + seen)
+    total = Known.exactly(value).further((of.gamma(terms) + u) * (np.abs(value) + rows) + terms * of.eta_sum + seen)
     # JAX adds what cancels: (q - threshold) + threshold for Huber's q.
     witness = LIBRARY * DOUBLE * (np.abs(o) + np.abs(targets) + getattr(loss, "threshold", 1.0))
     bound = np.where(whole, u * (np.abs(slope) + slope_size) + witness, np.inf)
-    return total, of.rounded(Known(slope, bound), 2.0)
+    return total, of.rounded(Known.exactly(slope).further(bound), 2.0)
 
 
 @lru_cache
@@ -192,14 +244,16 @@ def _(loss: Loss, o: Wide, y: Wide) -> tuple[Wide, Wide]:
     return np.zeros_like(o), np.zeros_like(o)
 
 
-def elementwise(function: Callable[[Any], Any], z: Wide) -> tuple[Wide, Wide, Wide]:
-    """(f, f', f'') at every entry of z, the derivatives by JAX's forward mode."""
-    padded = np.zeros(1 << max(8, int(z.size - 1).bit_length()))  # few shapes to compile for
-    padded[: z.size] = z.ravel()
+def curve(function: Callable[[Any], Any], z: Wide, slack: Wide) -> Curve:
+    """A function of z and its derivatives, by JAX's forward mode, at z and at both ends of its slack."""
+    ends = np.stack([z, z + slack, z - slack])
+    padded = np.zeros(1 << max(8, int(ends.size - 1).bit_length()))  # few shapes to compile for
+    padded[: ends.size] = ends.ravel()
     with jax.enable_x64(True):
         results = _twice(function)(padded)
-    f, slope, curvature = (np.asarray(result)[: z.size].reshape(z.shape) for result in results)
-    return f, slope, curvature
+    f, slope, curvature = (np.asarray(result)[: ends.size].reshape(ends.shape) for result in results)
+    f_moved, slope_moved = (np.max(np.abs(each[1:] - each[0]), axis=0) for each in (f, slope))
+    return Curve(z, f[0], slope[0], curvature[0], f_moved, slope_moved)
 
 
 @lru_cache

@@ -61,8 +61,9 @@ class Site:
         trace: its z and a.
         delta: its error term.
         gradient: of its parameters.
-        slopes: (f, f', f'') at its z.
-        a_in: what entered it, known once the forward sweep has passed.
+        at: f and its derivatives at its z, known once the forward sweep has passed.
+        a_in: what entered it, likewise.
+        delta_used: its delta and the slack of it, known once the backward sweep has passed.
     """
 
     layer: Dense
@@ -73,8 +74,9 @@ class Site:
     trace: Any
     delta: Any
     gradient: Any
-    slopes: tuple[Wide, Wide, Wide] | None = None
-    a_in: Known | None = None
+    at: Any = None
+    a_in: Any = None
+    delta_used: Any = None
 
     def name(self, what: str, field: str = "") -> str:
         """The path of one of its leaves, `gradients[1].W[0]`."""
@@ -131,19 +133,6 @@ def sites(chain: Chain) -> Iterator[Site]:
             yield item
 
 
-def set_slopes(chain: Chain) -> None:
-    """f, f' and f'' at every z, one call for each activation function."""
-    groups: dict[Any, list[Site]] = {}
-    for site in sites(chain):
-        groups.setdefault(model.ACTIVATIONS.get(site.layer.f.name, site.layer.f.f), []).append(site)
-    for function, group in groups.items():
-        flat = bounds.elementwise(function, np.concatenate([site.trace.z.ravel() for site in group]))
-        ends = np.cumsum([site.trace.z.size for site in group])[:-1]
-        for site, *three in zip(group, *(np.split(array, ends) for array in flat), strict=True):
-            f, slope, curvature = (array.reshape(site.trace.z.shape) for array in three)
-            site.slopes = f, slope, curvature
-
-
 def equations(
     objective: Objective,
     params: Tree,
@@ -167,12 +156,11 @@ def equations(
         weights: as they were given, or None.
     """
     whole = chain(objective.net, params, step)
-    set_slopes(whole)
     n = len(x)
     shares = np.full(n, 1 / n) if weights is None else _wide(weights)
     coefficient = 0.0 if objective.regularizer is None else float(objective.regularizer.lam if lam is None else lam)
     with np.errstate(all="ignore"):  # what overflows is inf or nan, and its bound says so
-        output = yield from _forward(arithmetic, whole, Known(_wide(x), np.zeros(np.shape(x))))
+        output = yield from _forward(arithmetic, whole, Known.exactly(_wide(x)))
         yield Equation("output", "(F3)", 0, step.output, output)
         d_output = yield from _objective(arithmetic, objective, whole, step, y, shares, coefficient)
         every = list(sites(whole))
@@ -189,26 +177,28 @@ def _forward(of: Arithmetic, chain: Chain, a: Known) -> Any:
             a = of.rounded(a + branch)
             continue
         item.a_in = a
-        yield _net_input(of, item, a)
+        z = yield from _net_input(of, item, a)
+        function = model.ACTIVATIONS.get(item.layer.f.name, item.layer.f.f)
+        item.at = bounds.curve(function, item.trace.z, z.slack)
         a = yield from _activation(of, item)
     return a
 
 
-def _net_input(of: Arithmetic, site: Site, a_in: Known) -> Equation:
+def _net_input(of: Arithmetic, site: Site, a_in: Known) -> Any:
     W, b = site.params.W, site.params.b
     known = bounds.net_input(of, W, b, a_in)
     mistakes = {"the bias is missing": known.value - b}
     if W.shape[0] == W.shape[1]:
         mistakes["W is transposed"] = a_in.value @ W + b
-    return Equation(site.name("trace", ".z"), "(F1)", site.number, site.trace.z, known, mistakes=mistakes)
+    yield Equation(site.name("trace", ".z"), "(F1)", site.number, site.trace.z, known, mistakes=mistakes)
+    return known
 
 
 def _activation(of: Arithmetic, site: Site) -> Any:
-    f, slope, _ = _slopes(site)
-    known = bounds.activated(of, site.trace.z, f, slope)
-    mistakes = {"z itself: the activation function is missing": site.trace.z, "f' where f is meant": slope}
+    known = bounds.activated(of, site.at)
+    mistakes = {"z itself: the activation function is missing": site.trace.z, "f' where f is meant": site.at.slope}
     yield Equation(site.name("trace", ".a"), "(F2)", site.number, site.trace.a, known, mistakes=mistakes)
-    return Known(site.trace.a, np.zeros_like(site.trace.a))
+    return known.stored(site.trace.a)
 
 
 def _objective(of: Arithmetic, objective: Objective, chain: Chain, step: Step, y: Any, shares: Wide, lam: float) -> Any:
@@ -217,7 +207,8 @@ def _objective(of: Arithmetic, objective: Objective, chain: Chain, step: Step, y
     y = y if np.issubdtype(y.dtype, np.integer) else _wide(y)
     losses, d_output = bounds.example_losses(of, objective.loss, _wide(step.output), y)
     size = np.abs(shares) @ np.abs(losses.value)
-    loss = Known(shares @ losses.value, np.abs(shares) @ losses.bound + of.gamma(len(shares) + 2) * size + of.eta)
+    error = np.abs(shares) @ losses.bound + of.gamma(len(shares) + 2) * size + of.eta
+    loss = Known.exactly(shares @ losses.value).further(error)
     yield Equation(
         "loss",
         "(J1)",
@@ -228,7 +219,8 @@ def _objective(of: Arithmetic, objective: Objective, chain: Chain, step: Step, y
     )
     weights = [site.params.W for site in sites(chain)] if objective.regularizer is not None else []
     norm = bounds.squared_norm(of, weights, 0.5)
-    penalty = Known(lam * norm.value, abs(lam) * (norm.bound + 2 * of.u_sum * norm.value) + of.eta * bool(weights))
+    error = abs(lam) * (norm.bound + 2 * of.u_sum * norm.value) + of.eta * bool(weights)
+    penalty = Known.exactly(lam * norm.value).further(error)
     biases = lam / 2 * sum(float(np.sum(np.square(site.params.b))) for site in sites(chain))
     mistakes = {
         "lam/2 is lam": 2 * penalty.value,
@@ -242,7 +234,7 @@ def _objective(of: Arithmetic, objective: Objective, chain: Chain, step: Step, y
         "(J3)",
         0,
         step.value,
-        Known(J, 2 * of.u_sum * np.abs(J) + of.eta),
+        Known.exactly(J).further(2 * of.u_sum * np.abs(J) + of.eta),
         mistakes={"the penalty is missing": _wide(step.loss)},
     )
     yield Equation("d_lam", "(B6)", 0, step.d_lam, norm)
@@ -260,21 +252,21 @@ def _backward(of: Arithmetic, chain: Chain, d_a: Known, mistaken: dict[str, Wide
             d_a = of.rounded(d_a + branch)
             continue
         yield _error_term(of, item, d_a, mistaken, every)
-        d_a = bounds.transport(of, item.params.W, item.delta)
+        d_a = bounds.transport(of, item.params.W, item.delta_used)
         square = item.layer.d_in == item.layer.d_out
         mistaken = {"W is not transposed": item.delta @ item.params.W.T} if square else {}
     return d_a, mistaken
 
 
 def _error_term(of: Arithmetic, site: Site, d_a: Known, mistaken: dict[str, Wide], every: list[Site]) -> Equation:
-    f, slope, curvature = _slopes(site)
-    known = bounds.error_term(of, site.trace.z, slope, curvature, d_a)
-    mistakes = {"f' is missing": d_a.value, "f where f' is meant": f * d_a.value}
-    mistakes |= {what: slope * value for what, value in mistaken.items()}
+    known = bounds.error_term(of, site.at, d_a)
+    site.delta_used = known.stored(site.delta)
+    mistakes = {"f' is missing": d_a.value, "f where f' is meant": site.at.f * d_a.value}
+    mistakes |= {what: site.at.slope * value for what, value in mistaken.items()}
     for other in every:
         if other is not site and other.delta.shape == site.delta.shape:
             mistakes[f"the delta of layer {other.number} (stale)"] = other.delta
-            mistakes[f"f' at the z of layer {other.number} (stale)"] = _slopes(other)[1] * d_a.value
+            mistakes[f"f' at the z of layer {other.number} (stale)"] = other.at.slope * d_a.value
     tag = "(B1)" if site is every[-1] else "(B2)"
     return Equation(site.name("deltas"), tag, site.number, site.delta, known, mistakes=mistakes)
 
@@ -282,10 +274,10 @@ def _error_term(of: Arithmetic, site: Site, d_a: Known, mistaken: dict[str, Wide
 def _gradients(of: Arithmetic, every: list[Site], shares: Wide, lam: float, counted: bool) -> Iterator[Equation]:
     """(B4) with (B6), and (B3), of every layer."""
     for site in every:
-        assert site.a_in is not None, "the forward sweep comes first"
-        dW, db = bounds.contraction(of, site.a_in, site.delta, shares)
+        dW, db = bounds.contraction(of, site.a_in, site.delta_used, shares)
         size = np.abs(dW.value) + lam * np.abs(site.params.W)
-        decayed = Known(dW.value + lam * site.params.W, dW.bound + 2 * of.u_sum * size) if counted else dW
+        penalty = Known.exactly(lam * site.params.W).further(2 * of.u_sum * size)
+        decayed = dW + penalty if counted else dW
         yield Equation(
             site.name("gradients", ".W"),
             "(B4)",
@@ -307,18 +299,13 @@ def _wrong_contractions(site: Site, every: list[Site], shares: Wide, lam: float)
         product = weighted.reshape(-1, delta.shape[-1]).T @ a.reshape(-1, a.shape[-1])
         return product + lam * site.params.W
 
-    entered = (site.a_in or Known(site.delta, site.delta)).value
+    entered = site.a_in.value
     wrong = {}
     for other in every:
         if other.trace.z.shape == entered.shape:
             wrong[f"z of layer {other.number} where its a is meant"] = dW(site.delta, other.trace.z)
-        if other is not site and other.a_in is not None and other.a_in.value.shape == entered.shape:
+        if other is not site and other.a_in.value.shape == entered.shape:
             wrong[f"what entered layer {other.number} (stale)"] = dW(site.delta, other.a_in.value)
         if other is not site and other.delta.shape == site.delta.shape:
             wrong[f"the delta of layer {other.number} (stale)"] = dW(other.delta, entered)
     return wrong
-
-
-def _slopes(site: Site) -> tuple[Wide, Wide, Wide]:
-    assert site.slopes is not None, "set_slopes comes first"
-    return site.slopes
