@@ -55,7 +55,7 @@ def ratio_pattern(manual: np.ndarray, reference: np.ndarray, match: float = _MAT
         return None, "not finite"
     noise = match * largest / np.abs(reference[matter])
     if np.all(np.abs(ratios - 1) <= noise):
-        return None, "no entry of size differs; small ones do"
+        return None, f"ratios within {np.abs(ratios - 1).max():.1g} of 1"
     if np.all(np.abs(ratios - middle) <= noise * max(1.0, abs(middle))):
         return middle, f"ratio {middle:.6g} everywhere"
     wrong = np.abs(ratios - 1) > noise

@@ -183,7 +183,7 @@ class Report:
             (
                 row.path,
                 f"{row.equation} layer {row.layer}" if row.layer else row.equation,
-                row.kind,
+                row.witness if row.kind == "witness" else row.kind,
                 "x".join(map(str, row.shape)) or "scalar",
                 f"{row.used:.2g}",
                 f"{row.power:.1g}",

@@ -7,10 +7,12 @@ import pytest
 from helpers import FAST, check, problem
 
 import manual_backprop as mb
+from benchmarks import evidence
 from reference import model
 from reference.checking import by_hand, prepare
 from reference.rows import BLIND, compare_leaf
 from reference.tolerance import bounds
+from reference.tolerance.equations import equations
 from reference.tolerance.rounding import measure, unit_roundoff
 
 LOW = ("float32", "bfloat16", "float16")
@@ -220,3 +222,31 @@ def test_jax_grad_itself_keeps_within_what_is_measured(dtype):
     low = jax.jit(jax.grad(J), compiler_options=FAST)(*jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (W, x)))
     for ours, value, allowed in zip(low, measured.value, measured.tolerance, strict=True):
         assert np.all(np.abs(np.asarray(ours).astype(np.float64) - value) <= allowed)
+
+
+def test_errors_that_cancel_in_one_right_program_need_not_in_another():
+    """(1 - o) cancels from 1 / (1 - o) times o (1 - o) where both take the same o; f' may be taken from z instead."""
+    z = np.asarray([5.0])
+
+    def delta(z):
+        o = jax.nn.sigmoid(z)
+        return (1 / (1 - o)) * (o * (1 - o))
+
+    measured = measure(delta, z, dtype="bfloat16")
+    u, o = unit_roundoff("bfloat16"), 1 / (1 + np.exp(-5.0))
+    assert measured.tolerance[0] > u * o / (1 - o)
+
+
+def test_a_value_may_be_used_on_with_other_roundings_than_it_is_stored_with():
+    """Layers of one neuron, compiled: z = w a + b is formed again, in one rounding, by whoever uses it."""
+    rng = np.random.default_rng(32)
+    objective, n = evidence.architecture(rng), 5
+    run = evidence._runner(objective)
+    worst = 0.0
+    with jax.enable_x64(True):
+        for seed in range(100):
+            drawn = evidence.draw(objective, n, np.random.default_rng(seed))
+            inputs = jax.tree.map(lambda leaf: evidence._rounded(leaf, "float32"), drawn)
+            found = equations(objective, *inputs, run(*inputs), bounds.Arithmetic.of("float32"))
+            worst = max(worst, *(compare_leaf(e.path, e.manual, e.known.value, e.known.bound).used for e in found))
+    assert worst <= 1

@@ -94,7 +94,7 @@ def check_gradient(
         subject=f"{faults.name_of(grad_fun)}, the gradient of {faults.name_of(fun)}",
         notes=(*given.notes(), *plan.notes(), *degenerate(given, measured.value[0][1]), *notes),
         reproduce=f"check_gradient({faults.name_of(fun)}, {faults.name_of(grad_fun)}, ..., argnums={argnums!r},"
-        f" dtype={str(given.working)!r}, seed={seed})",
+        f" dtype={str(given.working)!r}, seed={seed}{'' if transforms is None else f', transforms={names!r}'})",
     )
 
 

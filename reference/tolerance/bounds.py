@@ -199,22 +199,27 @@ def squared_norm(of: Arithmetic, weights: list[Wide], factor: float) -> Known:
     return Known.exactly(np.asarray(total)).further(of.gamma(terms) * abs(total) + terms * of.eta_sum)
 
 
-def example_losses(of: Arithmetic, loss: Loss, o: Wide, y: Wide) -> tuple[Known, Known]:
+def example_losses(of: Arithmetic, loss: Loss, output: Known, y: Wide) -> tuple[Known, Known]:
     """(J1): l(o_n, y_n) of every example, and dl/do, from the outputs that are stored."""
+    o = output.value
     with jax.enable_x64(True):
         value, slope = (np.asarray(result) for result in _loss(loss)(o, y))
     labels = np.issubdtype(y.dtype, np.integer)
     targets = np.ones_like(o) if labels else y
     size, slope_size = sensitivity(loss, o, targets)
+    slope_moved = output.slack.max(axis=-1, keepdims=True) * steepest(loss, o, targets)
     rows = size.reshape(len(o), -1).sum(axis=1)
+    moved = (output.slack * (np.abs(slope) + slope_moved)).reshape(len(o), -1).sum(axis=1)
     terms = o[0].size + 4
     u = LIBRARY * (of.u_sum + DOUBLE)
     whole = np.isfinite(o).all(axis=-1, keepdims=True) & np.isfinite(o)  # after an overflow nothing is known
     seen = np.where(whole.reshape(len(o), -1).all(axis=1), 0.0, np.inf)
-    total = Known.exactly(value).further((of.gamma(terms) + u) * (np.abs(value) + rows) + terms * of.eta_sum + seen)
+    total = Known.exactly(value).further(
+        (of.gamma(terms) + u) * (np.abs(value) + rows) + moved + terms * of.eta_sum + seen
+    )
     # JAX adds what cancels: (q - threshold) + threshold for Huber's q.
     witness = LIBRARY * DOUBLE * (np.abs(o) + np.abs(targets) + getattr(loss, "threshold", 1.0))
-    bound = np.where(whole, u * (np.abs(slope) + slope_size) + witness, np.inf)
+    bound = np.where(whole, u * (np.abs(slope) + slope_size) + witness + slope_moved, np.inf)
     return total, of.rounded(Known.exactly(slope).further(bound), 2.0)
 
 
@@ -225,6 +230,18 @@ def _loss(loss: Loss) -> Callable[..., Any]:
         return value, pull(jnp.ones_like(value))[0]
 
     return jax.jit(both)
+
+
+@singledispatch
+def steepest(loss: Loss, o: Wide, y: Wide) -> Wide:
+    """How fast dl/do may change with o: at most 1 for the half square, Huber and both cross-entropies on logits."""
+    return np.ones_like(o)
+
+
+@steepest.register(BinaryCrossEntropy)
+def _(loss: Loss, o: Wide, y: Wide) -> Wide:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(y == 0, 0, y / o**2) + np.where(y == 1, 0, (1 - y) / (1 - o) ** 2)
 
 
 @singledispatch

@@ -162,7 +162,8 @@ def equations(
     with np.errstate(all="ignore"):  # what overflows is inf or nan, and its bound says so
         output = yield from _forward(arithmetic, whole, Known.exactly(_wide(x)))
         yield Equation("output", "(F3)", 0, step.output, output)
-        d_output = yield from _objective(arithmetic, objective, whole, step, y, shares, coefficient)
+        stored = output.stored(_wide(step.output))
+        d_output = yield from _objective(arithmetic, objective, whole, step, stored, y, shares, coefficient)
         every = list(sites(whole))
         d_x, mistaken = yield from _backward(arithmetic, whole, d_output, {}, every)
         yield Equation("d_x", "(B5)", 0, step.d_x, d_x, mistakes=mistaken)
@@ -201,11 +202,13 @@ def _activation(of: Arithmetic, site: Site) -> Any:
     return known.stored(site.trace.a)
 
 
-def _objective(of: Arithmetic, objective: Objective, chain: Chain, step: Step, y: Any, shares: Wide, lam: float) -> Any:
+def _objective(
+    of: Arithmetic, objective: Objective, chain: Chain, step: Step, output: Known, y: Any, shares: Wide, lam: float
+) -> Any:
     """(J1), (J2), (J3) and ds/dlambda; returns dl/do."""
     y = np.asarray(y)
     y = y if np.issubdtype(y.dtype, np.integer) else _wide(y)
-    losses, d_output = bounds.example_losses(of, objective.loss, _wide(step.output), y)
+    losses, d_output = bounds.example_losses(of, objective.loss, output, y)
     size = np.abs(shares) @ np.abs(losses.value)
     error = np.abs(shares) @ losses.bound + of.gamma(len(shares) + 2) * size + of.eta
     loss = Known.exactly(shares @ losses.value).further(error)
