@@ -5,17 +5,39 @@
     gradients  (a, delta) -> dW, db               step 3, (B3) (B4)
 
 `Objective` is J = L + s; `backprop` runs the three steps and keeps everything; `value_and_grad` is the
-drop-in for `jax.value_and_grad`. Nothing here calls automatic differentiation. The package `reference`
-does, and proves every number of this one right.
+drop-in for `jax.value_and_grad`. `gradients` is one reading of (a, delta): norms, clipped sums, Gram matrices and
+the rest in `contractions` are others; `rules` has other ways for delta to travel, `curvature` the second order.
+Nothing here calls automatic differentiation. The package `reference` does, and proves every number right.
 """
 
 from manual_backprop import activations as activations
+from manual_backprop import adapters as adapters
+from manual_backprop import curvature as curvature
+from manual_backprop import diagnosis as diagnosis
+from manual_backprop import edits as edits
 from manual_backprop import forward_mode as forward_mode
 from manual_backprop import jacobians as jacobians
 from manual_backprop import losses as losses
+from manual_backprop import rules as rules
 from manual_backprop import training as training
 from manual_backprop.activations import Activation as Activation
+from manual_backprop.contractions import clip_weights as clip_weights
+from manual_backprop.contractions import clipped_gradients as clipped_gradients
 from manual_backprop.contractions import gradients as gradients
+from manual_backprop.contractions import gram as gram
+from manual_backprop.contractions import kronecker_factors as kronecker_factors
+from manual_backprop.contractions import noise_scale as noise_scale
+from manual_backprop.contractions import per_example_gradients as per_example_gradients
+from manual_backprop.contractions import second_moment as second_moment
+from manual_backprop.contractions import squared_norms as squared_norms
+from manual_backprop.curvature import fisher_deltas as fisher_deltas
+from manual_backprop.curvature import fisher_diagonal as fisher_diagonal
+from manual_backprop.curvature import gauss_newton_diagonal as gauss_newton_diagonal
+from manual_backprop.curvature import gauss_newton_vector_product as gauss_newton_vector_product
+from manual_backprop.curvature import hessian_vector_product as hessian_vector_product
+from manual_backprop.curvature import kfac_direction as kfac_direction
+from manual_backprop.diagnosis import diagnose as diagnose
+from manual_backprop.export import as_custom_vjp as as_custom_vjp
 from manual_backprop.layers import Affine as Affine
 from manual_backprop.layers import Dense as Dense
 from manual_backprop.losses import Huber as Huber
@@ -28,12 +50,14 @@ from manual_backprop.losses import squared_error as squared_error
 from manual_backprop.network import Repeat as Repeat
 from manual_backprop.network import Residual as Residual
 from manual_backprop.network import Serial as Serial
+from manual_backprop.network import Tied as Tied
 from manual_backprop.network import mlp as mlp
 from manual_backprop.objective import Objective as Objective
 from manual_backprop.objective import Step as Step
 from manual_backprop.objective import backprop as backprop
 from manual_backprop.objective import value_and_grad as value_and_grad
 from manual_backprop.regularizers import Frobenius as Frobenius
+from manual_backprop.rules import angle as angle
 from manual_backprop.sweep import backward as backward
 from manual_backprop.sweep import factors as factors
 from manual_backprop.sweep import forward as forward

@@ -1,14 +1,15 @@
-"""The activation functions f_l of (F2) and their derivatives f_l' of (C7), one row each.
+"""The activation functions f_l of (F2), their derivatives f_l' of (C7) and f_l'', one row each.
 
-A row is found by its name, `get("tanh")`, or as an attribute of this module. To add one, write f and df
-and append a row to `TABLE`; the tests run over the table. Every df is written in terms of z where the
+A row is found by its name, `get("tanh")`, or as an attribute of this module. To add one, write f, df
+and d2f and append a row to `TABLE`; the tests run over the table. Every df is written in terms of z where the
 usual short form in a loses the tail: 1 - a**2 is 0 in float32 from z = 9.1 on and wrong by a fifth in
 bfloat16 at z = 3, while sech(z)**2 from exp(-2|z|) is right to rounding as far as the format reaches.
+So is every d2f: sigmoid'' is -sigmoid'(z) tanh(z/2), where 1 - 2 a would cancel at 0.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,8 @@ class Activation:
         df: (z, a) -> f'(z), elementwise; a = f(z) is offered because some derivatives are cheaper in a (C7).
         kinks: (z, slope) at every point where f has no derivative: the slope that df takes there.
         initializer: the weight initialisation that keeps signals level through this f.
+        d2f: (z, a) -> f''(z), elementwise; where f'' jumps, one of its limits, stated beside the row; at a
+            kink its infinite part is left out. None: Hessian-vector products refuse this activation.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Activation:
     df: Callable[[Array, Array], Array]
     kinks: tuple[tuple[float, float], ...] = ()
     initializer: str = "glorot"
+    d2f: Callable[[Array, Array], Array] | None = field(default=None, kw_only=True)
 
 
 def _logistic(z: Array) -> Array:
@@ -53,6 +57,11 @@ def _logistic_slope(z: Array) -> Array:
     """Sigmoid's derivative, e / (1 + e)**2 with e = exp(-|z|): both tails kept, where a (1 - a) keeps one."""
     e = jnp.exp(-jnp.abs(z))
     return e / jnp.square(1 + e)
+
+
+def _logistic_curvature(z: Array) -> Array:
+    """Sigmoid's second derivative, sigmoid'(z) (1 - 2 sigmoid(z)): the bracket is -tanh(z/2), exact near 0 too."""
+    return -_logistic_slope(z) * jnp.tanh(0.5 * z)
 
 
 def _sech_squared(z: Array) -> Array:
@@ -73,6 +82,11 @@ def _normal_pdf(z: Array) -> Array:
     return math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * jnp.square(z))
 
 
+def _gelu_curvature(z: Array) -> Array:
+    # Beyond |z| = 40 the density is 0 in every format; without the clip z**2 would overflow against it.
+    return _normal_pdf(z) * (2 - jnp.square(jnp.clip(z, -40, 40)))
+
+
 def _gelu_tanh_gate(z: Array) -> Array:
     """The v in 0.5 z (1 + tanh(v/2)) = z sigmoid(v)."""
     return 2 * math.sqrt(2 / math.pi) * (z + _GELU_CUBIC * z * z * z)
@@ -86,23 +100,37 @@ def _gelu_tanh_slope(z: Array) -> Array:
     return _logistic(v) + near * dv * _logistic_slope(v)
 
 
+def _gelu_tanh_curvature(z: Array) -> Array:
+    """2 v' sigmoid'(v) + z (v'' sigmoid'(v) + v'**2 sigmoid''(v)), with sigmoid'(v) taken out."""
+    v = _gelu_tanh_gate(z)
+    near = jnp.clip(z, -30, 30)  # as in the slope
+    dv = 2 * math.sqrt(2 / math.pi) * (1 + 3 * _GELU_CUBIC * near * near)
+    d2v = 12 * math.sqrt(2 / math.pi) * _GELU_CUBIC * near
+    e = jnp.exp(-0.5 * jnp.abs(v))
+    root = e / (1 + e * e)  # of sigmoid'(v), which would underflow before the product with z v'**2 does
+    return root * (root * (2 * dv + near * (d2v - dv * dv * jnp.tanh(0.5 * v))))
+
+
 def _row(
     name: str,
     f: Callable[[Array], Array],
     df: Callable[[Array, Array], Array],
+    d2f: Callable[[Array, Array], Array],
     kinks: tuple[tuple[float, float], ...] = (),
     initializer: str = "glorot",
 ) -> Activation:
-    return Activation(name, compiled(rounded_once(f)), compiled(rounded_once(df)), kinks, initializer)
+    f, df, d2f = (compiled(rounded_once(function)) for function in (f, df, d2f))
+    return Activation(name, f, df, kinks, initializer, d2f=d2f)
 
 
-identity = _row("identity", lambda z: z, lambda z, a: jnp.ones_like(z))
-sigmoid = _row("sigmoid", _logistic, lambda z, a: _logistic_slope(z))
-tanh = _row("tanh", jnp.tanh, lambda z, a: _sech_squared(z))
+identity = _row("identity", lambda z: z, lambda z, a: jnp.ones_like(z), lambda z, a: jnp.zeros_like(z))
+sigmoid = _row("sigmoid", _logistic, lambda z, a: _logistic_slope(z), lambda z, a: _logistic_curvature(z))
+tanh = _row("tanh", jnp.tanh, lambda z, a: _sech_squared(z), lambda z, a: -2 * a * _sech_squared(z))
 relu = _row(
     "relu",
     lambda z: jnp.maximum(z, 0),
     lambda z, a: jnp.where(z > 0, jnp.ones_like(z), 0),
+    lambda z, a: jnp.zeros_like(z),  # 0 at the kink too
     kinks=((0.0, 0.0),),
     initializer="he",
 )
@@ -110,6 +138,7 @@ leaky_relu = _row(
     "leaky_relu",
     lambda z: jnp.where(z >= 0, z, _LEAKY_SLOPE * z),
     lambda z, a: jnp.where(z >= 0, jnp.ones_like(z), _LEAKY_SLOPE),
+    lambda z, a: jnp.zeros_like(z),  # 0 at the kink too
     kinks=((0.0, 1.0),),
     initializer="he",
 )
@@ -117,12 +146,15 @@ elu = _row(
     "elu",
     lambda z: jnp.where(z > 0, z, jnp.expm1(jnp.minimum(z, 0))),
     lambda z, a: _exp_left(z),
+    lambda z, a: jnp.where(z > 0, 0, _exp_left(z)),  # jumps from 1 to 0 at 0: the left limit, 1, there
     initializer="he",
 )
 selu = _row(
     "selu",
     lambda z: _SELU_SCALE * jnp.where(z > 0, z, _SELU_ALPHA * jnp.expm1(jnp.minimum(z, 0))),
     lambda z, a: _SELU_SCALE * jnp.where(z > 0, jnp.ones_like(z), _SELU_ALPHA * _exp_left(z)),
+    # At the kink the left limit, scale alpha, as the slope.
+    lambda z, a: jnp.where(z > 0, 0, _SELU_SCALE * _SELU_ALPHA * _exp_left(z)),
     kinks=((0.0, _SELU_SCALE * _SELU_ALPHA),),
     initializer="lecun",
 )
@@ -130,29 +162,35 @@ gelu = _row(
     "gelu",
     lambda z: z * _normal_cdf(z),
     lambda z, a: _normal_cdf(z) + z * _normal_pdf(z),
+    lambda z, a: _gelu_curvature(z),
     initializer="he",
 )
 gelu_tanh = _row(
     "gelu_tanh",
     lambda z: z * _logistic(_gelu_tanh_gate(z)),
     lambda z, a: _gelu_tanh_slope(z),
+    lambda z, a: _gelu_tanh_curvature(z),
     initializer="he",
 )
 silu = _row(
     "silu",
     lambda z: z * _logistic(z),
     lambda z, a: _logistic(z) + z * _logistic_slope(z),
+    lambda z, a: _logistic_slope(z) * (2 - z * jnp.tanh(0.5 * z)),
     initializer="he",
 )
 softplus = _row(
     "softplus",
     lambda z: jnp.maximum(z, 0) + jnp.log1p(jnp.exp(-jnp.abs(z))),
     lambda z, a: _logistic(z),
+    lambda z, a: _logistic_slope(z),
 )
 softsign = _row(
     "softsign",
     lambda z: z / (1 + jnp.abs(z)),
     lambda z, a: 1 / jnp.square(1 + jnp.abs(z)),
+    # Jumps from 2 to -2 at 0: the right limit, -2, there.
+    lambda z, a: jnp.where(z >= 0, -2.0, 2.0) / (1 + jnp.abs(z)) ** 3,
 )
 
 TABLE: dict[str, Activation] = {

@@ -1,22 +1,37 @@
-"""Readings of (a^(l-1), delta^(l)): here the parameter gradients, summed over examples (B3) (B4)."""
+"""Readings of (a^(l-1), delta^(l)): what one forward and one backward sweep already know of every example.
 
+Every reading takes (net, trace, deltas) as `backprop` or `forward` and `backward` give them, whatever rule the
+deltas came by, and works under jit; what a layer family has no fast form for is read by way of its examples'
+gradients. They are readings of the losses: the regulariser is no example's, so its part (B6) is not in them.
+With layers on sequences, an example is a row of the batch, with all its positions; parameters that are used
+several times (`Tied`) count with the sum of their uses.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from manual_backprop.layers.base import Layer, Node, Reader, Tree
+from manual_backprop import edge
+from manual_backprop.layers.base import Leaf, Node, Reader
+from manual_backprop.layers.dense import OuterProduct
+from manual_backprop.layers.factor import Factor, Tree
+
+Weights = Float[Array, " N"]
+Scalar = Float[Array, ""]
 
 
-def gradient_reader(weights: Float[Array, " N"] | None) -> Reader:
+def gradient_reader(weights: Weights | None) -> Reader:
     """The reader that contracts each layer's pair to its parameter gradient, examples summed by `weights`."""
 
-    def contract(layer: Layer, saved: Tree, delta: Array) -> Tree:
-        if weights is not None and weights.shape != delta.shape[:1]:
-            raise ValueError(f"weights are {list(weights.shape)}, expected [{delta.shape[0]}]: one for each example")
-        return layer.factor(saved, delta).weighted_sum(weights)
+    def contract(factor: Factor) -> Tree:
+        return factor.weighted_sum(edge.weights_of(factor, weights))
 
     return contract
 
 
-def gradients(net: Node, trace: Tree, deltas: Tree, *, weights: Float[Array, " N"] | None = None) -> Tree:
+def gradients(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | None = None) -> Tree:
     """Step 3: the gradient of sum_n weights[n] L_n with respect to every parameter (B3) (B4).
 
     The regulariser's part (B6) is the objective's business; see `backprop`.
@@ -31,6 +46,210 @@ def gradients(net: Node, trace: Tree, deltas: Tree, *, weights: Float[Array, " N
         A pytree of the parameters' structure.
 
     Raises:
-        ValueError: weights that are not of shape (N,).
+        ValueError: weights that are not of shape (N,), or deltas of another batch or network than the trace.
     """
-    return net.read(trace, deltas, gradient_reader(weights))
+    return net.read(gradient_reader(weights), edge.batch(trace, deltas))
+
+
+def per_example_gradients(net: Node, trace: Tree, deltas: Tree) -> Tree:
+    """dL_n/dparams of every example n (C2): the parameters' structure, with N in front of every leaf's shape.
+
+    Where a contraction of these is wanted, the other readings give it without this array of N gradients.
+    """
+    batch = edge.batch(trace, deltas)
+
+    def examples_first(blocks: jax.ShapeDtypeStruct, gradient: Tree) -> Tree:
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, len(blocks.shape), 0), gradient)
+
+    blocks = jax.eval_shape(lambda: net.read(lambda factor: jnp.zeros(()), batch))  # under Repeat, its n
+    return jax.tree.map(examples_first, blocks, net.read(lambda factor: factor.per_example(), batch))
+
+
+def squared_norms(net: Node, trace: Tree, deltas: Tree, *, by_layer: bool = False) -> Tree:
+    """||dL_n/dparams||^2 of every example n, no gradient formed: ||delta_n||^2 (||a_n||^2 + 1) for a dense layer.
+
+    Args:
+        net: a layer or composite.
+        trace: from `forward`.
+        deltas: from `backward`.
+        by_layer: each layer's by itself, in the network's structure, (N,) each and (n, N) under `Repeat`.
+
+    Returns:
+        (N,), summed over layers, in the precision of sums. Square root and mean are the caller's.
+
+    Source: Goodfellow, arXiv:1510.01799; for sequences Li et al., arXiv:2110.05679.
+    """
+    norms = net.read(lambda factor: factor.squared_norms(), edge.batch(trace, deltas))
+    if by_layer:
+        return norms
+    return _over_layers(norms, 1)
+
+
+def clip_weights(norms: Weights, max_norm: float | Scalar) -> Weights:
+    """min(1, max_norm / norm_n), and 1 for a norm of 0: what DP-SGD multiplies each example's gradient by.
+
+    Args:
+        norms: squared norms (N,), as from `squared_norms`.
+        max_norm: C >= 0; a Python number, or a scalar array that may be traced.
+
+    Raises:
+        ValueError: a max_norm that is negative or nan, where its value is known.
+    """
+    bound = edge.non_negative("max_norm", max_norm, norms.dtype)
+    norm = jnp.sqrt(norms)
+    return jnp.where(norm <= bound, jnp.ones_like(norm), bound / norm)
+
+
+def clipped_gradients(
+    net: Node, trace: Tree, deltas: Tree, max_norm: float | Scalar, *, weights: Weights | None = None
+) -> Tree:
+    """sum_n w_n g_n min(1, max_norm / ||g_n||): every example's gradient clipped, then summed, in the same sweep.
+
+    The sum that DP-SGD adds its noise to, not the mean; `training.private_noise` is that noise as an optax
+    transformation. No example's gradient is formed, and no second backward pass is needed, since delta is kept.
+
+    Args:
+        net: a layer or composite.
+        trace: from `forward`.
+        deltas: from `backward`.
+        max_norm: C, for the norm over all parameters.
+        weights: applied after the clipping, such as 0 for padding; None is 1 each.
+
+    Raises:
+        ValueError: a max_norm that is negative or nan; weights that are not (N,).
+
+    Source: Abadi et al., arXiv:1607.00133; one sweep as in Bu et al., arXiv:2210.00038.
+    """
+    clip = clip_weights(squared_norms(net, trace, deltas), max_norm)
+    return net.read(gradient_reader(clip if weights is None else clip * weights), (trace, deltas))
+
+
+def second_moment(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | None = None) -> Tree:
+    """sum_n w_n (dL_n/dparams)^2, entry by entry, by default the mean: the diagonal of the empirical Fisher.
+
+    For a dense layer (delta^2)^T a^2, one product of matrices. In the precision of sums.
+    """
+
+    def squares(factor: Factor) -> Tree:
+        return factor.squared_sum(edge.weights_of(factor, weights))
+
+    return net.read(squares, edge.batch(trace, deltas))
+
+
+def gram(net: Node, trace: Tree, deltas: Tree, other: tuple[Tree, Tree] | None = None) -> Float[Array, "N M"]:
+    """<g_n, g'_m> for every two examples: sum_l (a_n . a'_m + 1)(delta_n . delta'_m), no gradient formed.
+
+    With deltas of the outputs it is the empirical neural tangent kernel; with those of the loss, times the
+    learning rate, the influence that TracIn sums over checkpoints (Pruthi et al., arXiv:2002.08484).
+
+    Args:
+        net: a layer or composite.
+        trace: from `forward`.
+        deltas: from `backward`.
+        other: (trace, deltas) of a second batch, such as test examples; None is this one.
+
+    Returns:
+        (N, M), in the precision of sums.
+
+    Raises:
+        ValueError: traces and deltas that do not belong together.
+    """
+
+    def products(mine: Factor, theirs: Factor) -> Array:
+        return mine.gram(theirs)
+
+    mine = edge.batch(trace, deltas)
+    return _over_layers(net.read(products, mine, mine if other is None else edge.batch(*other)), 2)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NoiseScale:
+    """How noisy a gradient of one example is, next to the gradient itself (McCandlish et al., arXiv:1812.06162).
+
+    Attributes:
+        covariance_trace: S, the trace of the examples' gradient covariance, estimated without bias.
+        squared_gradient: |G|^2, the squared norm of the true gradient, estimated without bias: it may come out
+            negative where noise outweighs it.
+        scale: B_simple = S / |G|^2, in examples: the batch size at which noise and signal are level. Unstable where
+            |G|^2 nears 0, as it does late in training.
+    """
+
+    covariance_trace: Leaf
+    squared_gradient: Leaf
+    scale: Leaf
+
+
+def noise_scale(net: Node, trace: Tree, deltas: Tree) -> NoiseScale:
+    """S = N/(N-1) (mean_n ||g_n||^2 - ||g||^2) and |G|^2 = (N ||g||^2 - mean_n ||g_n||^2)/(N-1), with g the mean.
+
+    Raises:
+        ValueError: a batch of one, which has no spread.
+    """
+    norms = squared_norms(net, trace, deltas)
+    n = norms.shape[0]
+    if n < 2:
+        raise ValueError("noise_scale compares the examples of a batch and needs at least 2, got 1")
+    mean = net.read(gradient_reader(None), (trace, deltas))
+    of_mean = _over_layers(jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf.astype(norms.dtype))), mean), 0)
+    of_one = jnp.mean(norms)
+    covariance_trace = n / (n - 1) * (of_one - of_mean)
+    squared_gradient = (n * of_mean - of_one) / (n - 1)
+    return NoiseScale(covariance_trace, squared_gradient, covariance_trace / squared_gradient)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KroneckerFactors:
+    """K-FAC's two factors of one layer: its curvature in (W, b) is approximated by A (x) G.
+
+    Attributes:
+        A: mean over examples of a a^T, with a 1 below a for the bias, (d_in + 1, d_in + 1).
+        G: mean over examples of delta delta^T, (d_out, d_out).
+    """
+
+    A: Leaf
+    G: Leaf
+
+
+def kronecker_factors(net: Node, trace: Tree, deltas: Tree, *, columns: bool = False, shared: str = "expand") -> Tree:
+    """K-FAC's factors A and G of every layer, in the network's structure (Martens & Grosse, arXiv:1503.05671).
+
+    Args:
+        net: made of dense layers.
+        trace: from `forward`.
+        deltas: from `backward` of the loss itself, for the empirical Fisher; or, with `columns`, from
+            `curvature.fisher_deltas`, with the columns in front, for the Fisher or Gauss-Newton matrix.
+        columns: whether the deltas have columns in front, whose delta delta^T are added up.
+        shared: what to do with positions and with the uses of `Tied`: "expand" or "reduce"
+            (Eschenhagen et al., arXiv:2311.00636).
+
+    Raises:
+        TypeError: a layer whose gradient is no outer product.
+        ValueError: another `shared`.
+    """
+    if shared not in ("expand", "reduce"):
+        raise ValueError(f'shared must be "expand" or "reduce", got {shared!r}')
+
+    def reader(factor: Factor) -> KroneckerFactors:
+        if not isinstance(factor, OuterProduct):
+            raise TypeError(
+                f"kronecker_factors are known for layers whose gradient is an outer product (Dense), got"
+                f" {type(factor).__name__}"
+            )
+        return KroneckerFactors(*factor.kronecker(shared))
+
+    if not columns:
+        return net.read(reader, edge.batch(trace, deltas))
+    factors = jax.vmap(lambda column: net.read(reader, edge.batch(trace, column)))(deltas)
+
+    def of_layer(each: KroneckerFactors) -> KroneckerFactors:
+        return KroneckerFactors(each.A[0], jnp.sum(each.G, axis=0))
+
+    return jax.tree.map(of_layer, factors, is_leaf=lambda node: isinstance(node, KroneckerFactors))
+
+
+def _over_layers(by_layer: Tree, rank: int) -> Array:
+    """The sum over layers of arrays of that rank, which have blocks in front under `Repeat`."""
+    leaves = [jnp.sum(leaf, axis=tuple(range(leaf.ndim - rank))) for leaf in jax.tree.leaves(by_layer)]
+    return sum(leaves[1:], leaves[0])

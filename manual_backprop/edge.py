@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from manual_backprop.layers.base import Node, Shape, Tree
+from manual_backprop.layers.base import Batch, LayerTrace, Node, Shape
+from manual_backprop.layers.factor import Factor, Tree
 from manual_backprop.precision import accumulator
 
 
@@ -43,7 +44,7 @@ def array(name: str, value: Any) -> Array:
             f"{name} is {value.dtype}, which JAX would make {kept} while x64 is off; convert it with"
             f' .astype("{kept}"), or enable x64'
         )
-    return jnp.asarray(value)
+    return jnp.asarray(np.array(value))  # of our own: JAX may still read it after the caller has changed theirs
 
 
 def _floating(name: str, value: Any) -> Array:
@@ -141,6 +142,61 @@ def weights(value: Any, x: Array) -> Array:
     if value.dtype not in (x.dtype, accumulator(x.dtype)):
         raise TypeError(f"weights are {value.dtype} but x is {x.dtype}; convert them with .astype")
     return value.astype(accumulator(x.dtype))
+
+
+def weights_of(factor: Factor, value: Any) -> Array | None:
+    """One weight for each example of a layer's factor; None stays None.
+
+    Raises:
+        ValueError: not of shape (N,).
+        TypeError: not floats.
+    """
+    if value is None:
+        return None
+    value = _floating("weights", value)
+    if value.shape != (factor.examples,):
+        raise ValueError(f"weights are {list(value.shape)}, expected [{factor.examples}]: one for each example")
+    return value
+
+
+def batch(trace: Tree, deltas: Tree) -> Batch:
+    """A trace and deltas of one network, as a pair.
+
+    Raises:
+        ValueError: deltas of another structure than the trace's.
+        TypeError: what should be a trace holds no `LayerTrace`.
+    """
+    layers = jax.tree.leaves(trace, is_leaf=_is_layer)
+    if not all(_is_layer(layer) for layer in layers):
+        strangers = sorted({type(layer).__name__ for layer in layers if not _is_layer(layer)})
+        raise TypeError(f"the trace holds {', '.join(strangers)}; readings take (net, trace, deltas), as from backprop")
+    _same_structure("deltas", deltas, "the trace", jax.tree.map(lambda layer: layer.z, trace, is_leaf=_is_layer))
+    return trace, deltas
+
+
+def _is_layer(node: object) -> bool:
+    return isinstance(node, LayerTrace)
+
+
+def non_negative(name: str, value: Any, dtype: Any) -> Array:
+    """A scalar >= 0 in that dtype: a Python number, or a scalar array that may be traced.
+
+    Raises:
+        ValueError: not a scalar; negative or nan, where its value is known.
+        TypeError: an array of another dtype.
+    """
+    if isinstance(value, int | float):
+        if not value >= 0:
+            raise ValueError(f"{name} must be >= 0, got {value}")
+        return jnp.asarray(value, dtype)
+    value = _floating(name, value)
+    if value.shape != ():
+        raise ValueError(f"{name} is {list(value.shape)}, expected a scalar")
+    if value.dtype != dtype:
+        raise TypeError(f"{name} is {value.dtype}, expected {jnp.dtype(dtype)}; convert it with .astype")
+    if not isinstance(value, jax.core.Tracer) and not float(value) >= 0:
+        raise ValueError(f"{name} must be >= 0, got {value}")
+    return value
 
 
 def coefficient(value: Any, x: Array) -> Array | float:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from manual_backprop.layers.base import Tree
+from manual_backprop.layers.factor import Tree
 from manual_backprop.objective import Objective
 from manual_backprop.regularizers import Scalar
 
@@ -18,7 +18,7 @@ def directional_derivative(
 ) -> Scalar:
     """DJ along `dparams`, from one forward pass: (1/N) sum_n <dl/do_n, do_n> + <ds/dW, dW>."""
     params, x, y, _, _ = objective.checked(params, x, y, None, None)
-    output, d_output = objective.net.tangent(params, x, dparams, jnp.zeros_like(x))
+    output, d_output, _, _ = objective.net.tangent(params, x, dparams, None)
     along_loss = jnp.vdot(objective.loss.derivative(output, y), d_output) / x.shape[0]
     if objective.regularizer is None:
         return along_loss

@@ -1,26 +1,18 @@
 """Composites of layers, and `mlp`, the fully connected network of the note (F3)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
-from jaxtyping import Array, DTypeLike, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 from manual_backprop.activations import Activation
-from manual_backprop.layers.base import Leaf, Node, Reader, Shape, Tree
+from manual_backprop.layers.base import Batch, Drawer, Layer, Node, Reader, Rule, Shape, Visitor, backpropagation
 from manual_backprop.layers.dense import Dense
-
-
-def _require_node(owner: str, node: object) -> None:
-    if not isinstance(node, Node):
-        raise TypeError(f"{owner} is made of layers and composites, got {type(node).__name__} {node!r}")
-
-
-def _same_shape(owner: str, block: Node, in_shape: Shape) -> Shape:
-    out = block.out_shape(in_shape)
-    if out != in_shape:
-        raise ValueError(f"{owner} needs a block that keeps the shape, but {block} maps {in_shape} to {out}")
-    return out
+from manual_backprop.layers.factor import Tree
+from manual_backprop.scanned import Repeat as Repeat
+from manual_backprop.scanned import Tied as Tied
+from manual_backprop.scanned import require_node, same_shape
 
 
 @dataclass(frozen=True)
@@ -34,14 +26,17 @@ class Serial(Node):
         if not self.nodes:
             raise ValueError("Serial needs at least one node, got none")
         for node in self.nodes:
-            _require_node("Serial", node)
+            require_node("Serial", node)
 
     def __str__(self) -> str:
         return " > ".join(str(node) for node in self.nodes)
 
-    def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Tree:  # noqa: D102
+    def draw(self, key: PRNGKeyArray, drawer: Drawer) -> Tree:  # noqa: D102
         keys = jax.random.split(key, len(self.nodes))
-        return tuple(node.init(k, dtype) for node, k in zip(self.nodes, keys, strict=True))
+        return tuple(node.draw(k, drawer) for node, k in zip(self.nodes, keys, strict=True))
+
+    def layers(self) -> Iterator[Layer]:  # noqa: D102
+        return (layer for node in self.nodes for layer in node.layers())
 
     def out_shape(self, in_shape: Shape) -> Shape:  # noqa: D102
         for node in self.nodes:
@@ -61,20 +56,48 @@ class Serial(Node):
             trace.append(t)
         return a, tuple(trace)
 
-    def backward(self, params: Tree, trace: Tree, d_a: Array, reader: Reader) -> tuple[Array, Tree]:  # noqa: D102
+    def backward(  # noqa: D102
+        self,
+        params: Tree,
+        trace: Tree,
+        d_a: Array,
+        reader: Reader | None,
+        rule: Rule = backpropagation,
+        carried: Tree = None,
+    ) -> tuple[Array, Tree]:
+        carried = params if carried is None else carried
         readings = []
-        for node, p, t in zip(reversed(self.nodes), reversed(params), reversed(trace), strict=True):
-            d_a, reading = node.backward(p, t, d_a, reader)
+        for i in reversed(range(len(self.nodes))):
+            d_a, reading = self.nodes[i].backward(params[i], trace[i], d_a, reader, rule.child(i), carried[i])
             readings.append(reading)
         return d_a, tuple(reversed(readings))
 
-    def read(self, trace: Tree, deltas: Tree, reader: Reader) -> Tree:  # noqa: D102
-        return tuple(n.read(t, d, reader) for n, t, d in zip(self.nodes, trace, deltas, strict=True))
+    def read(self, reader: Reader, *batches: Batch) -> Tree:  # noqa: D102
+        of_nodes = (zip(trace, deltas, strict=True) for trace, deltas in batches)
+        return tuple(node.read(reader, *each) for node, *each in zip(self.nodes, *of_nodes, strict=True))
 
-    def tangent(self, params: Tree, x: Array, dparams: Tree, dx: Array) -> tuple[Array, Array]:  # noqa: D102
+    def visit(self, trace: Tree, other: Tree, visitor: Visitor) -> Tree:  # noqa: D102
+        return tuple(n.visit(t, o, visitor) for n, t, o in zip(self.nodes, trace, other, strict=True))
+
+    def tangent(  # noqa: D102
+        self, params: Tree, x: Array, dparams: Tree, dx: Array | None
+    ) -> tuple[Array, Array, Tree, Tree]:
+        traces = []
         for node, p, dp in zip(self.nodes, params, dparams, strict=True):
-            x, dx = node.tangent(p, x, dp, dx)
-        return x, dx
+            x, dx, *trace_and_tangent = node.tangent(p, x, dp, dx)
+            traces.append(trace_and_tangent)
+        assert dx is not None, "a node's output has a tangent"
+        trace, dtrace = zip(*traces, strict=True)
+        return x, dx, trace, dtrace
+
+    def backward_tangent(  # noqa: D102
+        self, params: Tree, dparams: Tree, trace: Tree, dtrace: Tree, d_a: Array, dd_a: Array, weights: Array | None
+    ) -> tuple[Array, Array, Tree]:
+        gradients = []
+        for node, *trees in reversed(list(zip(self.nodes, params, dparams, trace, dtrace, strict=True))):
+            d_a, dd_a, dgradient = node.backward_tangent(*trees, d_a, dd_a, weights)
+            gradients.append(dgradient)
+        return d_a, dd_a, tuple(reversed(gradients))
 
 
 @dataclass(frozen=True)
@@ -84,16 +107,19 @@ class Residual(Node):
     block: Node
 
     def __post_init__(self) -> None:
-        _require_node("Residual", self.block)
+        require_node("Residual", self.block)
 
     def __str__(self) -> str:
         return f"x + [{self.block}]"
 
-    def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Tree:  # noqa: D102
-        return self.block.init(key, dtype)
+    def draw(self, key: PRNGKeyArray, drawer: Drawer) -> Tree:  # noqa: D102
+        return self.block.draw(key, drawer)
+
+    def layers(self) -> Iterator[Layer]:  # noqa: D102
+        return self.block.layers()
 
     def out_shape(self, in_shape: Shape) -> Shape:  # noqa: D102
-        return _same_shape("Residual", self.block, in_shape)
+        return same_shape("Residual", self.block, in_shape)
 
     def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:  # noqa: D102
         a, trace = self.block.forward(params, x)
@@ -103,86 +129,35 @@ class Residual(Node):
         a, trace = self.block.lean_forward(params, x)
         return x + a, trace
 
-    def backward(self, params: Tree, trace: Tree, d_a: Array, reader: Reader) -> tuple[Array, Tree]:  # noqa: D102
-        d_x, readings = self.block.backward(params, trace, d_a, reader)
+    def backward(  # noqa: D102
+        self,
+        params: Tree,
+        trace: Tree,
+        d_a: Array,
+        reader: Reader | None,
+        rule: Rule = backpropagation,
+        carried: Tree = None,
+    ) -> tuple[Array, Tree]:
+        d_x, readings = self.block.backward(params, trace, d_a, reader, rule, carried)
         return d_a + d_x, readings
 
-    def read(self, trace: Tree, deltas: Tree, reader: Reader) -> Tree:  # noqa: D102
-        return self.block.read(trace, deltas, reader)
+    def read(self, reader: Reader, *batches: Batch) -> Tree:  # noqa: D102
+        return self.block.read(reader, *batches)
 
-    def tangent(self, params: Tree, x: Array, dparams: Tree, dx: Array) -> tuple[Array, Array]:  # noqa: D102
-        a, da = self.block.tangent(params, x, dparams, dx)
-        return x + a, dx + da
+    def visit(self, trace: Tree, other: Tree, visitor: Visitor) -> Tree:  # noqa: D102
+        return self.block.visit(trace, other, visitor)
 
+    def tangent(  # noqa: D102
+        self, params: Tree, x: Array, dparams: Tree, dx: Array | None
+    ) -> tuple[Array, Array, Tree, Tree]:
+        a, da, trace, dtrace = self.block.tangent(params, x, dparams, dx)
+        return x + a, da if dx is None else dx + da, trace, dtrace
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class BlockInputs:
-    """What a recomputing `Repeat` keeps on a lean forward sweep: every block's input, (n, N, *features)."""
-
-    x: Leaf
-
-
-@dataclass(frozen=True)
-class Repeat(Node):
-    """A chain of n blocks of one kind with parameters of their own, under `lax.scan`.
-
-    Every leaf of the parameters, trace and deltas is the block's with n in front, so compile time does not
-    grow with n.
-
-    Attributes:
-        block: keeps the shape of its input.
-        n: how many.
-        recompute: where no trace is asked for (`value_and_grad`), keep only the blocks' inputs and run each
-            block forward again on the way back: least memory, for one more forward sweep.
-    """
-
-    block: Node
-    n: int
-    recompute: bool = True
-
-    def __post_init__(self) -> None:
-        _require_node("Repeat", self.block)
-        if not isinstance(self.n, int) or self.n < 1:
-            raise ValueError(f"Repeat n must be an int >= 1, got {self.n!r}")
-
-    def __str__(self) -> str:
-        return f"{self.n} x [{self.block}]"
-
-    def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Tree:  # noqa: D102
-        return jax.vmap(lambda k: self.block.init(k, dtype))(jax.random.split(key, self.n))
-
-    def out_shape(self, in_shape: Shape) -> Shape:  # noqa: D102
-        return _same_shape("Repeat", self.block, in_shape)
-
-    def forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:  # noqa: D102
-        return jax.lax.scan(lambda a, p: self.block.forward(p, a), x, params)
-
-    def lean_forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:  # noqa: D102
-        if not self.recompute:
-            return jax.lax.scan(lambda a, p: self.block.lean_forward(p, a), x, params)
-        a, inputs = jax.lax.scan(lambda a, p: (self.block.lean_forward(p, a)[0], a), x, params)
-        return a, BlockInputs(inputs)
-
-    def backward(self, params: Tree, trace: Tree, d_a: Array, reader: Reader) -> tuple[Array, Tree]:  # noqa: D102
-        rebuild = self.recompute and isinstance(trace, BlockInputs)
-
-        def step(d_a: Array, block: Tree) -> tuple[Array, Tree]:
-            p, t = block
-            if rebuild:
-                _, t = self.block.lean_forward(p, t.x)
-            return self.block.backward(p, t, d_a, reader)
-
-        return jax.lax.scan(step, d_a, (params, trace), reverse=True)
-
-    def read(self, trace: Tree, deltas: Tree, reader: Reader) -> Tree:  # noqa: D102
-        return jax.vmap(lambda t, d: self.block.read(t, d, reader))(trace, deltas)
-
-    def tangent(self, params: Tree, x: Array, dparams: Tree, dx: Array) -> tuple[Array, Array]:  # noqa: D102
-        def step(carry: tuple[Array, Array], block: Tree) -> tuple[tuple[Array, Array], None]:
-            return self.block.tangent(block[0], carry[0], block[1], carry[1]), None
-
-        return jax.lax.scan(step, (x, dx), (params, dparams))[0]
+    def backward_tangent(  # noqa: D102
+        self, params: Tree, dparams: Tree, trace: Tree, dtrace: Tree, d_a: Array, dd_a: Array, weights: Array | None
+    ) -> tuple[Array, Array, Tree]:
+        d_x, dd_x, dgradient = self.block.backward_tangent(params, dparams, trace, dtrace, d_a, dd_a, weights)
+        return d_a + d_x, dd_a + dd_x, dgradient
 
 
 def mlp(

@@ -10,7 +10,8 @@ from jaxtyping import Array, Float, Shaped
 
 from manual_backprop import edge
 from manual_backprop.contractions import gradient_reader
-from manual_backprop.layers.base import Leaf, Node, Tree, read_delta
+from manual_backprop.layers.base import Leaf, Node, Rule, backpropagation
+from manual_backprop.layers.factor import Tree
 from manual_backprop.losses import Loss
 from manual_backprop.regularizers import Coefficient, Frobenius, Scalar
 
@@ -140,17 +141,21 @@ def backprop(
     *,
     lam: Coefficient | None = None,
     weights: Weights | None = None,
+    rule: Rule = backpropagation,
 ) -> Step:
     """The note's three steps on one batch, keeping everything: z, a, delta, gradients, dL/dx.
 
-    Arguments and errors are those of `Objective.__call__`. Works under jit, vmap, scan and JAX's own
-    transformations; what a compiled caller does not use is not computed.
+    Arguments and errors are those of `Objective.__call__`; `rule` says how error terms travel down (`rules`).
+    Works under jit, vmap, scan and JAX's own transformations; what a compiled caller does not use is not
+    computed.
     """
     params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
     net = objective.net
     output, trace = net.forward(params, x)  # step 1
-    d_x, deltas = net.backward(params, trace, objective.loss.derivative(output, y), read_delta)  # step 2
-    gradients = net.read(trace, deltas, gradient_reader(weights))  # step 3
+    d_output = objective.loss.derivative(output, y)
+    carried = rule.carried(net, params, trace, d_output)
+    d_x, deltas = net.backward(params, trace, d_output, None, rule, carried)  # step 2
+    gradients = net.read(gradient_reader(weights), (trace, deltas))  # step 3
     loss, penalty = objective.terms(params, output, y, lam, weights)
     return Step(
         value=loss + penalty,
@@ -176,8 +181,8 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
         argnums: 0 for params, 1 for x, or a sequence of these, as in JAX.
 
     Returns:
-        A function (params, x, y, *, lam=None, weights=None) -> (J, gradient), where the gradient is of J:
-        that with respect to x has the examples' weights (1/N) in it, as jax.grad's has.
+        A function (params, x, y, *, lam=None, weights=None, rule=backpropagation) -> (J, gradient), where the
+        gradient is of J: that with respect to x has the examples' weights (1/N) in it, as jax.grad's has.
 
     Raises:
         ValueError: argnums other than 0 and 1.
@@ -196,15 +201,18 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
         *,
         lam: Coefficient | None = None,
         weights: Weights | None = None,
+        rule: Rule = backpropagation,
     ) -> tuple[Scalar, Any]:
         params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
-        output, trace = objective.net.lean_forward(params, x)
+        net = objective.net
+        output, trace = net.lean_forward(params, x)
         d_output = objective.loss.derivative(output, y)
-        d_x, gradients = objective.net.backward(params, trace, d_output, gradient_reader(weights))
+        carried = rule.carried(net, params, trace, d_output)
+        d_x, gradients = net.backward(params, trace, d_output, gradient_reader(weights), rule, carried)
         loss, penalty = objective.terms(params, output, y, lam, weights)
         by_argument = (
             objective.add_penalty_gradient(gradients, params, lam),
-            _per_example_scaled(d_x, weights),
+            per_example_scaled(d_x, weights),
         )
         picked = tuple(by_argument[i] for i in wanted)
         return loss + penalty, picked[0] if isinstance(argnums, int) else picked
@@ -212,7 +220,7 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
     return value_and_gradient
 
 
-def _per_example_scaled(d_x: Array, weights: Array | None) -> Array:
+def per_example_scaled(d_x: Array, weights: Array | None) -> Array:
     """dJ/dx from dL_n/dx_n: row n times its example's weight."""
     if weights is None:
         return d_x / d_x.shape[0]

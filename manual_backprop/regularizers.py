@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from manual_backprop.layers.base import Parameters, Tree
+from manual_backprop.layers.base import Parameters
+from manual_backprop.layers.factor import Tree
 from manual_backprop.precision import accumulator, compiled
 
 Scalar = Float[Array, ""]

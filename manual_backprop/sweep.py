@@ -7,7 +7,8 @@ are the public doors, and they check what comes in, so that what is traced under
 from jaxtyping import Array, Float
 
 from manual_backprop import edge
-from manual_backprop.layers.base import Factor, Layer, Node, Tree, read_delta
+from manual_backprop.layers.base import Node, Rule, backpropagation
+from manual_backprop.layers.factor import Factor, Tree
 
 
 def forward(net: Node, params: Tree, x: Float[Array, "N *features"]) -> tuple[Float[Array, "N *outputs"], Tree]:
@@ -29,7 +30,12 @@ def forward(net: Node, params: Tree, x: Float[Array, "N *features"]) -> tuple[Fl
 
 
 def backward(
-    net: Node, params: Tree, trace: Tree, d_output: Float[Array, "N *outputs"]
+    net: Node,
+    params: Tree,
+    trace: Tree,
+    d_output: Float[Array, "N *outputs"],
+    *,
+    rule: Rule = backpropagation,
 ) -> tuple[Float[Array, "N *features"], Tree]:
     """Step 2, (B1) and (B2): delta of every layer, last to first.
 
@@ -38,24 +44,25 @@ def backward(
         params: its parameters.
         trace: from `forward`.
         d_output: dl/do of every example, unscaled.
+        rule: how error terms travel down; another than backpropagation is in `rules`.
 
     Returns:
         dL/dx (B5), and the deltas (C5): they mirror `net`; row n is delta of example n, with no 1/N in it.
 
     Raises:
-        ValueError: `d_output`, `trace` or `params` do not belong together.
+        ValueError: `d_output`, `trace`, `params` or the rule's own arrays do not belong together.
     """
     edge.params(net, params)
-    return net.backward(params, trace, d_output, read_delta)
+    return net.backward(params, trace, d_output, None, rule, rule.carried(net, params, trace, d_output))
 
 
 def factors(net: Node, trace: Tree, deltas: Tree) -> Tree:
     """Step 3's raw material (C2): each layer's pair (what entered it, delta), as a `Factor`."""
 
-    def pair(layer: Layer, saved: Tree, delta: Array) -> Factor:
-        return layer.factor(saved, delta)
+    def itself(factor: Factor) -> Factor:
+        return factor
 
-    return net.read(trace, deltas, pair)
+    return net.read(itself, (trace, deltas))
 
 
 def pushforward(
@@ -72,4 +79,5 @@ def pushforward(
     params, x = edge.inputs(net, params, x)
     edge.like("dparams", dparams, "params", params)
     edge.like("dx", dx, "x", x)
-    return net.tangent(params, x, dparams, dx)
+    output, d_output, _, _ = net.tangent(params, x, dparams, dx)
+    return output, d_output

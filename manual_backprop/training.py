@@ -10,10 +10,12 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from manual_backprop import objective as by_hand
-from manual_backprop.layers.base import Tree
+from manual_backprop.contractions import gradients
+from manual_backprop.layers.factor import Tree
 from manual_backprop.objective import Objective
 from manual_backprop.precision import accumulator
 from manual_backprop.regularizers import Scalar
+from manual_backprop.rules import KolenPollack
 
 State = Any  # of the optimizer
 ValueAndGrad = Callable[[Objective], Callable[..., tuple[Scalar, Any]]]
@@ -25,8 +27,8 @@ def _step(
     gradient = value_and_grad(objective)
 
     def step(params: Tree, state: State, x: Array, y: Array, **given: Any) -> tuple[Tree, State, Scalar]:
-        J, gradients = gradient(params, x, y, **given)  # steps 1, 2 and 3
-        updates, state = optimizer.update(gradients, state, params)
+        J, dJ = gradient(params, x, y, **given)  # steps 1, 2 and 3
+        updates, state = optimizer.update(dJ, state, params)
         return optax.apply_updates(params, updates), state, J  # (U1)
 
     return step
@@ -46,10 +48,62 @@ def make_step(
         value_and_grad: where the gradient comes from; `reference.value_and_grad` trains by jax.grad.
 
     Returns:
-        step(params, state, x, y, *, lam=None, weights=None) -> (params, state, J before the update). It
+        step(params, state, x, y, *, lam=None, weights=None, rule=...) -> (params, state, J before the update). It
         takes over the memory of the params and state that it is given (they must not be used again).
     """
     return jax.jit(_step(objective, optimizer, value_and_grad), donate_argnums=(0, 1))
+
+
+def make_kolen_pollack_step(
+    objective: Objective, optimizer: optax.GradientTransformation
+) -> Callable[..., tuple[Tree, Tree, State, Scalar]]:
+    """One training step by the Kolen-Pollack rule, compiled: W and its feedback B get the same update and decay.
+
+    The loss's part of the gradient, delta a^T, goes to both; the regulariser adds lam W to the one and lam B to
+    the other (B6). With plain SGD, W - B shrinks by 1 - rate lam at every step.
+
+    Args:
+        objective: what to minimise.
+        optimizer: any optax transformation; its state is that of `optimizer.init((params, feedback))`.
+
+    Returns:
+        step(params, feedback, state, x, y) -> (params, feedback, state, J before the update). It takes over the
+        memory of what it is given, x and y excepted.
+    """
+
+    @partial(jax.jit, donate_argnums=(0, 1, 2))
+    def step(params: Tree, feedback: Tree, state: State, x: Array, y: Array) -> tuple[Tree, Tree, State, Scalar]:
+        at = by_hand.backprop(objective, params, x, y, rule=KolenPollack(feedback))
+        shared = gradients(objective.net, at.trace, at.deltas)
+        both = tuple(objective.add_penalty_gradient(shared, own, None) for own in (params, feedback))
+        updates, state = optimizer.update(both, state, (params, feedback))
+        params, feedback = optax.apply_updates((params, feedback), updates)
+        return params, feedback, state, at.value
+
+    return step
+
+
+def private_noise(max_norm: float, noise_multiplier: float, key: PRNGKeyArray) -> optax.GradientTransformation:
+    """The Gaussian noise of DP-SGD, of deviation noise_multiplier max_norm, as an optax transformation.
+
+    It belongs behind the sum that `clipped_gradients` gives and before the division by the (expected) batch size:
+    `optax.chain(private_noise(C, sigma, key), optax.scale(1 / N), optax.sgd(rate))`. What privacy this buys is an
+    accountant's business, not this library's.
+
+    Args:
+        max_norm: C, as given to `clipped_gradients`.
+        noise_multiplier: sigma >= 0.
+        key: where the noise comes from; every update draws anew.
+
+    Raises:
+        ValueError: a max_norm or noise_multiplier that is negative or nan.
+
+    Source: Abadi et al., arXiv:1607.00133.
+    """
+    for name, value in (("max_norm", max_norm), ("noise_multiplier", noise_multiplier)):
+        if not 0 <= value < float("inf"):
+            raise ValueError(f"{name} must be finite and >= 0, got {value}")
+    return optax.add_noise(eta=(noise_multiplier * max_norm) ** 2, gamma=0.0, key=key)
 
 
 def make_epoch(

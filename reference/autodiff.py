@@ -92,3 +92,43 @@ def backprop(
     else:
         deltas, d_x = jax.tree.map(lambda leaf: n * leaf, (deltas, d_x))
     return replace(step, gradients=gradients, d_lam=d_lam, deltas=deltas, d_x=d_x)
+
+
+def per_example_gradients(objective: Objective, params: Tree, x: Array, y: Array) -> Tree:
+    """dL_n/dparams of every example by vmap of jax.grad: N in front of every leaf's shape."""
+
+    def one(params: Tree, x: Array, y: Array) -> Array:
+        probes = model.zero_probes(objective.net, params, x[None])
+        return model.example_losses(objective, params, x[None], y[None], probes)[0][0]
+
+    return jax.vmap(jax.grad(one), (None, 0, 0))(params, x, y)
+
+
+def hessian_vector_product(
+    objective: Objective, params: Tree, x: Array, y: Array, v: Tree, *, lam: Any = None, weights: Any = None
+) -> Tree:
+    """H v by jax.jvp of jax.grad."""
+
+    def gradient(params: Tree) -> Tree:
+        return jax.grad(model.value, argnums=1)(objective, params, x, y, lam=lam, weights=weights)
+
+    return jax.jvp(gradient, (params,), (v,))[1]
+
+
+def gauss_newton_vector_product(
+    objective: Objective, params: Tree, x: Array, y: Array, v: Tree, *, lam: Any = None, weights: Any = None
+) -> Tree:
+    """G v: jvp of the outputs, the loss's Hessian by jvp of its gradient, vjp of the outputs, and the penalty's own."""
+    weights = jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype) if weights is None else weights
+
+    def outputs(params: Tree) -> Array:
+        return model.apply(objective.net, params, x, model.zero_probes(objective.net, params, x))[0]
+
+    def of_loss(output: Array) -> Array:
+        return jnp.dot(weights, model.losses(objective.loss, output, y))
+
+    output, d_output = jax.jvp(outputs, (params,), (v,))
+    curved = jax.jvp(jax.grad(of_loss), (output,), (d_output,))[1]
+    (product,) = jax.vjp(outputs, params)[1](curved)
+    of_penalty = jax.jvp(jax.grad(lambda p: model.penalty(objective, p, lam)), (params,), (v,))[1]
+    return jax.tree.map(jnp.add, product, of_penalty)

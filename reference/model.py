@@ -27,7 +27,7 @@ from manual_backprop.losses import (
     SoftmaxCrossEntropy,
     SquaredError,
 )
-from manual_backprop.network import Repeat, Residual, Serial
+from manual_backprop.network import Repeat, Residual, Serial, Tied
 from manual_backprop.objective import Objective
 
 Tree = Any
@@ -91,6 +91,11 @@ def _(node: Repeat, params: Tree, x: Array, probes: Tree) -> tuple[Array, Tree]:
     return jax.lax.scan(lambda a, block: apply(node.block, block[0], a, block[1]), x, (params, probes))
 
 
+@apply.register
+def _(node: Tied, params: Tree, x: Array, probes: Tree) -> tuple[Array, Tree]:
+    return jax.lax.scan(lambda a, probe: apply(node.block, params, a, probe), x, probes)
+
+
 def zero_probes(net: Node, params: Tree, x: Array) -> Tree:
     """A tree of zeros in the shape of every z."""
     _, values = jax.eval_shape(lambda p, x: apply(net, p, x, _scalar_probes(net, x.dtype)), params, x)
@@ -103,7 +108,7 @@ def _scalar_probes(node: Node, dtype: Any) -> Tree:
         return tuple(_scalar_probes(child, dtype) for child in node.nodes)
     if isinstance(node, Residual):
         return _scalar_probes(node.block, dtype)
-    if isinstance(node, Repeat):
+    if isinstance(node, Repeat | Tied):
         return jax.tree.map(lambda leaf: jnp.stack([leaf] * node.n), _scalar_probes(node.block, dtype))
     return jnp.zeros((), dtype)
 

@@ -66,6 +66,7 @@ def nested() -> mb.Serial:
             mb.Residual(mb.Serial((mb.Dense(5, 4, "gelu"), mb.Dense(4, 5, "silu")))),
             mb.Repeat(mb.Residual(mb.Dense(5, 5, "softplus")), 3),
             mb.Repeat(mb.Serial((mb.Dense(5, 5, "elu"), mb.Repeat(mb.Dense(5, 5, "sigmoid"), 2))), 2),
+            mb.Tied(mb.Residual(mb.Dense(5, 5, "tanh")), 2),
             mb.Dense(5, 4),
         )
     )
@@ -84,7 +85,7 @@ NETWORKS = {
 
 def sizes(net: Any) -> tuple[int, int]:
     """(inputs, outputs)."""
-    if isinstance(net, mb.Repeat | mb.Residual):
+    if isinstance(net, mb.Repeat | mb.Residual | mb.Tied):
         return sizes(net.block)
     if isinstance(net, mb.Serial):
         return sizes(net.nodes[0])[0], sizes(net.nodes[-1])[1]

@@ -58,7 +58,9 @@ def autodiff_uses(source: str) -> list[str]:
 
 @pytest.mark.parametrize("path", BY_HAND, ids=lambda path: str(path.relative_to(ROOT)))
 def test_manual_backprop_calls_no_autodiff(path):
-    assert autodiff_uses(path.read_text()) == []
+    """`export` registers our backward with JAX, which differentiates nothing; that is all that is let pass."""
+    allowed = {"jax.custom_vjp"} if path.name == "export.py" else set()
+    assert set(autodiff_uses(path.read_text())) <= allowed
 
 
 @pytest.mark.parametrize(
@@ -94,6 +96,8 @@ x, y = jax.numpy.ones((4, 3)), jax.numpy.zeros(4, int)
 mb.backprop(objective, params, x, y)
 jax.jit(mb.value_and_grad(objective))(params, x, y)
 mb.forward_mode.gradient_by_forward_propagation(objective, params, x, y)
+mb.hessian_vector_product(objective, params, x, y, params)
+mb.gauss_newton_diagonal(objective, params, x, y)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -127,7 +131,7 @@ DESCRIPTIONS = {
     "manual_backprop.losses": {
         "BinaryCrossEntropy", "Huber", "Loss", "SigmoidBinaryCrossEntropy", "SoftmaxCrossEntropy", "SquaredError",
     },
-    "manual_backprop.network": {"Repeat", "Residual", "Serial"},
+    "manual_backprop.network": {"Repeat", "Residual", "Serial", "Tied"},
     "manual_backprop.objective": {"Objective", "Step"},
 }  # fmt: skip
 
@@ -171,8 +175,9 @@ def test_only_the_check_and_what_stands_above_it_call_both_programs():
 
 def test_arrows_point_one_way():
     """layers <- network <- sweep <- contractions <- objective <- training."""
-    order = ["precision", "activations", "layers", "network", "losses", "regularizers", "edge", "sweep"]
-    order += ["contractions", "objective", "forward_mode", "jacobians", "training"]
+    order = ["precision", "activations", "layers", "scanned", "network", "losses", "regularizers", "edge", "sweep"]
+    order += ["contractions", "diagnosis", "rules", "edits", "objective", "curvature", "export", "forward_mode"]
+    order += ["jacobians", "training", "adapters"]
     rank = {name: i for i, name in enumerate(order)}
     for path in BY_HAND:
         here = path.relative_to(ROOT / "manual_backprop").parts[0].removesuffix(".py")

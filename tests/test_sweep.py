@@ -115,8 +115,8 @@ def test_factors_know_every_examples_gradient(name):
         return jax.grad(lambda p: model.value(objective, p, x[None], y[None]))(params)
 
     witness = fast(jax.vmap(one))(x, y)
-    per_example = objective.net.read(step.trace, step.deltas, lambda layer, s, d: layer.factor(s, d).per_example())
-    norms = objective.net.read(step.trace, step.deltas, lambda layer, s, d: layer.factor(s, d).squared_norms())
+    per_example = objective.net.read(lambda factor: factor.per_example(), (step.trace, step.deltas))
+    norms = objective.net.read(lambda factor: factor.squared_norms(), (step.trace, step.deltas))
     if "Repeat" not in repr(objective.net):
         assert_close(per_example, witness, 1e-13)
     total = sum(leaf.reshape(-1, N).sum(axis=0) for leaf in jax.tree.leaves(norms))

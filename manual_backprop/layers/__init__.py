@@ -1,10 +1,10 @@
 """The families of layers, one file each; `base` says what a family gives and what it gets for it."""
 
 from manual_backprop.layers.base import (
-    Factor as Factor,
+    Layer as Layer,
 )
 from manual_backprop.layers.base import (
-    Layer as Layer,
+    LayerTangent as LayerTangent,
 )
 from manual_backprop.layers.base import (
     LayerTrace as LayerTrace,
@@ -15,6 +15,9 @@ from manual_backprop.layers.base import (
 from manual_backprop.layers.base import (
     Parameters as Parameters,
 )
+from manual_backprop.layers.base import (
+    Rule as Rule,
+)
 from manual_backprop.layers.dense import (
     Affine as Affine,
 )
@@ -23,4 +26,7 @@ from manual_backprop.layers.dense import (
 )
 from manual_backprop.layers.dense import (
     OuterProduct as OuterProduct,
+)
+from manual_backprop.layers.factor import (
+    Factor as Factor,
 )

@@ -6,18 +6,17 @@ other) map a^(l-1) -> z^(l) with its transposes; a new composite subclasses `Nod
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
+from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
 from manual_backprop.activations import Activation
-from manual_backprop.precision import accumulator
+from manual_backprop.layers.factor import Factor, Tree
 
-Tree = Any  # a pytree that mirrors the network
 Shape = tuple[int, ...]  # of one example: without the batch axis
 Leaf = Any  # an array in a registered dataclass, or what a tree transformation puts in its place
 
@@ -32,32 +31,6 @@ class Parameters:
     weights: ClassVar[tuple[str, ...]] = ()
 
 
-class Factor(ABC):
-    """The pair (what entered a layer, its delta) from which that layer's parameter gradients follow.
-
-    Subclasses give `weighted_sum`; the other readings have a general form here, and a family overrides
-    them where it knows a faster one. Each is a frozen dataclass registered as a pytree, whose leaves have
-    the examples on their first axis.
-    """
-
-    @abstractmethod
-    def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Tree:
-        """Sum over examples n of weights[n] dL_n/dparams; weights None means the mean, 1/N each."""
-
-    def per_example(self) -> Tree:
-        """dL_n/dparams of every example n: the parameters' tree, with N in front of every leaf's shape."""
-        return jax.vmap(lambda one: jax.tree.map(lambda leaf: leaf[None], one).weighted_sum())(self)
-
-    def squared_norms(self) -> Float[Array, " N"]:
-        """||dL_n/dparams||^2 of every example n, in the precision of sums."""
-
-        def total(leaf: Array) -> Array:
-            wide = leaf.astype(accumulator(leaf.dtype))
-            return jnp.sum(jnp.square(wide), axis=tuple(range(1, leaf.ndim)))
-
-        return jnp.sum(jnp.stack([total(leaf) for leaf in jax.tree.leaves(self.per_example())]), axis=0)
-
-
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerTrace:
@@ -68,21 +41,80 @@ class LayerTrace:
     saved: Tree
 
 
-Reader = Callable[["Layer", Tree, Array], Any]
-"""(layer, saved, delta) -> what to keep of that layer on the way back: delta itself, or a contraction."""
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LayerTangent:
+    """The directional derivatives of one layer's values: of z^(l), and of what entered it.
+
+    Attributes:
+        z: R{z^(l)}, in z's shape.
+        a_in: R{a^(l-1)}, or None where the input does not change along the direction (the first layer).
+    """
+
+    z: Leaf
+    a_in: Leaf | None
 
 
-def read_delta(layer: "Layer", saved: Tree, delta: Array) -> Array:
-    """The reader that keeps delta^(l) (C5)."""
-    return delta
+Batch = tuple[Tree, Tree]
+"""(trace, deltas), from one sweep forward and one back."""
+
+Reader = Callable[..., Any]
+"""What to keep of a layer's parameters: a contraction of its `Factor`, or of its factors in several batches."""
+
+Drawer = Callable[["Layer", PRNGKeyArray], Any]
+"""What to draw for a layer from a key of its own."""
+
+Visitor = Callable[["Layer", LayerTrace, Any], Any]
+"""What to make of one use of one layer, its trace and its entry in a tree that mirrors the network."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How error terms travel from a layer to the one below. This one is backpropagation; `rules` has others.
+
+    A rule is a pytree. What it needs at a layer (here W) it lays out once a sweep, in a tree that mirrors the
+    parameters, and composites take that tree apart as they do the parameters.
+    """
+
+    def carried(self, net: "Node", params: Tree, trace: Tree, d_output: Array) -> Tree:
+        """One entry for every layer, in the structure of `params` down to the layers; here the parameters."""
+        return params
+
+    def child(self, index: int) -> "Rule":
+        """The rule for node `index` of a `Serial`."""
+        return self
+
+    def at_use(self, carried: Tree, use: Array) -> Tree:
+        """What is carried for one use of parameters that are used several times (`Tied`)."""
+        return carried
+
+    def delta(self, layer: "Layer", carried: Any, trace: LayerTrace, d_a: Array) -> Array:
+        """delta^(l), from the dL/da^(l) that arrives from above (B1) (B2)."""
+        return layer.error_term(trace, d_a)
+
+    def transport(self, layer: "Layer", carried: Any, saved: Tree, delta: Array) -> Array:
+        """What arrives at the layer below: (W^(l))^T delta^(l) (B2)."""
+        return layer.transport(carried, saved, delta)
+
+
+jax.tree_util.register_static(Rule)
+backpropagation = Rule()
 
 
 class Node(ABC):
     """A network, or a part of one."""
 
-    @abstractmethod
     def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Tree:
         """Draw parameters; `dtype` defaults to JAX's default float."""
+        return self.draw(key, lambda layer, own: layer.init(own, dtype))
+
+    @abstractmethod
+    def draw(self, key: PRNGKeyArray, drawer: Drawer) -> Tree:
+        """What `drawer` makes of every layer and a key of its own: a tree that mirrors the parameters."""
+
+    @abstractmethod
+    def layers(self) -> Iterator["Layer"]:
+        """The layers that it is made of, in the order of their first use."""
 
     @abstractmethod
     def out_shape(self, in_shape: Shape) -> Shape:
@@ -93,16 +125,57 @@ class Node(ABC):
         """Step 1: (output, trace)."""
 
     @abstractmethod
-    def backward(self, params: Tree, trace: Tree, d_a: Array, reader: Reader) -> tuple[Array, Tree]:
-        """Step 2, from dL/d(output): (dL/d(input), what `reader` keeps of every layer)."""
+    def backward(
+        self,
+        params: Tree,
+        trace: Tree,
+        d_a: Array,
+        reader: Reader | None,
+        rule: Rule = backpropagation,
+        carried: Tree = None,
+    ) -> tuple[Array, Tree]:
+        """Step 2, from dL/d(output): (dL/d(input), what `reader` keeps of every layer; without one its delta).
+
+        `carried` is what the rule laid out for this node; None stands for the parameters.
+        """
 
     @abstractmethod
-    def read(self, trace: Tree, deltas: Tree, reader: Reader) -> Tree:
-        """Step 3, after the sweep: what `reader` makes of every layer's (saved, delta)."""
+    def read(self, reader: Reader, *batches: Batch) -> Tree:
+        """Step 3, after the sweep: what `reader` makes of every layer's factor, in the parameters' structure.
+
+        With several batches, each a (trace, deltas), it is given a factor of each.
+        """
 
     @abstractmethod
-    def tangent(self, params: Tree, x: Array, dparams: Tree, dx: Array) -> tuple[Array, Array]:
-        """Forward propagation of a derivative: (output, its change along (dparams, dx))."""
+    def visit(self, trace: Tree, other: Tree, visitor: Visitor) -> Tree:
+        """What `visitor` makes of every use of every layer, in the trace's structure; `other` mirrors it."""
+
+    @abstractmethod
+    def tangent(self, params: Tree, x: Array, dparams: Tree, dx: Array | None) -> tuple[Array, Array, Tree, Tree]:
+        """Forward propagation of a derivative along (dparams, dx); dx None is a zero that costs nothing.
+
+        Returns:
+            (output, its change, trace, the tangents: a `LayerTangent` for every use of a layer).
+        """
+
+    @abstractmethod
+    def backward_tangent(
+        self, params: Tree, dparams: Tree, trace: Tree, dtrace: Tree, d_a: Array, dd_a: Array, weights: Array | None
+    ) -> tuple[Array, Array, Tree]:
+        """The change of `backward` along dparams, its R-operator.
+
+        Args:
+            params: parameters.
+            dparams: the direction.
+            trace: from `tangent`.
+            dtrace: likewise.
+            d_a: dL/d(output).
+            dd_a: its change, R{dL/d(output)}.
+            weights: of the examples, as for `Factor.weighted_sum`.
+
+        Returns:
+            (dL/d(input), its change, the change of the gradient).
+        """
 
     def lean_forward(self, params: Tree, x: Array) -> tuple[Array, Tree]:
         """`forward` for a caller that returns no trace: a node may keep less, if its backward knows how."""
@@ -117,6 +190,12 @@ class Layer(Node):
     """
 
     activation: Activation | str
+    bilinear: ClassVar[bool] = False
+    """Whether z^(l) is affine in the parameters and in what entered, and `saved` is what entered (Dense).
+
+    Then a transport with other parameters has a meaning (feedback alignment), and the tangents of the
+    transposes follow from the transposes themselves (the R-operator).
+    """
 
     @abstractmethod
     def net_input(self, params: Any, a_in: Array) -> tuple[Array, Tree]:
@@ -134,32 +213,101 @@ class Layer(Node):
     def pushforward(self, params: Any, saved: Tree, dparams: Any, da_in: Array) -> Array:
         """dz^(l) along (dparams, da_in): the transpose of `transport` and of `factor` together."""
 
+    def pushforward_params(self, saved: Tree, dparams: Any) -> Array | None:
+        """dz^(l) along dparams alone, where a family has a cheaper form than `pushforward` along a zero."""
+        return None
+
+    def gradient_tangent(
+        self, saved: Tree, delta: Array, da_in: Array | None, ddelta: Array, weights: Array | None
+    ) -> Any:
+        """The change of `factor(saved, delta).weighted_sum(weights)` along (da_in, ddelta); da_in None is zero.
+
+        A family that is `bilinear` gives it, for Hessian-vector products.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no gradient_tangent")
+
+    @abstractmethod
+    def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Any:
+        """Draw parameters."""
+
     @property
     def f(self) -> Activation:
         """The row of f_l in the table of activations."""
         assert isinstance(self.activation, Activation), "a Layer stores its activation as a row"
         return self.activation
 
+    def draw(self, key: PRNGKeyArray, drawer: Drawer) -> Tree:  # noqa: D102
+        return drawer(self, key)
+
+    def layers(self) -> Iterator["Layer"]:  # noqa: D102
+        yield self
+
     def forward(self, params: Any, x: Array) -> tuple[Array, LayerTrace]:  # noqa: D102
         z, saved = self.net_input(params, x)  # (F1)
         a = self.f.f(z)  # (F2)
         return a, LayerTrace(z, a, saved)
 
+    def error_term(self, trace: LayerTrace, d_a: Array) -> Array:
+        """delta^(l) = f_l'(z^(l)) * dL/da^(l): (B1) at the output, (B2) below it."""
+        return self.f.df(trace.z, trace.a) * d_a
+
     def backward(  # noqa: D102
-        self, params: Any, trace: LayerTrace, d_a: Array, reader: Reader
+        self,
+        params: Any,
+        trace: LayerTrace,
+        d_a: Array,
+        reader: Reader | None,
+        rule: Rule = backpropagation,
+        carried: Any = None,
     ) -> tuple[Array, Any]:
-        if d_a.shape != trace.z.shape or d_a.dtype != trace.z.dtype:
+        self._require_like_z("dL/da", d_a, trace)
+        carried = params if carried is None else carried
+        delta = rule.delta(self, carried, trace, d_a)  # (B1) (B2)
+        reading = delta if reader is None else reader(self.factor(trace.saved, delta))
+        return rule.transport(self, carried, trace.saved, delta), reading
+
+    def read(self, reader: Reader, *batches: Batch) -> Any:  # noqa: D102
+        for trace, delta in batches:
+            self._require_like_z("delta", delta, trace)
+        return reader(*(self.factor(trace.saved, delta) for trace, delta in batches))
+
+    def visit(self, trace: LayerTrace, other: Any, visitor: Visitor) -> Any:  # noqa: D102
+        return visitor(self, trace, other)
+
+    def tangent(  # noqa: D102
+        self, params: Any, x: Array, dparams: Any, dx: Array | None
+    ) -> tuple[Array, Array, LayerTrace, LayerTangent]:
+        a, trace = self.forward(params, x)
+        dz = self.pushforward_params(trace.saved, dparams) if dx is None else None
+        if dz is None:
+            dz = self.pushforward(params, trace.saved, dparams, jnp.zeros_like(x) if dx is None else dx)
+        return a, self.f.df(trace.z, trace.a) * dz, trace, LayerTangent(dz, dx)
+
+    def backward_tangent(  # noqa: D102
+        self,
+        params: Any,
+        dparams: Any,
+        trace: LayerTrace,
+        dtrace: LayerTangent,
+        d_a: Array,
+        dd_a: Array,
+        weights: Array | None,
+    ) -> tuple[Array, Array, Any]:
+        if not self.bilinear or self.f.d2f is None:
+            missing = f"its activation {self.f.name} has no d2f" if self.bilinear else "its family is not bilinear"
+            raise ValueError(f"{self}: no Hessian-vector product by hand, since {missing}")
+        delta = self.error_term(trace, d_a)
+        # R{f'(z) d_a} = f''(z) R{z} d_a + f'(z) R{d_a}
+        ddelta = self.f.d2f(trace.z, trace.a) * dtrace.z * d_a + self.error_term(trace, dd_a)
+        dgradient = self.gradient_tangent(trace.saved, delta, dtrace.a_in, ddelta, weights)
+        d_in = self.transport(params, trace.saved, delta)
+        # R{W^T delta} = W^T R{delta} + V^T delta
+        dd_in = self.transport(params, trace.saved, ddelta) + self.transport(dparams, trace.saved, delta)
+        return d_in, dd_in, dgradient
+
+    def _require_like_z(self, name: str, value: Array, trace: LayerTrace) -> None:
+        if value.shape != trace.z.shape or value.dtype != trace.z.dtype:
             raise ValueError(
-                f"{self}: dL/da is {d_a.dtype}{list(d_a.shape)} but z is {trace.z.dtype}{list(trace.z.shape)};"
-                " backward needs the derivative for the same batch as the trace"
+                f"{self}: {name} is {value.dtype}{list(value.shape)} but z is {trace.z.dtype}{list(trace.z.shape)};"
+                " it must be of the same batch as the trace"
             )
-        delta = self.f.df(trace.z, trace.a) * d_a  # (B1) at the output, (B2) below it
-        return self.transport(params, trace.saved, delta), reader(self, trace.saved, delta)
-
-    def read(self, trace: LayerTrace, deltas: Array, reader: Reader) -> Any:  # noqa: D102
-        return reader(self, trace.saved, deltas)
-
-    def tangent(self, params: Any, x: Array, dparams: Any, dx: Array) -> tuple[Array, Array]:  # noqa: D102
-        z, saved = self.net_input(params, x)
-        a = self.f.f(z)
-        return a, self.f.df(z, a) * self.pushforward(params, saved, dparams, dx)

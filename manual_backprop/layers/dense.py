@@ -8,7 +8,8 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from manual_backprop import activations
 from manual_backprop.activations import Activation
-from manual_backprop.layers.base import Factor, Layer, Leaf, Parameters, Shape
+from manual_backprop.layers.base import Layer, Leaf, Parameters, Shape
+from manual_backprop.layers.factor import Factor
 from manual_backprop.precision import accumulator, compiled
 
 _INITIALIZERS = {
@@ -51,6 +52,82 @@ class OuterProduct(Factor):
         """(B4) and (B3), summed over examples with `weights`; sums are formed in float32 or wider."""
         return Affine(*_weighted_sums(self.a_in, self.delta, weights))
 
+    def per_example(self) -> Affine:
+        """delta_n a_n^T and delta_n, summed over positions; W is (N, d_out, d_in)."""
+        dtype, wide = self.delta.dtype, accumulator(self.delta.dtype)
+        dW = jnp.einsum("npo,npi->noi", self._delta, self._a_in, preferred_element_type=wide)
+        return Affine(dW.astype(dtype), jnp.sum(self._delta.astype(wide), axis=1).astype(dtype))
+
+    def squared_norms(self) -> Float[Array, " N"]:
+        """||delta_n||^2 (||a_n||^2 + 1): no gradient is formed (Goodfellow, arXiv:1510.01799).
+
+        With positions, sum_ts (a_t . a_s + 1)(delta_t . delta_s) (Li et al., arXiv:2110.05679), or by way of the
+        gradients where they are smaller than the products of positions.
+        """
+        a, delta = _wide(self._a_in), _wide(self._delta)
+        positions, d_in, d_out = a.shape[1], a.shape[2], delta.shape[2]
+        if positions == 1:
+            return jnp.sum(jnp.square(delta[:, 0]), axis=1) * (jnp.sum(jnp.square(a[:, 0]), axis=1) + 1)
+        if positions * (d_in + d_out) > d_in * d_out:
+            return super().squared_norms()
+        of_inputs = jnp.einsum("nti,nsi->nts", a, a)
+        return jnp.einsum("nts,nts->n", of_inputs + 1, jnp.einsum("nto,nso->nts", delta, delta))
+
+    def squared_sum(self, weights: Float[Array, " N"] | None = None) -> Affine:
+        """Without positions (delta^2)^T a^2, one matrix product; with them by way of the examples' gradients."""
+        if self._delta.shape[1] > 1:
+            return super().squared_sum(weights)
+        squares = OuterProduct(*(jnp.square(_wide(leaf[:, 0])) for leaf in (self._a_in, self._delta)))
+        return squares.weighted_sum(weights)
+
+    def gram(self, other: Factor) -> Float[Array, "N M"]:
+        """(a_n . a'_m + 1)(delta_n . delta'_m), summed over both examples' positions; no gradient is formed.
+
+        By way of the gradients where those are smaller than the products of all positions.
+        """
+        if not isinstance(other, OuterProduct):
+            raise TypeError(f"gram of an OuterProduct with {type(other).__name__}: both must be of one layer")
+        (n, t, d_in), d_out, (m, s) = self._a_in.shape, self._delta.shape[2], other._a_in.shape[:2]
+        by_positions = n * t * m * s * (d_in + d_out)
+        if t * s > 1 and by_positions > (n * t + m * s + n * m) * d_in * d_out:
+            return super().gram(other)
+        of_inputs = jnp.einsum("nti,msi->ntms", _wide(self._a_in), _wide(other._a_in))
+        of_deltas = jnp.einsum("nto,mso->ntms", _wide(self._delta), _wide(other._delta))
+        return jnp.sum((of_inputs + 1) * of_deltas, axis=(1, 3))
+
+    def tied(self) -> "OuterProduct":
+        """The uses become positions of their example: what is summed over positions is summed over uses."""
+        return OuterProduct(jnp.moveaxis(self.a_in, 0, 1), jnp.moveaxis(self.delta, 0, 1))
+
+    def kronecker(self, shared: str) -> tuple[Float[Array, "inputs inputs"], Float[Array, "d_out d_out"]]:
+        """(A, G), means over examples of a a^T (a with a 1 below it, for the bias) and of delta delta^T.
+
+        Args:
+            shared: what to do with positions, which share W (Eschenhagen et al., arXiv:2311.00636): "expand"
+                takes each as an example of its own, A averaged and G summed over them; "reduce" averages a and
+                sums delta over them first. Without positions they are the same.
+        """
+        a, delta = _wide(self._a_in), _wide(self._delta)
+        n, positions = a.shape[:2]
+        if shared == "reduce":
+            a, delta = jnp.mean(a, axis=1, keepdims=True), jnp.sum(delta, axis=1, keepdims=True)
+            positions = 1
+        a = jnp.concatenate([a, jnp.ones_like(a[..., :1])], axis=-1)
+        A = jnp.einsum("nti,ntj->ij", a, a) / (n * positions)
+        return A, jnp.einsum("nti,ntj->ij", delta, delta) / n
+
+    @property
+    def _a_in(self) -> Float[Array, "N positions d_in"]:
+        return self.a_in.reshape(self.a_in.shape[0], -1, self.a_in.shape[-1])
+
+    @property
+    def _delta(self) -> Float[Array, "N positions d_out"]:
+        return self.delta.reshape(self.delta.shape[0], -1, self.delta.shape[-1])
+
+
+def _wide(rows: Array) -> Array:
+    return rows.astype(accumulator(rows.dtype))
+
 
 @compiled
 def _weighted_sums(a_in: Array, delta: Array, weights: Array | None) -> tuple[Array, Array]:
@@ -85,6 +162,8 @@ class Dense(Layer):
     d_out: int
     activation: Activation | str = "identity"
     initializer: str | None = None
+
+    bilinear = True
 
     def __post_init__(self) -> None:
         for name, width in (("d_in", self.d_in), ("d_out", self.d_out)):
@@ -141,6 +220,26 @@ class Dense(Layer):
     ) -> Float[Array, "N *positions d_out"]:
         """Dz = dW a_in + W da_in + db: the differential of (F1)."""
         return _affine(dparams.W, dparams.b, saved) + _through(da_in, params.W.T)
+
+    def pushforward_params(
+        self, saved: Float[Array, "N *positions d_in"], dparams: Affine
+    ) -> Float[Array, "N *positions d_out"]:
+        """Dz = dW a_in + db, where a_in does not change."""
+        return _affine(dparams.W, dparams.b, saved)
+
+    def gradient_tangent(
+        self,
+        saved: Float[Array, "N *positions d_in"],
+        delta: Float[Array, "N *positions d_out"],
+        da_in: Float[Array, "N *positions d_in"] | None,
+        ddelta: Float[Array, "N *positions d_out"],
+        weights: Float[Array, " N"] | None,
+    ) -> Affine:
+        """R{delta a^T} = R{delta} a^T + delta R{a}^T and R{delta}: the differentials of (B4) and (B3)."""
+        along_delta = OuterProduct(saved, ddelta).weighted_sum(weights)
+        if da_in is None:
+            return along_delta
+        return Affine(along_delta.W + OuterProduct(da_in, delta).weighted_sum(weights).W, along_delta.b)
 
 
 @compiled

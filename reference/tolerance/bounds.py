@@ -9,7 +9,7 @@ section 3.1), all but certainly by 6 sqrt(n) u (Higham and Mary, 2019, with lamb
 library computes to a few ulps, from a z that it may round once more, errs by C u (|f| + |z f'|).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, singledispatch
 from typing import Any
@@ -48,6 +48,13 @@ class Known:
     def exactly(cls, value: Wide) -> "Known":
         """A value that is given."""
         return cls(value, np.zeros_like(value), np.zeros_like(value))
+
+    @classmethod
+    def together(cls, uses: Sequence["Known"]) -> "Known":
+        """Several as one, next to each other behind the first axis, that of the examples; one as it is."""
+        if len(uses) == 1:
+            return uses[0]
+        return cls(*(np.stack([getattr(use, part) for use in uses], axis=1) for part in ("value", "bound", "slack")))
 
     def __add__(self, other: "Known") -> "Known":
         """The sum before it is rounded."""

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from manual_backprop.layers import Dense, Node
-from manual_backprop.network import Repeat, Residual, Serial
+from manual_backprop.network import Repeat, Residual, Serial, Tied
 from manual_backprop.objective import Objective, Step
 from reference import model
 from reference.tolerance import bounds
@@ -30,7 +30,7 @@ class Equation:
     Attributes:
         path: of the value, as one reaches it on a `Step`.
         tag: of the equation.
-        layer: 1 for the first, every block of a Repeat counted; 0 for none.
+        layer: 1 for the first, every block of a Repeat and use of a Tied counted; 0 for none.
         manual: the value under test.
         known: what the equation makes of the values before it.
         parameter: what this is the gradient with respect to, if it is one.
@@ -56,7 +56,8 @@ class Site:
         layer: what it is.
         number: 1 for the first.
         path: of its entry in the trees of the step.
-        block: which block of the Repeats around it: the first indices of every leaf.
+        block: which block of the Repeats and use of the Tieds around it: the first indices of its z, a and delta.
+        owner: of the Repeats alone: the first indices of its parameters.
         params: its parameters, float64.
         trace: its z and a.
         delta: its error term.
@@ -70,6 +71,7 @@ class Site:
     number: int
     path: str
     block: str
+    owner: str
     params: Any
     trace: Any
     delta: Any
@@ -80,7 +82,7 @@ class Site:
 
     def name(self, what: str, field: str = "") -> str:
         """The path of one of its leaves, `gradients[1].W[0]`."""
-        return f"{what}{self.path}{field}{self.block}"
+        return f"{what}{self.path}{field}{self.owner if what == 'gradients' else self.block}"
 
 
 @dataclass
@@ -101,25 +103,30 @@ def chain(net: Node, params: Tree, step: Step) -> Chain:
     """
     count = iter(range(1, 1 << 30))
     trees = jax.tree.map(_wide, (params, step.trace, step.deltas, step.gradients))
-    return list(_chain(net, trees, "", "", count))
+    return list(_chain(net, trees, "", "", "", count))
 
 
 def _wide(leaf: Any) -> Wide:
     return np.asarray(leaf).astype(np.float64)
 
 
-def _chain(node: Node, trees: Tree, path: str, block: str, count: Iterator[int]) -> Iterator[Site | Sum]:
+def _chain(node: Node, trees: Tree, path: str, block: str, owner: str, count: Iterator[int]) -> Iterator[Site | Sum]:
     if isinstance(node, Serial):
         for i, child in enumerate(node.nodes):
-            yield from _chain(child, [tree[i] for tree in trees], f"{path}[{i}]", block, count)
+            yield from _chain(child, [tree[i] for tree in trees], f"{path}[{i}]", block, owner, count)
     elif isinstance(node, Residual):
-        yield Sum(list(_chain(node.block, trees, path, block, count)))
+        yield Sum(list(_chain(node.block, trees, path, block, owner, count)))
     elif isinstance(node, Repeat):
         for i in range(node.n):
             one = jax.tree.map(lambda leaf, i=i: leaf[i], trees)
-            yield from _chain(node.block, one, path, f"{block}[{i}]", count)
+            yield from _chain(node.block, one, path, f"{block}[{i}]", f"{owner}[{i}]", count)
+    elif isinstance(node, Tied):
+        params, trace, deltas, gradients = trees
+        for i in range(node.n):
+            t, d = jax.tree.map(lambda leaf, i=i: leaf[i], (trace, deltas))
+            yield from _chain(node.block, (params, t, d, gradients), path, f"{block}[{i}]", owner, count)
     elif isinstance(node, Dense):
-        yield Site(node, next(count), path, block, *trees)
+        yield Site(node, next(count), path, block, owner, *trees)
     else:
         raise TypeError(f"no equations are known for {type(node).__name__}; check it with reference.check_layer")
 
@@ -131,6 +138,14 @@ def sites(chain: Chain) -> Iterator[Site]:
             yield from sites(item.inside)
         else:
             yield item
+
+
+def parameters(chain: Chain) -> list[list[Site]]:
+    """The sites of every parameter set, which are several where it is tied, in the order of their first."""
+    owned: dict[tuple[str, str], list[Site]] = {}
+    for site in sites(chain):
+        owned.setdefault((site.path, site.owner), []).append(site)
+    return list(owned.values())
 
 
 def equations(
@@ -167,7 +182,7 @@ def equations(
         every = list(sites(whole))
         d_x, mistaken = yield from _backward(arithmetic, whole, d_output, {}, every)
         yield Equation("d_x", "(B5)", 0, step.d_x, d_x, mistakes=mistaken)
-        yield from _gradients(arithmetic, every, shares, coefficient, objective.regularizer is not None)
+        yield from _gradients(arithmetic, whole, shares, coefficient, objective.regularizer is not None)
 
 
 def _forward(of: Arithmetic, chain: Chain, a: Known) -> Any:
@@ -220,11 +235,12 @@ def _objective(
         loss,
         mistakes={"the examples are summed, not averaged (1/N missing)": losses.value.sum()},
     )
-    weights = [site.params.W for site in sites(chain)] if objective.regularizer is not None else []
+    owners = [uses[0].params for uses in parameters(chain)]
+    weights = [own.W for own in owners] if objective.regularizer is not None else []
     norm = bounds.squared_norm(of, weights, 0.5)
     error = abs(lam) * (norm.bound + 2 * of.u_sum * norm.value) + of.eta * bool(weights)
     penalty = Known.exactly(lam * norm.value).further(error)
-    biases = lam / 2 * sum(float(np.sum(np.square(site.params.b))) for site in sites(chain))
+    biases = lam / 2 * sum(float(np.sum(np.square(own.b))) for own in owners)
     mistakes = {
         "lam/2 is lam": 2 * penalty.value,
         "the biases are counted too": penalty.value + biases,
@@ -274,10 +290,13 @@ def _error_term(of: Arithmetic, site: Site, d_a: Known, mistaken: dict[str, Wide
     return Equation(site.name("deltas"), tag, site.number, site.delta, known, mistakes=mistakes)
 
 
-def _gradients(of: Arithmetic, every: list[Site], shares: Wide, lam: float, counted: bool) -> Iterator[Equation]:
-    """(B4) with (B6), and (B3), of every layer."""
-    for site in every:
-        dW, db = bounds.contraction(of, site.a_in, site.delta_used, shares)
+def _gradients(of: Arithmetic, chain: Chain, shares: Wide, lam: float, counted: bool) -> Iterator[Equation]:
+    """(B4) with (B6), and (B3), of every layer; of tied layers, summed over their uses like positions."""
+    every = list(sites(chain))
+    for uses in parameters(chain):
+        site = uses[0]
+        a_in, delta = Known.together([use.a_in for use in uses]), Known.together([use.delta_used for use in uses])
+        dW, db = bounds.contraction(of, a_in, delta, shares)
         size = np.abs(dW.value) + lam * np.abs(site.params.W)
         penalty = Known.exactly(lam * site.params.W).further(2 * of.u_sum * size)
         decayed = dW + penalty if counted else dW
@@ -289,7 +308,7 @@ def _gradients(of: Arithmetic, every: list[Site], shares: Wide, lam: float, coun
             of.rounded(decayed),
             site.params.W,
             counted,
-            _wrong_contractions(site, every, shares, lam if counted else 0.0),
+            {} if len(uses) > 1 else _wrong_contractions(site, every, shares, lam if counted else 0.0),
         )
         yield Equation(site.name("gradients", ".b"), "(B3)", site.number, site.gradient.b, db, site.params.b)
 

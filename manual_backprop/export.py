@@ -1,0 +1,139 @@
+"""Our backward sweep as a rule of JAX's own: jax.grad of what `as_custom_vjp` returns runs no autodiff through it.
+
+The one file of this package that names `jax.custom_vjp`, which differentiates nothing: it registers a derivative
+that is written by hand.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from manual_backprop import edge
+from manual_backprop.contractions import gradient_reader
+from manual_backprop.layers.base import Node, Rule, backpropagation
+from manual_backprop.layers.factor import Tree
+from manual_backprop.objective import Objective, per_example_scaled
+from manual_backprop.precision import accumulator
+
+
+def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Callable[..., Array]:
+    """A plain function whose reverse-mode derivative is our backward sweep, under whatever rule.
+
+    jax.grad, jit, vmap of grad, jax.hessian (forward over reverse) and shard_map work on it. Every float that goes
+    in gets a cotangent: params, x, float targets, lam and weights; under another rule than backpropagation those of
+    params and x are the rule's. Plain forward mode (jax.jvp, jax.jacfwd) raises TypeError, as for every
+    jax.custom_vjp; `pushforward` is that by hand. In shard_map the cotangent of an argument that is replicated is
+    summed over the devices that hold it, as jax.grad's is: take `jax.lax.pmean` of J for the mean over shards.
+
+    Args:
+        function: an objective, for (params, x, y, lam=None, weights=None) -> J; or a network, for
+            (params, x) -> output.
+        rule: how error terms travel down; None is backpropagation.
+
+    Raises:
+        TypeError: neither an objective nor a network; when differentiated by float targets, a loss of one's own
+            without `target_derivative` raises NotImplementedError.
+    """
+    rule = backpropagation if rule is None else rule
+    if isinstance(function, Objective):
+        return _objective(function, rule)
+    if isinstance(function, Node):
+        return _network(function, rule)
+    raise TypeError(f"as_custom_vjp takes an Objective or a network, got {type(function).__name__} {function!r}")
+
+
+def _network(net: Node, rule: Rule) -> Callable[..., Array]:
+    def apply(rule: Rule, params: Tree, x: Array) -> Array:
+        return net.lean_forward(params, x)[0]
+
+    def forward(rule: Rule, params: Tree, x: Array) -> tuple[Array, Any]:
+        output, trace = net.lean_forward(params, x)
+        return output, (rule, params, x, trace)
+
+    def backward(saved: Any, d_output: Any) -> tuple[None, Tree, Array]:
+        rule, params, x, trace = saved
+        carried = rule.carried(net, params, trace, d_output)
+        summed = gradient_reader(jnp.ones(x.shape[:1], accumulator(x.dtype)))
+        d_x, gradients = net.backward(params, trace, d_output, summed, rule, carried)
+        return None, _varying_like(params, gradients), _varying_like(x, d_x)
+
+    by_hand = jax.custom_vjp(apply)
+    by_hand.defvjp(forward, backward)
+
+    def network(params: Tree, x: Float[Array, "N *features"]) -> Float[Array, "N *outputs"]:
+        return by_hand(rule, *edge.inputs(net, params, x))
+
+    return network
+
+
+def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
+    net, loss = objective.net, objective.loss
+
+    def value(output: Array, params: Tree, y: Array, lam: Any, weights: Array | None) -> Array:
+        of_loss, penalty = objective.terms(params, output, y, lam, weights)
+        return of_loss + penalty
+
+    def apply(rule: Rule, params: Tree, x: Array, y: Array, lam: Any, weights: Array | None) -> Array:
+        return value(net.lean_forward(params, x)[0], params, y, lam, weights)
+
+    def forward(rule: Rule, params: Tree, x: Array, y: Array, lam: Any, weights: Array | None) -> tuple[Array, Any]:
+        output, trace = net.lean_forward(params, x)
+        return value(output, params, y, lam, weights), (rule, params, x, y, lam, weights, output, trace)
+
+    def backward(saved: Any, g: Any) -> tuple[Any, ...]:
+        rule, params, x, y, lam, weights, output, trace = saved
+        d_output = loss.derivative(output, y)
+        carried = rule.carried(net, params, trace, d_output)
+        d_x, gradients = net.backward(params, trace, d_output, gradient_reader(weights), rule, carried)
+        gradients = objective.add_penalty_gradient(gradients, params, lam)
+        d_y = d_lam = d_weights = None
+        if jnp.issubdtype(y.dtype, jnp.floating):
+            d_y = per_example_scaled(loss.target_derivative(output, y), weights)
+        if lam is not None:
+            d_lam = objective.regularizer.d_lam(params)  # type: ignore[union-attr]
+        if weights is not None:
+            d_weights = loss.value(output, y)
+        scaled = jax.tree.map(
+            lambda leaf: _times(g, leaf), (gradients, per_example_scaled(d_x, weights), d_y, d_lam, d_weights)
+        )
+        return None, *map(_varying_like, (params, x, y, lam, weights), scaled)
+
+    by_hand = jax.custom_vjp(apply)
+    by_hand.defvjp(forward, backward)
+
+    def J(params: Tree, x: Array, y: Array, lam: Any = None, weights: Any = None) -> Float[Array, ""]:
+        params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
+        lam = None if lam is None else jnp.asarray(lam, accumulator(x.dtype))
+        return by_hand(rule, params, x, y, lam, weights)
+
+    return J
+
+
+def _times(g: Array, leaf: Array) -> Array:
+    """Their product, formed in g's precision, that of sums, and rounded to the leaf's own."""
+    return (g * leaf.astype(g.dtype)).astype(leaf.dtype)
+
+
+def _varying_like(primal: Tree, cotangent: Tree) -> Tree:
+    """The cotangent as shard_map wants it: summed over the axes along which its argument is replicated."""
+    if cotangent is None:
+        return None
+
+    def of_leaf(primal: Array, cotangent: Array) -> Array:
+        axes, own = _varying_axes(primal), _varying_axes(cotangent)
+        if own - axes:
+            cotangent = jax.lax.psum(cotangent, tuple(sorted(own - axes)))
+        if axes - own:
+            cotangent = jax.lax.pcast(cotangent, tuple(sorted(axes - own)), to="varying")
+        return cotangent
+
+    return jax.tree.map(of_leaf, primal, cotangent)
+
+
+def _varying_axes(leaf: Array) -> frozenset[Any]:
+    """The axes of the mesh along which shard_map holds different values of it."""
+    kind = jax.typeof(leaf)
+    return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma

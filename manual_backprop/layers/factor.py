@@ -1,0 +1,101 @@
+"""The pair (a, delta) of one layer, and its readings: each has a general form here, for every family of layers."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from manual_backprop.precision import accumulator
+
+Tree = Any  # a pytree that mirrors the network
+
+
+class Factor(ABC):
+    """The pair (what entered a layer, its delta) that every first-order quantity of its parameters follows from.
+
+    Subclasses give `weighted_sum`. Every other reading has a general form here, by way of the examples'
+    gradients, and a family overrides those for which it knows a faster one: nothing is ever unsupported, only
+    slower. Each is a frozen dataclass registered as a pytree, whose leaves have the examples on their first axis.
+    """
+
+    @abstractmethod
+    def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Tree:
+        """Sum over examples n of weights[n] dL_n/dparams; weights None means the mean, 1/N each."""
+
+    @property
+    def examples(self) -> int:
+        """N."""
+        return jax.tree.leaves(self)[0].shape[0]
+
+    def per_example(self) -> Tree:
+        """dL_n/dparams of every example n: the parameters' tree, with N in front of every leaf's shape."""
+        return jax.vmap(lambda one: jax.tree.map(lambda leaf: leaf[None], one).weighted_sum())(self)
+
+    def squared_norms(self) -> Float[Array, " N"]:
+        """||dL_n/dparams||^2 of every example n, in the precision of sums."""
+
+        def total(g: Array) -> Array:
+            return jnp.sum(jnp.square(g), axis=tuple(range(1, g.ndim)))
+
+        return total_of([total(g) for g in self._wide_examples()], (self.examples,))
+
+    def squared_sum(self, weights: Float[Array, " N"] | None = None) -> Tree:
+        """Sum over n of weights[n] (dL_n/dparams)^2, entry by entry; None is the mean. In the precision of sums."""
+
+        def total(g: Array) -> Array:
+            squares = jnp.square(g.astype(accumulator(g.dtype)))
+            return jnp.mean(squares, axis=0) if weights is None else jnp.tensordot(weights, squares, 1)
+
+        return jax.tree.map(total, self.per_example())
+
+    def gram(self, other: "Factor") -> Float[Array, "N M"]:
+        """<dL_n/dparams, dL'_m/dparams> for every example n of this and m of `other`, in the precision of sums."""
+
+        def products(g: Array, h: Array) -> Array:
+            return g.reshape(g.shape[0], -1) @ h.reshape(h.shape[0], -1).T
+
+        pairs = zip(self._wide_examples(), other._wide_examples(), strict=True)
+        return total_of([products(g, h) for g, h in pairs], (self.examples, other.examples))
+
+    def tied(self) -> "Factor":
+        """One factor for several uses of the same parameters; every leaf of `self` has the uses in front.
+
+        The gradient of parameters used more than once is the sum over their uses, so that sum stands before
+        anything that is not linear in it.
+        """
+        return SeveralUses(self)
+
+    def _wide_examples(self) -> list[Array]:
+        return [g.astype(accumulator(g.dtype)) for g in jax.tree.leaves(self.per_example())]
+
+
+def total_of(terms: list[Array], shape: tuple[int, ...]) -> Array:
+    """The sum of arrays of one shape, one after the other; zeros of that shape where there are none."""
+    return sum(terms[1:], terms[0]) if terms else jnp.zeros(shape)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SeveralUses(Factor):
+    """The general form of parameters used more than once: `uses` is a factor with the uses in front."""
+
+    uses: Factor
+
+    @property
+    def examples(self) -> int:  # noqa: D102
+        return jax.tree.leaves(self.uses)[0].shape[1]
+
+    def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Tree:
+        """Over uses, then over examples."""
+        return _sum_first(jax.vmap(lambda one: one.weighted_sum(weights))(self.uses))
+
+    def per_example(self) -> Tree:
+        """Over uses."""
+        return _sum_first(jax.vmap(lambda one: one.per_example())(self.uses))
+
+
+def _sum_first(tree: Tree) -> Tree:
+    return jax.tree.map(lambda leaf: jnp.sum(leaf.astype(accumulator(leaf.dtype)), axis=0).astype(leaf.dtype), tree)

@@ -1,0 +1,162 @@
+"""What every loss answers, and what the losses share."""
+
+import math
+from abc import ABC, abstractmethod
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+
+from manual_backprop.precision import accumulator
+
+Outputs = Float[Array, "N *outputs"]
+Targets = Shaped[Array, "N *targets"]
+Roots = Float[Array, "K N *outputs"]
+
+
+class Loss(ABC):
+    """A loss of one example, for outputs o of shape (N, *outputs)."""
+
+    @abstractmethod
+    def value(self, o: Outputs, y: Targets) -> Float[Array, " N"]:
+        """l(o_n, y_n) of every example, summed over its outputs, in float32 or wider (J1)."""
+
+    @abstractmethod
+    def derivative(self, o: Outputs, y: Targets) -> Outputs:
+        """dl(o_n, y_n)/do_n of every example, in o's dtype (B1)."""
+
+    def hessian_product(self, o: Outputs, y: Targets, d_o: Outputs) -> Outputs:
+        """H_n d_o_n of every example, with H_n = d^2 l/do do^T at (o_n, y_n), in o's dtype.
+
+        Args:
+            o: outputs.
+            y: targets, as for `value`.
+            d_o: one direction an example, like o.
+
+        Raises:
+            ValueError: shapes that do not fit, or targets out of range where their values are known.
+            TypeError: wrong dtypes.
+            NotImplementedError: this loss has none.
+        """
+        raise self._lacks("hessian_product(self, o, y, d_o), H_n d_o_n", "Hessian- and Gauss-Newton-vector products")
+
+    def hessian_root(self, o: Outputs, y: Targets) -> Roots:
+        """K vectors s_k of every example with sum_k s_k s_k^T = H_n, exactly, in o's dtype.
+
+        K is the number of outputs of one example. Swept backward like dl/do they give the Gauss-Newton matrix.
+
+        Raises:
+            ValueError, TypeError, NotImplementedError: as `hessian_product`.
+        """
+        raise self._lacks(
+            "hessian_root(self, o, y), K vectors with sum_k s_k s_k^T = H_n in shape (K, *o.shape)",
+            "exact Gauss-Newton diagonals and Kronecker factors",
+        )
+
+    def sample_derivative(self, key: PRNGKeyArray, o: Outputs) -> Outputs:
+        """dl/do at targets drawn from the distribution that o stands for: E[s s^T] is the Fisher information.
+
+        The Fisher information is H where H does not depend on y.
+
+        Args:
+            key: of the draw.
+            o: outputs.
+
+        Raises:
+            TypeError: o does not hold floats.
+            NotImplementedError: this loss has no such distribution, or does not know it.
+        """
+        raise self._lacks(
+            "sample_derivative(self, key, o), dl/do at targets drawn from the model's own distribution",
+            "Monte Carlo Fisher information",
+        )
+
+    def target_derivative(self, o: Outputs, y: Targets) -> Targets:
+        """dl(o_n, y_n)/dy_n of every example, like y; for y that holds floats.
+
+        Raises:
+            ValueError, TypeError, NotImplementedError: as `hessian_product`; integer labels have no derivative.
+        """
+        raise self._lacks("target_derivative(self, o, y), dl(o_n, y_n)/dy_n", "derivatives with respect to targets")
+
+    def _lacks(self, method: str, asked_by: str) -> NotImplementedError:
+        name = type(self).__name__
+        return NotImplementedError(
+            f"{name} has no {method.partition('(')[0]}, which {asked_by} ask for;"
+            f" write {name}.{method} of every example"
+        )
+
+    def check(self, o: jax.ShapeDtypeStruct, y: Array) -> None:
+        """Refuse targets that do not fit outputs of that shape and dtype.
+
+        Raises:
+            ValueError: wrong shape, or (where the values are known) values out of range.
+            TypeError: wrong dtype.
+        """
+        if y.shape != o.shape:
+            raise ValueError(
+                f"{self} compares y with the outputs entry by entry: y is {list(y.shape)} but the outputs are"
+                f" {list(o.shape)}; reshape y (nothing is broadcast)"
+            )
+        if y.dtype != o.dtype:
+            raise TypeError(f"{self}: y is {y.dtype} but the outputs are {o.dtype}; convert y with .astype")
+
+
+class Elementwise(Loss):
+    """A loss whose terms have one output each, so that H is diagonal."""
+
+    @abstractmethod
+    def curvature_root(self, o: Array, y: Array) -> Array:
+        """sqrt(d^2 l/do_i^2) of every output, for arrays in float32 or wider."""
+
+    def hessian_product(self, o: Outputs, y: Targets, d_o: Outputs) -> Outputs:
+        """(d^2 l/do_i^2) d_o_i."""
+        check_given(self, o, y, d_o)
+        wide_o, wide_y, wide_d_o = widened(o, y, d_o)
+        root = self.curvature_root(wide_o, wide_y)
+        return (root * (root * wide_d_o)).astype(o.dtype)
+
+    def hessian_root(self, o: Outputs, y: Targets) -> Roots:
+        """Vector i is sqrt(d^2 l/do_i^2) at output i and zero at the others."""
+        check_given(self, o, y)
+        root = self.curvature_root(*widened(o, y)).astype(o.dtype)
+        return each_in_its_place(root[None], o.shape[1:])
+
+
+def check_given(loss: Loss, o: Array, y: Array | None = None, d_o: Array | None = None) -> None:
+    """Refuse outputs that are not floats, targets that do not fit them and a direction unlike them."""
+    if not jnp.issubdtype(o.dtype, jnp.floating):
+        raise TypeError(f"{loss}: outputs must be floats, got {o.dtype}; convert them with .astype")
+    if y is not None:
+        loss.check(jax.ShapeDtypeStruct(o.shape, o.dtype), y)
+    if d_o is not None and d_o.shape != o.shape:
+        raise ValueError(f"{loss}: d_o is {list(d_o.shape)} but the outputs are {list(o.shape)}; reshape d_o")
+    if d_o is not None and d_o.dtype != o.dtype:
+        raise TypeError(f"{loss}: d_o is {d_o.dtype} but the outputs are {o.dtype}; convert d_o with .astype")
+
+
+def each_in_its_place(columns: Array, positions: tuple[int, ...]) -> Array:
+    """(c, N, *positions, ...) -> (P c, N, *positions, ...): vectors of one position each, zero at the others."""
+    count = math.prod(positions)
+    own = jnp.eye(count, dtype=bool).reshape(count, 1, 1, *positions, *(1,) * (columns.ndim - 2 - len(positions)))
+    return jnp.where(own, columns[None], 0).reshape(count * columns.shape[0], *columns.shape[1:])
+
+
+def check_range(loss: Loss, what: str, y: Array, top: int) -> None:
+    """Refuse targets outside 0..top, where their values are known: not for a y that is being traced."""
+    if isinstance(y, jax.core.Tracer):
+        return
+    values = np.asarray(y)
+    if not np.all((values >= 0) & (values <= top)):
+        raise ValueError(f"{loss}: {what} must lie in 0..{top}, got {values.min()} to {values.max()}")
+
+
+def sum_outputs(terms: Array) -> Float[Array, " N"]:
+    """Sum over all but the first axis, in float32 or wider."""
+    return jnp.sum(terms.astype(accumulator(terms.dtype)), axis=tuple(range(1, terms.ndim)))
+
+
+def widened(*arrays: Array) -> tuple[Array, ...]:
+    """The arrays in float32 or wider."""
+    return tuple(array.astype(accumulator(array.dtype)) for array in arrays)

@@ -1,0 +1,215 @@
+"""Cross-entropies, from logits and from probabilities."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from manual_backprop.losses.base import (
+    Elementwise,
+    Loss,
+    Outputs,
+    Roots,
+    Targets,
+    check_given,
+    check_range,
+    each_in_its_place,
+    sum_outputs,
+    widened,
+)
+from manual_backprop.precision import rounded_once
+
+
+@dataclass(frozen=True)
+class SoftmaxCrossEntropy(Loss):
+    """-sum_c y_c log softmax(o)_c over the last axis, from logits.
+
+    y is either integer labels (N, *positions), or target distributions in the shape and dtype of o. A label
+    out of range is refused where its value is known, and gives nan where it is not (under jit).
+    """
+
+    def value(self, o: Outputs, y: Targets) -> Float[Array, " N"]:
+        """Sum_c y_c (log sum_k exp(o_k - m) - (o_c - m)) with m = max(o), so that nothing overflows."""
+        (o,) = widened(o)
+        return sum_outputs(jnp.sum(_distribution(o, y) * _surprise(o), axis=-1))
+
+    def derivative(self, o: Outputs, y: Targets) -> Outputs:
+        """softmax(o) sum_c(y_c) - y, which is softmax(o) - y for a distribution."""
+        dtype = o.dtype
+        (o,) = widened(o)
+        p = _distribution(o, y)
+        softmax = _softmax(o)
+        if not jnp.issubdtype(y.dtype, jnp.integer):
+            softmax = softmax * jnp.sum(p, axis=-1, keepdims=True)
+        return (softmax - p).astype(dtype)
+
+    def hessian_product(self, o: Outputs, y: Targets, d_o: Outputs) -> Outputs:
+        """(diag(p) - p p^T) m d_o at every position, with p = softmax(o) and m = sum_c(y_c), which is 1 for a label."""
+        check_given(self, o, y, d_o)
+        wide, d = widened(o, d_o)
+        p, mass = _softmax(wide), jnp.sum(_distribution(wide, y), axis=-1, keepdims=True)
+        # H takes constants to 0; with d = 0 at the largest p the difference below does not cancel where p is near 1.
+        d = d - jnp.take_along_axis(d, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
+        return (mass * p * (d - jnp.sum(p * d, axis=-1, keepdims=True))).astype(o.dtype)
+
+    def hessian_root(self, o: Outputs, y: Targets) -> Roots:
+        """sqrt(m p_c) (p - e_c) for every position and class: the derivatives under all labels, each by its sqrt(p_c).
+
+        Vector t C + c belongs to class c at position t, and is zero at the other positions.
+        """
+        check_given(self, o, y)
+        (wide,) = widened(o)
+        p, mass = _softmax(wide), jnp.sum(_distribution(wide, y), axis=-1, keepdims=True)
+        unit = jnp.eye(o.shape[-1], dtype=p.dtype).reshape(*(1,) * (o.ndim - 1), *2 * o.shape[-1:])
+        columns = jnp.sqrt(mass * p)[..., None] * (p[..., None, :] - unit)
+        return each_in_its_place(jnp.moveaxis(columns, -2, 0).astype(o.dtype), o.shape[1:-1])
+
+    def sample_derivative(self, key: PRNGKeyArray, o: Outputs) -> Outputs:
+        """softmax(o) - e_c at every position, with c drawn from softmax(o)."""
+        check_given(self, o)
+        (wide,) = widened(o)
+        labels = jax.random.categorical(key, wide, mode="high")  # "low" is wrong for p < 1e-7 in float32
+        return self.derivative(o, labels)
+
+    def target_derivative(self, o: Outputs, y: Targets) -> Targets:
+        """-log softmax(o), for target distributions."""
+        if jnp.issubdtype(y.dtype, jnp.integer):
+            raise TypeError(f"{self}: integer labels have no derivative; give target distributions like the logits")
+        check_given(self, o, y)
+        return _surprise(*widened(o)).astype(y.dtype)
+
+    def check(self, o: jax.ShapeDtypeStruct, y: Array) -> None:
+        """Integer labels of o.shape[:-1] in [0, C), or distributions like o."""
+        if not jnp.issubdtype(y.dtype, jnp.integer):
+            if y.shape == o.shape[:-1]:
+                raise TypeError(f"{self}: labels must be integers, got {y.dtype}; convert y with .astype(int)")
+            super().check(o, y)
+            check_range(self, "target distributions", y, 1)
+            return
+        if y.shape != o.shape[:-1]:
+            raise ValueError(
+                f"{self}: integer labels must be {list(o.shape[:-1])} for logits {list(o.shape)}, got"
+                f" {list(y.shape)}; target distributions must be floats like the logits"
+            )
+        check_range(self, f"labels for {o.shape[-1]} logits", y, o.shape[-1] - 1)
+
+
+def _softmax(o: Array) -> Array:
+    e = jnp.exp(o - jnp.max(o, axis=-1, keepdims=True))
+    return e / jnp.sum(e, axis=-1, keepdims=True)
+
+
+def _surprise(o: Array) -> Array:
+    """-log softmax(o)."""
+    shifted = o - jnp.max(o, axis=-1, keepdims=True)
+    return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True)) - shifted
+
+
+def _distribution(o: Array, y: Array) -> Array:
+    """Target distributions in o's dtype: labels become one-hot rows; one out of range a row of nan."""
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        return y.astype(o.dtype)
+    classes = o.shape[-1]
+    one_hot = (y[..., None] == jnp.arange(classes, dtype=y.dtype).reshape(*(1,) * y.ndim, -1)).astype(o.dtype)
+    return jnp.where((y >= 0)[..., None] & (y < classes)[..., None], one_hot, jnp.nan)
+
+
+@dataclass(frozen=True)
+class SigmoidBinaryCrossEntropy(Elementwise):
+    """-sum_i (y_i log sigmoid(o_i) + (1 - y_i) log sigmoid(-o_i)), from logits; y in [0, 1]."""
+
+    def value(self, o: Outputs, y: Targets) -> Float[Array, " N"]:
+        """Sum_i max(o_i, 0) - o_i y_i + log(1 + exp(-|o_i|))."""
+        o, y = widened(o, y)
+        return sum_outputs(jnp.maximum(o, 0) - o * y + jnp.log1p(jnp.exp(-jnp.abs(o))))
+
+    def derivative(self, o: Outputs, y: Targets) -> Outputs:
+        """sigmoid(o) - y."""
+        return _sigmoid_error(o, y)
+
+    def sample_derivative(self, key: PRNGKeyArray, o: Outputs) -> Outputs:
+        """sigmoid(o) - y with y = 1 drawn with probability sigmoid(o)."""
+        check_given(self, o)
+        (wide,) = widened(o)
+        return self.derivative(o, _flip(key, wide > 0, _logistic(-jnp.abs(wide))).astype(o.dtype))
+
+    def target_derivative(self, o: Outputs, y: Targets) -> Targets:
+        """-o."""
+        check_given(self, o, y)
+        return -o
+
+    def curvature_root(self, o: Array, y: Array) -> Array:
+        """sqrt(sigmoid(o) sigmoid(-o)), which is even in o."""
+        return jnp.exp(-0.5 * jnp.abs(o)) / (1 + jnp.exp(-jnp.abs(o)))
+
+    def check(self, o: jax.ShapeDtypeStruct, y: Array) -> None:
+        """Targets like o, in [0, 1]."""
+        super().check(o, y)
+        check_range(self, "targets", y, 1)
+
+
+@rounded_once
+def _sigmoid_error(o: Array, y: Array) -> Array:
+    return _logistic(o) - y
+
+
+def _logistic(o: Array) -> Array:
+    e = jnp.exp(-jnp.abs(o))
+    return jnp.where(o >= 0, 1, e) / (1 + e)
+
+
+def _flip(key: PRNGKeyArray, likely: Array, rare: Array) -> Array:
+    """The likelier label (True is 1), or the other one with probability `rare`, however small that is."""
+    return jnp.logical_xor(likely, jax.random.bernoulli(key, rare, mode="high"))
+
+
+@dataclass(frozen=True)
+class BinaryCrossEntropy(Elementwise):
+    """-sum_i (y_i log o_i + (1 - y_i) log(1 - o_i)), for outputs that are probabilities; y in [0, 1].
+
+    An output that has rounded to 0 or 1 against its target has infinite loss, as it should;
+    `SigmoidBinaryCrossEntropy` on the logits keeps what the rounding loses.
+    """
+
+    def value(self, o: Outputs, y: Targets) -> Float[Array, " N"]:
+        """With 0 log 0 = 0."""
+        o, y = widened(o, y)
+        heads = jnp.where(y == 0, 0, y * jnp.log(o))
+        tails = jnp.where(y == 1, 0, (1 - y) * jnp.log1p(-o))
+        return sum_outputs(-(heads + tails))
+
+    def derivative(self, o: Outputs, y: Targets) -> Outputs:
+        """-y/o + (1 - y)/(1 - o), with 0/0 = 0."""
+        return _odds_error(o, y)
+
+    def sample_derivative(self, key: PRNGKeyArray, o: Outputs) -> Outputs:
+        """The derivative at y = 1 drawn with probability o; nan where o is no probability, if only the run can tell.
+
+        E[s^2] is the Fisher information 1/(o (1 - o)), which is the mean of H over such y.
+        """
+        check_given(self, o)
+        check_range(self, "outputs", o, 1)
+        (wide,) = widened(o)
+        y = _flip(key, wide > 0.5, jnp.minimum(wide, 1 - wide)).astype(o.dtype)
+        return self.derivative(o, jnp.where((o >= 0) & (o <= 1), y, jnp.nan))
+
+    def target_derivative(self, o: Outputs, y: Targets) -> Targets:
+        """log(1 - o) - log(o)."""
+        check_given(self, o, y)
+        (wide,) = widened(o)
+        return (jnp.log1p(-wide) - jnp.log(wide)).astype(y.dtype)
+
+    def curvature_root(self, o: Array, y: Array) -> Array:
+        """sqrt(y/o^2 + (1 - y)/(1 - o)^2), with 0/0 = 0."""  # by hypot: o^2 would underflow before o does
+        return jnp.hypot(jnp.where(y == 0, 0, jnp.sqrt(y) / o), jnp.where(y == 1, 0, jnp.sqrt(1 - y) / (1 - o)))
+
+    def check(self, o: jax.ShapeDtypeStruct, y: Array) -> None:
+        """Targets like o, in [0, 1]."""
+        super().check(o, y)
+        check_range(self, "targets", y, 1)
+
+
+@rounded_once
+def _odds_error(o: Array, y: Array) -> Array:
+    return jnp.where(y == 1, 0, (1 - y) / (1 - o)) - jnp.where(y == 0, 0, y / o)

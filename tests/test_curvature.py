@@ -1,0 +1,181 @@
+"""Curvature by hand against jax.jvp of jax.grad, explicit matrices, and the costs that it promises."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, fast, generic, targets
+from test_readings import NET as NESTED
+
+import manual_backprop as mb
+from manual_backprop.losses import TABLE as LOSSES
+from reference import autodiff
+
+N = 5
+ALL = tuple(mb.activations.TABLE)
+EVERY_ACTIVATION = mb.mlp((3,) + (4,) * len(ALL) + (2,), ALL)
+SMALL = mb.mlp((3, 4, 3), "tanh")
+
+
+def problem(net: Any, loss: mb.Loss, shape: tuple[int, ...] = (N,)) -> tuple[Any, ...]:
+    """(objective, params, x, y, v): outputs are 2 or 3 wide, as the network's last layer is."""
+    rng = np.random.default_rng(4)
+    outputs = list(net.layers())[-1].d_out
+    probabilities = isinstance(loss, mb.losses.BinaryCrossEntropy)
+    if probabilities:
+        net = mb.Serial((net, mb.Dense(outputs, outputs, "sigmoid")))
+    x = jnp.asarray(rng.normal(size=(*shape, 3)))
+    if isinstance(loss, mb.losses.SoftmaxCrossEntropy):
+        y = jnp.asarray(rng.integers(0, outputs, shape))
+    else:
+        y = targets(loss, outputs, int(np.prod(shape))).reshape(*shape, outputs)
+    objective = mb.Objective(net, loss, mb.Frobenius(0.1))
+    return objective, generic(net, 1, scale=0.8), x, y, generic(net, 2)
+
+
+PRODUCTS = {
+    "hessian": (mb.hessian_vector_product, autodiff.hessian_vector_product),
+    "gauss_newton": (mb.gauss_newton_vector_product, autodiff.gauss_newton_vector_product),
+}
+CASES = {
+    "every activation": problem(EVERY_ACTIVATION, mb.squared_error),
+    "nested": problem(NESTED, mb.softmax_cross_entropy),
+    "nested, 2 positions": problem(NESTED, mb.softmax_cross_entropy, (N, 2)),
+    **{name: problem(SMALL, loss) for name, loss in LOSSES.items()},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products_equal_those_of_autodiff(name, case):
+    """With lam and weights given; errors relative to the largest entry of the whole product."""
+    ours, theirs = PRODUCTS[name]
+    objective, *args = CASES[case]
+    weights = jnp.linspace(0.1, 0.5, N)
+
+    def both(params: Any, x: Any, y: Any, v: Any) -> Any:
+        given = {"lam": jnp.asarray(0.3), "weights": weights}
+        return ours(objective, params, x, y, v, **given), theirs(objective, params, x, y, v, **given)
+
+    by_hand, by_autodiff = fast(both)(*args)
+    assert jax.tree.structure(by_hand) == jax.tree.structure(by_autodiff)
+    assert_close(*(jax.flatten_util.ravel_pytree(tree)[0] for tree in (by_hand, by_autodiff)))
+
+
+def test_products_without_lam_or_weights_and_without_jit():
+    objective, *args = problem(SMALL, mb.softmax_cross_entropy)
+    for ours, theirs in PRODUCTS.values():
+        assert_close(ours(objective, *args), theirs(objective, *args))
+
+
+def matrix(product: Any, objective: Any, params: Any, x: Any, y: Any) -> np.ndarray:
+    """(P, P), a column for every parameter."""
+    flat, unravel = jax.flatten_util.ravel_pytree(params)
+
+    def column(v: Any) -> Any:
+        return jax.flatten_util.ravel_pytree(product(objective, params, x, y, unravel(v)))[0]
+
+    return np.asarray(fast(jax.vmap(column))(jnp.eye(flat.size)))
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_gauss_newton_diagonal(loss):
+    objective, params, x, y, _ = problem(SMALL, loss)
+    G = matrix(autodiff.gauss_newton_vector_product, objective, params, x, y)
+    ours = fast(partial(mb.gauss_newton_diagonal, objective))(params, x, y)
+    assert_close(jax.flatten_util.ravel_pytree(ours)[0], np.diag(G))
+
+
+def test_fisher_diagonals_by_their_labels():
+    objective, params, x, y, _ = problem(SMALL, mb.softmax_cross_entropy)
+    without = mb.Objective(objective.net, objective.loss)
+    G = matrix(autodiff.gauss_newton_vector_product, without, params, x, y)
+    exact = mb.fisher_diagonal(objective, params, x, y)
+    assert_close(jax.flatten_util.ravel_pytree(exact)[0], np.diag(G))
+    step = mb.backprop(without, params, x, y)
+    empirical = mb.fisher_diagonal(objective, params, x, y, labels="given")
+    assert_close(empirical, mb.second_moment(without.net, step.trace, step.deltas))
+    many = fast(lambda key: mb.fisher_diagonal(objective, params, x, y, labels="sampled", key=key, samples=3000))
+    sampled, again = (jax.flatten_util.ravel_pytree(many(jax.random.key(k)))[0] for k in (0, 1))
+    off = np.linalg.norm(sampled - np.diag(G)) / np.linalg.norm(np.diag(G))
+    assert off < 0.05 and not np.array_equal(sampled, again)
+    assert np.linalg.norm(jax.flatten_util.ravel_pytree(empirical)[0] - np.diag(G)) > 0.2 * np.linalg.norm(np.diag(G))
+
+
+def test_fisher_deltas_make_up_the_fisher_matrix():
+    """sum_k J^T s_k s_k^T J over all labels is the Gauss-Newton matrix (softmax cross-entropy: the Fisher)."""
+    objective, params, x, y, _ = problem(SMALL, mb.softmax_cross_entropy)
+    without = mb.Objective(objective.net, objective.loss)
+    G = matrix(autodiff.gauss_newton_vector_product, without, params, x, y)
+    trace, deltas = mb.fisher_deltas(objective, params, x, y)
+    rows = jax.vmap(lambda column: mb.per_example_gradients(objective.net, trace, column))(deltas)
+    rows = np.concatenate([np.asarray(g).reshape(g.shape[0] * N, -1) for g in jax.tree.leaves(rows)], 1)
+    assert_close(rows.T @ rows / N, G)
+
+
+def test_kfac_direction_solves_the_damped_kronecker_system():
+    objective, params, x, y, _ = problem(SMALL, mb.softmax_cross_entropy)
+    step = mb.backprop(objective, params, x, y)
+    trace, deltas = mb.fisher_deltas(objective, params, x, y)
+    factors = mb.kronecker_factors(objective.net, trace, deltas, columns=True)
+    direction = fast(mb.kfac_direction)(factors, step.gradients, jnp.asarray(0.05))
+    for factor, gradient, found in zip(factors, step.gradients, direction, strict=True):
+        joint = np.concatenate([gradient.W, gradient.b[:, None]], 1)
+        system = np.kron(factor.G, factor.A) + 0.05 * np.eye(joint.size)
+        solved = np.linalg.solve(system, joint.ravel()).reshape(joint.shape)
+        assert_close((found.W, found.b), (solved[:, :-1], solved[:, -1]))
+
+
+def test_kfac_direction_under_repeat():
+    objective, params, x, y, _ = problem(NESTED, mb.softmax_cross_entropy)
+    step = mb.backprop(objective, params, x, y)
+    trace, deltas = mb.fisher_deltas(objective, params, x, y)
+    factors = mb.kronecker_factors(objective.net, trace, deltas, columns=True)
+    direction = mb.kfac_direction(factors, step.gradients, 0.1)
+    one = jax.tree.map(lambda leaf: leaf[1], (factors[2], step.gradients[2]))
+    assert_close(jax.tree.map(lambda leaf: leaf[1], direction[2]), mb.kfac_direction(*one, 0.1))
+
+
+def test_a_hessian_vector_product_costs_two_gradients_at_most():
+    """By XLA's own count of operations (Pearlmutter, 1994)."""
+    net = mb.mlp((784, 512, 512, 10), "tanh")
+    objective = mb.Objective(net, mb.softmax_cross_entropy)
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0), "float32"))
+    x, y = jax.ShapeDtypeStruct((128, 784), "float32"), jax.ShapeDtypeStruct((128,), "int32")
+
+    def operations(function: Any, *args: Any) -> float:
+        return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+    gradient = operations(jax.grad(lambda p, x, y: autodiff.model.value(objective, p, x, y)), params, x, y)
+    product = operations(partial(mb.hessian_vector_product, objective), params, x, y, params)
+    assert product / gradient < 2.1
+
+
+def test_bad_input_says_what_is_wrong():
+    objective, params, x, y, v = problem(SMALL, mb.softmax_cross_entropy)
+    with pytest.raises(ValueError, match="v has structure"):
+        mb.hessian_vector_product(objective, params, x, y, v[:1])
+    with pytest.raises(TypeError, match="is float32, expected float64 as in params"):
+        mb.gauss_newton_vector_product(objective, params, x, y, jax.tree.map(lambda leaf: leaf.astype("float32"), v))
+    with pytest.raises(ValueError, match="labels must be one of all, sampled, given, got 'true'"):
+        mb.fisher_deltas(objective, params, x, y, labels="true")
+    with pytest.raises(ValueError, match="give it a key"):
+        mb.fisher_deltas(objective, params, x, y, labels="sampled")
+    for samples in (0, -1):
+        with pytest.raises(ValueError, match="samples must be an int >= 1"):
+            mb.fisher_diagonal(objective, params, x, y, labels="sampled", key=jax.random.key(0), samples=samples)
+    step = mb.backprop(objective, params, x, y)
+    factors = mb.kronecker_factors(objective.net, step.trace, step.deltas)
+    for damping in (-0.1, float("nan")):
+        with pytest.raises(ValueError, match="damping must be >= 0"):
+            mb.kfac_direction(factors, step.gradients, damping)
+    with pytest.raises(ValueError, match="factors A .* do not fit the gradient W"):
+        mb.kfac_direction(factors[::-1], step.gradients, 0.1)
+    sine = mb.Activation("sine", jnp.sin, lambda z, a: jnp.cos(z))
+    objective, params, x, y, v = problem(mb.mlp((3, 4, 2), sine), mb.squared_error)
+    with pytest.raises(ValueError, match="its activation sine has no d2f"):
+        mb.hessian_vector_product(objective, params, x, y, v)

@@ -1,0 +1,325 @@
+"""Readings of (a, delta) against vmap of jax.grad on the reference's objective, against optax and closed forms."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import assert_close, fast, generic
+
+import manual_backprop as mb
+from manual_backprop.layers import Affine, Dense, Factor
+from reference import autodiff
+
+N = 6
+WEIGHTS = jnp.asarray([1.0, 0.0, -2.0, 1.0, 0.25, 0.5])
+NET = mb.Serial(
+    (
+        mb.Dense(3, 4, "tanh"),
+        mb.Tied(mb.Residual(mb.Serial((mb.Dense(4, 4, "tanh"), mb.Repeat(mb.Dense(4, 4, "sigmoid"), 2)))), 2),
+        mb.Repeat(mb.Residual(mb.Dense(4, 4, "softplus")), 3),
+        mb.Dense(4, 3),
+    )
+)
+OBJECTIVE = mb.Objective(NET, mb.softmax_cross_entropy, mb.Frobenius(0.1))
+# With 2 positions the Gram form of the norms is the cheaper one, with 3 x 3 the gradients themselves are.
+SHAPES = {"vectors": (N,), "2 positions": (N, 2), "a 3 x 3 grid": (N, 3, 3)}
+
+
+def raveled(tree: Any) -> jax.Array:
+    return jax.flatten_util.ravel_pytree(tree)[0]
+
+
+def problem(shape: tuple[int, ...], seed: int = 0) -> tuple[Any, jax.Array, jax.Array]:
+    rng = np.random.default_rng(seed)
+    return generic(NET), jnp.asarray(rng.normal(size=(*shape, 3))), jnp.asarray(rng.integers(0, 3, shape))
+
+
+def flat(per_example: Any) -> np.ndarray:
+    """(N, P): every example's gradient as a row."""
+    return np.concatenate([np.asarray(leaf).reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(per_example)], 1)
+
+
+def readings(net: Any, trace: Any, deltas: Any, weights: Any = WEIGHTS) -> dict[str, Any]:
+    """All of them at once: one program to compile."""
+    at = (net, trace, deltas)
+    return {
+        "gradients": mb.gradients(*at),
+        "weighted": mb.gradients(*at, weights=weights),
+        "per_example_gradients": mb.per_example_gradients(*at),
+        "squared_norms": mb.squared_norms(*at),
+        "by_layer": mb.squared_norms(*at, by_layer=True),
+        "clipped_gradients": mb.clipped_gradients(*at, 1.0),
+        "clipped_weighted": mb.clipped_gradients(*at, 1.0, weights=weights),
+        "second_moment": mb.second_moment(*at),
+        "second_moment_weighted": mb.second_moment(*at, weights=weights),
+        "gram": mb.gram(*at),
+        "noise_scale": mb.noise_scale(*at),
+    }
+
+
+@pytest.fixture(scope="module", params=SHAPES, ids=SHAPES)
+def case(request) -> tuple[Any, Any, np.ndarray, dict[str, Any]]:
+    """(step by hand, vmap(grad)'s gradients, the same as rows, every reading)."""
+    args = problem(SHAPES[request.param])
+    step = fast(partial(mb.backprop, OBJECTIVE))(*args)
+    theirs = fast(partial(autodiff.per_example_gradients, OBJECTIVE))(*args)
+    return step, theirs, flat(theirs), fast(partial(readings, NET))(step.trace, step.deltas)
+
+
+def test_per_example_gradients(case):
+    _, theirs, _, found = case
+    assert_close(found["per_example_gradients"], theirs)
+
+
+def test_squared_norms_are_those_of_vmap_of_grad(case):
+    _, theirs, rows, found = case
+    assert_close(found["squared_norms"], (rows**2).sum(1))
+    first = flat((theirs[0].W, theirs[0].b))
+    assert_close(found["by_layer"][0], (first**2).sum(1))
+    blocks = np.stack([flat((theirs[2].W[:, i], theirs[2].b[:, i])) for i in range(3)])
+    assert_close(found["by_layer"][2], (blocks**2).sum(2))
+
+
+def test_tied_parameters_are_summed_over_uses_before_they_are_squared(case):
+    """The cross terms are there: adding the norms use by use gives something else."""
+    step, theirs, _, found = case
+    tied = flat((theirs[1][0].W, theirs[1][0].b))
+    layer = NET.nodes[1].block.block.nodes[0]
+    trace, deltas = step.trace[1][0], step.deltas[1][0]
+    use_by_use = sum(
+        layer.factor(*jax.tree.map(lambda leaf, i=i: leaf[i], (trace.saved, deltas))).squared_norms() for i in range(2)
+    )
+    assert_close(found["by_layer"][1][0], (tied**2).sum(1))
+    assert np.abs(use_by_use - (tied**2).sum(1)).max() > 0.05 * (tied**2).sum(1).max()
+
+
+def test_clipped_sum_is_that_of_optax(case):
+    """With a bound below, among and above the norms; and one that is traced."""
+    step, theirs, rows, found = case
+    clip = fast(partial(mb.clipped_gradients, NET))
+    for quantile, number in ((0.0, N - 1), (0.5, N // 2), (1.0, 0)):
+        bound = np.quantile(np.linalg.norm(rows, axis=1), quantile)
+        expected, clipped = optax.per_example_global_norm_clip(jax.tree.leaves(theirs), bound)
+        assert int(clipped) == number
+        ours = clip(step.trace, step.deltas, jnp.asarray(bound))
+        assert_close(jax.tree.leaves(ours), expected)
+        assert jax.tree.structure(ours) == jax.tree.structure(step.gradients)
+    expected, _ = optax.per_example_global_norm_clip(jax.tree.leaves(theirs), 1.0)
+    assert_close(jax.tree.leaves(found["clipped_gradients"]), expected)
+
+
+def test_weights_come_after_the_clipping(case):
+    _, _, rows, found = case
+    factors = np.minimum(1, 1 / np.linalg.norm(rows, axis=1)) * np.asarray(WEIGHTS)
+    assert_close(raveled(found["clipped_weighted"]), factors @ rows)
+
+
+def test_an_example_without_gradient_is_not_scaled_by_nan():
+    assert_close(mb.clip_weights(jnp.asarray([0.0, 4.0, 1.0]), 1.0), jnp.asarray([1.0, 0.5, 1.0]), 0)
+    assert np.isnan(mb.clip_weights(jnp.asarray([jnp.nan, 4.0]), 1.0)[0])
+    assert_close(mb.clip_weights(jnp.asarray([0.0, 4.0]), 0.0), jnp.asarray([1.0, 0.0]), 0)
+
+
+def test_second_moment(case):
+    _, theirs, _, found = case
+    assert_close(found["second_moment"], jax.tree.map(lambda g: jnp.mean(g**2, 0), theirs))
+    weighted = jax.tree.map(lambda g: jnp.tensordot(WEIGHTS, g**2, 1), theirs)
+    assert_close(found["second_moment_weighted"], weighted)
+
+
+def test_gram_of_one_batch_and_between_two(case):
+    step, _, rows, found = case
+    assert_close(found["gram"], rows @ rows.T)
+    params, x, y = problem((4, *step.output.shape[1:-1]), seed=5)
+    other = fast(partial(mb.backprop, OBJECTIVE))(params, x, y)
+    theirs = flat(fast(partial(autodiff.per_example_gradients, OBJECTIVE))(params, x, y))
+    between = fast(partial(mb.gram, NET))(step.trace, step.deltas, (other.trace, other.deltas))
+    assert_close(between, rows @ theirs.T)
+
+
+def test_noise_scale_is_the_trace_of_the_covariance(case):
+    """S without bias (McCandlish et al., App. A), and |G|^2 such that |G|^2 + S/N is the batch gradient's."""
+    _, _, rows, found = case
+    S = np.trace(np.cov(rows.T))
+    squared = (rows.mean(0) ** 2).sum() - S / N
+    scale = found["noise_scale"]
+    assert_close(
+        (scale.covariance_trace, scale.squared_gradient, scale.scale),
+        tuple(map(jnp.asarray, (S, squared, S / squared))),
+    )
+
+
+def test_gradients_with_weights(case):
+    _, _, rows, found = case
+    assert_close(raveled(found["gradients"]), rows.mean(0))
+    assert_close(raveled(found["weighted"]), np.asarray(WEIGHTS) @ rows)
+
+
+CHAIN = mb.Serial((mb.Dense(3, 4, "tanh"), mb.Repeat(mb.Dense(4, 4, "tanh"), 3), mb.Dense(4, 3)))
+
+
+def chain(shape: tuple[int, ...]) -> tuple[Any, jax.Array, Any]:
+    """(what the readings take, x, params) of a small network."""
+    params, x = generic(CHAIN), problem(shape)[1]
+    output, trace = mb.forward(CHAIN, params, x)
+    return (CHAIN, trace, mb.backward(CHAIN, params, trace, output)[1]), x, params
+
+
+@pytest.mark.parametrize("shared", ["expand", "reduce"])
+@pytest.mark.parametrize("shape", [(N,), (N, 2)], ids=["vectors", "2 positions"])
+def test_kronecker_factors_of_the_empirical_fisher(shape, shared):
+    """A and G are the second moments of (a, 1) and delta; of positions each by itself, or taken together."""
+    at, x, _ = chain(shape)
+    factors = mb.kronecker_factors(*at, shared=shared)
+    a, delta = np.asarray(x).reshape(N, -1, 3), np.asarray(at[2][0]).reshape(N, -1, 4)
+    a = np.concatenate([a, np.ones((*a.shape[:2], 1))], 2)
+    if shared == "reduce":
+        a, delta = a.mean(1), delta.sum(1)
+    a, delta = a.reshape(-1, 4), delta.reshape(-1, 4)
+    assert_close((factors[0].A, factors[0].G), (jnp.asarray(a.T @ a / len(a)), jnp.asarray(delta.T @ delta / N)))
+    assert factors[1].A.shape == (3, 5, 5) and factors[1].G.shape == (3, 4, 4)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class PlainFactor(Factor):
+    """A factor that knows its gradient and nothing else."""
+
+    a_in: Any
+    delta: Any
+
+    def weighted_sum(self, weights: Any = None) -> Affine:
+        weights = jnp.full(self.delta.shape[0], 1 / self.delta.shape[0]) if weights is None else weights
+        dW = jnp.einsum("n,n...o,n...i->oi", weights, self.delta, self.a_in)
+        return Affine(dW, jnp.einsum("n,n...o->o", weights, self.delta))
+
+
+class PlainDense(Dense):
+    """A new family of layers, without a fast form."""
+
+    def factor(self, saved: Any, delta: Any) -> PlainFactor:
+        return PlainFactor(saved, delta)
+
+
+def plain(net: Any) -> Any:
+    """The same network of `PlainDense`."""
+    if isinstance(net, mb.Serial):
+        return mb.Serial(tuple(map(plain, net.nodes)))
+    if isinstance(net, mb.Residual):
+        return mb.Residual(plain(net.block))
+    if isinstance(net, mb.Repeat | mb.Tied):
+        return type(net)(plain(net.block), net.n)
+    return PlainDense(net.d_in, net.d_out, net.activation)
+
+
+@pytest.mark.parametrize("shape", ["vectors", "2 positions"])
+def test_a_family_without_a_fast_form_gets_every_reading(shape):
+    net, args = plain(NET), problem(SHAPES[shape])
+
+    def both(params: Any, x: Any, y: Any) -> Any:
+        steps = (mb.backprop(mb.Objective(n, mb.softmax_cross_entropy), params, x, y) for n in (NET, net))
+        return tuple(readings(n, step.trace, step.deltas) for n, step in zip((NET, net), steps, strict=True))
+
+    known, general = fast(both)(*args)
+    for name in known:
+        assert_close(general[name], known[name])
+
+
+def test_kronecker_factors_refuse_a_family_that_is_no_outer_product():
+    (net, *at), _, _ = chain((N,))
+    with pytest.raises(TypeError, match="outer product \\(Dense\\), got PlainFactor"):
+        mb.kronecker_factors(plain(net), *at)
+
+
+def test_readings_without_jit():
+    at, _, _ = chain((N,))
+    eager, compiled = readings(*at), fast(partial(readings, CHAIN))(*at[1:])
+    for name in eager:
+        assert_close(eager[name], compiled[name])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_readings_keep_the_dtype_and_sum_in_float32(dtype):
+    at, x, params = chain((N,))
+    params, x = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x))
+
+    def narrow(params: Any, x: Any) -> Any:
+        output, trace = mb.forward(CHAIN, params, x)
+        deltas = mb.backward(CHAIN, params, trace, output)[1]
+        weights = WEIGHTS.astype("float32")
+        return readings(CHAIN, trace, deltas, weights)
+
+    found = fast(narrow)(params, x)
+    for name, value in found.items():
+        gradient = "gradient" in name or name == "clipped_weighted" or name == "weighted"
+        expected = jnp.dtype(dtype) if gradient else jnp.dtype("float32")
+        assert {leaf.dtype for leaf in jax.tree.leaves(value)} == {expected}, name
+    right = mb.squared_norms(*at)
+    assert np.abs(np.asarray(found["squared_norms"], np.float64) / right - 1).max() < 30 * float(jnp.finfo(dtype).eps)
+
+
+def test_private_noise_is_of_the_deviation_that_was_asked_for():
+    zero = {"W": jnp.zeros((200, 100)), "b": jnp.zeros(100)}
+    noise = mb.training.private_noise(2.0, 1.5, jax.random.key(0))
+    with jax.numpy_dtype_promotion("standard"):  # optax divides a float by its integer count
+        state = noise.init(zero)
+        first, state = noise.update(zero, state)
+        second, _ = noise.update(zero, state)
+    assert abs(float(jnp.std(first["W"])) / 3.0 - 1) < 0.03
+    assert abs(float(jnp.mean(first["W"]))) < 0.1
+    assert abs(float(np.corrcoef(first["W"].ravel(), second["W"].ravel())[0, 1])) < 0.04
+
+
+def test_a_private_step_is_optaxs_without_its_vmap():
+    """Clipped sum, noise, division by N: with noise 0, equal to optax's aggregate of per-example gradients."""
+    at, _, params = chain((N,))
+    key = jax.random.key(3)
+    ours = optax.chain(mb.training.private_noise(1.0, 0.0, key), optax.scale(1 / N))
+    theirs = optax.contrib.differentially_private_aggregate(1.0, 0.0, key)
+    with jax.numpy_dtype_promotion("standard"):
+        update, _ = ours.update(mb.clipped_gradients(*at, 1.0), ours.init(params))
+        expected, _ = theirs.update(mb.per_example_gradients(*at), theirs.init(params))
+    assert_close(update, expected)
+
+
+@pytest.mark.parametrize("bad", [-1.0, float("nan")])
+def test_a_clip_that_is_negative_or_nan_is_refused(bad):
+    at, _, _ = chain((N,))
+    with pytest.raises(ValueError, match=f"max_norm must be >= 0, got {bad}"):
+        mb.clipped_gradients(*at, bad)
+    with pytest.raises(ValueError, match="max_norm must be >= 0"):
+        mb.clipped_gradients(*at, jnp.asarray(bad))
+    with pytest.raises(ValueError, match="max_norm must be finite and >= 0"):
+        mb.training.private_noise(bad, 1.0, jax.random.key(0))
+    with pytest.raises(ValueError, match="noise_multiplier must be finite and >= 0"):
+        mb.training.private_noise(1.0, bad, jax.random.key(0))
+
+
+def test_bad_input_says_what_is_wrong():
+    (net, trace, deltas), _, _ = chain((N,))
+    (_, *one), _, _ = chain((1,))
+    with pytest.raises(ValueError, match="at least 2, got 1"):
+        mb.noise_scale(net, *one)
+    with pytest.raises(ValueError, match="delta is float64\\[1, 4\\] but z is float64\\[6, 4\\]"):
+        mb.squared_norms(net, trace, one[1])
+    with pytest.raises(ValueError, match="deltas has structure"):
+        mb.gram(net, trace, deltas[:2])
+    with pytest.raises(TypeError, match="the trace holds .*; readings take \\(net, trace, deltas\\)"):
+        mb.gram(net, deltas, deltas)
+    with pytest.raises(ValueError, match="weights are \\[5\\], expected \\[6\\]"):
+        mb.second_moment(net, trace, deltas, weights=jnp.ones(5))
+    with pytest.raises(ValueError, match='shared must be "expand" or "reduce"'):
+        mb.kronecker_factors(net, trace, deltas, shared="mean")
+    with pytest.raises(TypeError, match="max_norm is float32, expected float64"):
+        mb.clipped_gradients(net, trace, deltas, jnp.float32(1))
+
+
+def test_a_bound_that_is_no_scalar_is_refused(without_hook):
+    with pytest.raises(ValueError, match="max_norm is \\[2\\], expected a scalar"):
+        mb.clipped_gradients(*chain((N,))[0], jnp.ones(2))

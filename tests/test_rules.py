@@ -1,0 +1,331 @@
+"""Other transports against jax.grad of networks whose layers lie about their derivative, and closed forms."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, fast, generic
+
+import manual_backprop as mb
+from manual_backprop import edits, rules
+from reference import autodiff
+
+N = 6
+MLP = mb.mlp((3, 5, 4, 2), ("tanh", "softplus"))
+NET = mb.Serial(
+    (
+        mb.Dense(3, 4, "tanh"),
+        mb.Repeat(mb.Residual(mb.Dense(4, 4, "softplus")), 3),
+        mb.Tied(mb.Dense(4, 4, "tanh"), 2),
+        mb.Dense(4, 2),
+    )
+)
+
+
+def problem(net: Any, positions: tuple[int, ...] = ()) -> tuple[Any, Any, jax.Array, jax.Array]:
+    rng = np.random.default_rng(3)
+    x, y = (jnp.asarray(rng.normal(size=(N, *positions, width))) for width in (3, 2))
+    return mb.Objective(net, mb.squared_error), generic(net, 0), x, y
+
+
+@jax.custom_vjp
+def lying(a: Any, W: Any, b: Any, B: Any) -> Any:
+    """W a + b, which says that its derivative by a is B."""
+    return a @ W.T + jnp.broadcast_to(b, (len(a), len(b)))
+
+
+lying.defvjp(
+    lambda a, W, b, B: (lying(a, W, b, B), (a, B)),
+    lambda saved, g: (g @ saved[1], g.T @ saved[0], g.sum(0), jnp.zeros_like(saved[1])),
+)
+
+
+def by_lying(net: Any, params: Any, feedback: Any, x: Any, y: Any) -> Any:
+    """The mean squared error of `net`, of lying layers."""
+
+    def apply(node: Any, p: Any, B: Any, x: Any) -> Any:
+        if isinstance(node, mb.Serial):
+            for child, q, c in zip(node.nodes, p, B, strict=True):
+                x = apply(child, q, c, x)
+            return x
+        if isinstance(node, mb.Residual):
+            return x + apply(node.block, p, B, x)
+        if isinstance(node, mb.Repeat):
+            for i in range(node.n):
+                x = apply(node.block, *jax.tree.map(lambda leaf, i=i: leaf[i], (p, B)), x)
+            return x
+        if isinstance(node, mb.Tied):
+            for _ in range(node.n):
+                x = apply(node.block, p, B, x)
+            return x
+        return autodiff.model.ACTIVATIONS[node.f.name](lying(x, p.W, p.b, B.W))
+
+    return 0.5 * jnp.sum((apply(net, params, feedback, x) - y) ** 2) / len(x)
+
+
+def signs(params: Any, magnitudes: Any = None, scale: float = 1.0) -> Any:
+    if magnitudes is None:
+        return jax.tree.map(lambda W: scale * jnp.sign(W), params)
+    return jax.tree.map(lambda M, W: jnp.abs(M) * jnp.sign(W), magnitudes, params)
+
+
+@pytest.mark.parametrize("net", [MLP, NET], ids=["mlp", "composites"])
+def test_rules_with_other_weights_equal_jax_grad_of_lying_layers(net):
+    """Feedback alignment, Kolen-Pollack and both sign-symmetries; dL/dx too."""
+    objective, params, x, y = problem(net)
+    B = generic(net, 7)
+    cases = {
+        "feedback alignment": (rules.FeedbackAlignment(B), B),
+        "Kolen-Pollack": (rules.KolenPollack(B), B),
+        "uniform": (rules.SignSymmetry(scale=0.3), signs(params, scale=0.3)),
+        "frozen": (rules.SignSymmetry(B), signs(params, B)),
+    }
+
+    @fast
+    def ours(params: Any, rule: Any) -> Any:
+        step = mb.backprop(objective, params, x, y, rule=rule)
+        lean = mb.value_and_grad(objective, (0, 1))(params, x, y, rule=rule)[1]
+        return (step.gradients, step.d_x / N), lean
+
+    theirs = fast(jax.grad(partial(by_lying, net), argnums=(0, 2)))
+    for name, (rule, feedback) in cases.items():
+        full, lean = ours(params, rule)
+        assert_close(full, theirs(params, feedback, x, y)), name
+        assert_close(lean, full, 1e-13)
+
+
+def test_feedback_that_is_the_parameters_is_backpropagation():
+    objective, params, x, y = problem(NET)
+    rule = rules.FeedbackAlignment(params)
+    assert_close(mb.backprop(objective, params, x, y, rule=rule), mb.backprop(objective, params, x, y), 0)
+
+
+def test_direct_feedback_equals_jax_grad_layer_by_layer():
+    """Every hidden layer as if alone: jax.grad of <a_l, B_l^T e>, its input and the error held fixed."""
+    objective, params, x, y = problem(MLP)
+    B = rules.direct_feedback(MLP, jax.random.key(2))
+    assert B[-1] is None
+    step = fast(lambda p, rule: mb.backprop(objective, p, x, y, rule=rule))(params, rules.DirectFeedbackAlignment(B))
+    output, trace = mb.forward(MLP, params, x)
+    entered = (x, trace[0].a, trace[1].a)
+    error = output - y
+
+    def alone(p: Any, layer: int) -> Any:
+        a = autodiff.model.ACTIVATIONS[MLP.nodes[layer].f.name](entered[layer] @ p.W.T + p.b[None])
+        return jnp.sum(a * (error @ B[layer])) / N if layer < 2 else 0.5 * jnp.sum((a - y) ** 2) / N
+
+    assert_close(step.gradients, tuple(jax.grad(alone)(params[layer], layer) for layer in range(3)))
+
+
+def test_direct_feedback_through_composites_reaches_every_layer_unmixed():
+    """delta_l = f_l'(z_l) * (B_l^T e) for every block of a Repeat, use of a Tied and position."""
+    objective, params, x, y = problem(NET, (2,))
+    B = rules.direct_feedback(NET, jax.random.key(2))
+    step = fast(lambda p, rule: mb.backprop(objective, p, x, y, rule=rule))(params, rules.DirectFeedbackAlignment(B))
+    error = step.output - y
+
+    def softplus_slope(z: Any) -> Any:
+        return 1 / (1 + np.exp(-z))
+
+    for block in range(3):
+        expected = softplus_slope(step.trace[1].z[block]) * (error @ B[1][block])
+        assert_close(step.deltas[1][block], expected)
+    for use in range(2):
+        assert_close(step.deltas[2][use], (1 - np.tanh(step.trace[2].z[use]) ** 2) * (error @ B[2]))
+    assert_close(step.deltas[3], error)
+
+
+def test_readings_under_another_rule():
+    """Norms of feedback alignment's per-example gradients, and their clipped sum."""
+    objective, params, x, y = problem(NET)
+    step = mb.backprop(objective, params, x, y, rule=rules.FeedbackAlignment(generic(NET, 7)))
+    each = mb.per_example_gradients(NET, step.trace, step.deltas)
+    rows = np.concatenate([np.asarray(g).reshape(N, -1) for g in jax.tree.leaves(each)], 1)
+    norms = np.linalg.norm(rows, axis=1)
+    assert_close(mb.squared_norms(NET, step.trace, step.deltas), norms**2)
+    clipped = mb.clipped_gradients(NET, step.trace, step.deltas, float(np.median(norms)))
+    expected = np.minimum(1, np.median(norms) / norms) @ rows
+    assert_close(jax.flatten_util.ravel_pytree(clipped)[0], expected)
+
+
+def test_kolen_pollack_gives_both_the_same_update_and_its_own_decay():
+    import optax
+
+    objective = mb.Objective(MLP, mb.squared_error, mb.Frobenius(0.5))
+    _, params, x, y = problem(MLP)
+    feedback = generic(MLP, 7)
+    optimizer = optax.sgd(0.1)
+    step = mb.training.make_kolen_pollack_step(objective, optimizer)
+    apart = jax.tree.map(jnp.subtract, params, feedback)
+    at = mb.backprop(objective, params, x, y, rule=rules.KolenPollack(feedback))
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, at.gradients)
+    new, back, _, J = step(*jax.tree.map(jnp.copy, (params, feedback)), optimizer.init((params, feedback)), x, y)
+    assert_close((new, J), (expected, at.value))
+    for p, B, start in zip(new, back, apart, strict=True):
+        assert_close(p.W - B.W, (1 - 0.1 * 0.5) * start.W)
+
+
+# Edits
+
+
+def edited(edit: Any, net: Any = MLP, **given: Any) -> tuple[Any, Any]:
+    """(step under the edit, step without)."""
+    objective, params, x, y = problem(net)
+
+    def step(rule: Any) -> Any:
+        return fast(lambda p, rule: mb.backprop(objective, p, x, y, rule=rule))(params, rule)
+
+    return step(rules.on_delta(edit, **given)), step(rules.backprop)
+
+
+def test_top_k_keeps_the_largest():
+    found, plain = edited((None, edits.TopK(2), None))
+    delta = np.asarray(plain.deltas[1])
+    smallest = np.sort(np.abs(delta), axis=1)[:, -2:-1]
+    assert_close(found.deltas[1], np.where(np.abs(delta) >= smallest, delta, 0))
+    assert ((np.asarray(found.deltas[1]) != 0).sum(1) == 2).all()
+    below = (1 - np.tanh(plain.trace[0].z) ** 2) * (found.deltas[1] @ problem(MLP)[1][1].W)
+    assert_close(found.deltas[0], below)  # what was edited travels on
+    assert_close(found.deltas[2], plain.deltas[2], 0)
+
+
+def test_freeze_stops_the_layer_and_what_lies_below():
+    found, plain = edited((None, edits.freeze, None))
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(found.gradients[:2]))
+    assert_close(found.gradients[2], plain.gradients[2], 0)
+
+
+def test_quantize_rounds_to_the_nearest_of_a_few_levels():
+    found, plain = edited((None, None, edits.Quantize(3)))
+    levels = np.asarray(found.deltas[2]) / np.abs(plain.deltas[2]).max(1, keepdims=True) * 3
+    assert_close(levels, np.round(levels))
+    assert (np.abs(levels) < 3.5).all()
+    assert (
+        np.abs(found.deltas[2] - plain.deltas[2]) <= np.abs(plain.deltas[2]).max(1, keepdims=True) / 6 + 1e-15
+    ).all()
+    nothing = jnp.zeros((2, 3))
+    assert not np.any(edits.Quantize(3)(rules.Site(MLP.nodes[0], plain.trace[0], nothing, nothing, None)))
+
+
+def test_straight_through_is_jaxs_own_idiom():
+    """A sign activation, whose derivative is 0: gradient of z + stop_gradient(sign(z) - z), within |z| <= 1."""
+    sign = mb.Activation("sign", jnp.sign, lambda z, a: jnp.zeros_like(z))
+    net = mb.mlp((3, 5, 2), sign)
+    found, plain = edited((edits.StraightThrough(1.0), None), net)
+    _, params, x, y = problem(net)
+    assert not np.any(plain.gradients[0].W)
+
+    def J(params: Any) -> Any:
+        z = x @ params[0].W.T + params[0].b[None]
+        bounded = jnp.clip(z, -1, 1)
+        a = bounded + jax.lax.stop_gradient(jnp.sign(z) - bounded)
+        return 0.5 * jnp.sum((a @ params[1].W.T + params[1].b[None] - y) ** 2) / N
+
+    assert np.any(found.gradients[0].W)
+    assert_close(found.gradients, jax.grad(J)(params))
+
+
+def test_guided_backpropagation_lets_through_what_is_positive():
+    net = mb.mlp((3, 6, 6, 2), "relu")
+    found, _ = edited((edits.guided, edits.guided, None), net)
+    _, params, x, _ = problem(net)
+    d_a = found.deltas[2] @ params[2].W
+    expected = np.where((np.asarray(found.trace[1].z) > 0) & (np.asarray(d_a) > 0), d_a, 0)
+    assert_close(found.deltas[1], expected)
+    assert (np.asarray(found.deltas[1]) >= 0).all()
+
+
+def test_noise_is_of_its_size_and_differs_everywhere():
+    """Between layers, blocks, uses of a Tied, and keys; and is the same for the same key."""
+    found, plain = edited(edits.Noise(0.5), NET, key=jax.random.key(0))
+    again, _ = edited(edits.Noise(0.5), NET, key=jax.random.key(0))
+    other, _ = edited(edits.Noise(0.5), NET, key=jax.random.key(1))
+    assert_close(found.deltas, again.deltas, 0)
+    assert not np.array_equal(found.deltas[3], other.deltas[3])
+    added = found.deltas[3] - plain.deltas[3]
+    level = np.sqrt(np.mean(np.square(plain.deltas[3]), axis=1))
+    assert 0.2 < np.std(np.asarray(added) / level[:, None]) < 0.9
+
+    seen = []
+
+    def record(site: rules.Site) -> jax.Array:
+        return jax.random.normal(site.key, site.delta.shape, site.delta.dtype)
+
+    drawn, _ = edited(record, NET, key=jax.random.key(0))
+    for leaf in (drawn.deltas[0], *drawn.deltas[1], *drawn.deltas[2]):
+        seen.append(np.asarray(leaf).ravel())
+    correlations = np.corrcoef(np.stack(seen)) - np.eye(len(seen))
+    assert np.abs(correlations).max() < 0.75  # 24 draws each: equal ones would be at 1
+
+
+def test_an_edit_above_another_rule():
+    objective, params, x, y = problem(MLP)
+    B = generic(MLP, 7)
+    beneath = rules.FeedbackAlignment(B)
+    both = mb.backprop(objective, params, x, y, rule=rules.on_delta((None, edits.TopK(1), None), beneath=beneath))
+    alone = mb.backprop(objective, params, x, y, rule=beneath)
+    largest = np.abs(alone.deltas[1]) == np.abs(alone.deltas[1]).max(1, keepdims=True)
+    assert_close(both.deltas[1], np.where(largest, alone.deltas[1], 0))
+    assert_close(both.deltas[0], (1 - np.tanh(alone.trace[0].z) ** 2) * (both.deltas[1] @ B[1].W))
+
+
+def test_angles():
+    """Known angles, to the last digits near 0 and 180, whatever the length; nan where there is no direction."""
+    a = jnp.asarray([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1e-200, 0.0], [0.0, 0.0], [3.0, 4.0]])
+    b = jnp.asarray([[0.0, 2.0], [5.0, 5.0], [-1.0, 0.0], [1e200, 1e190], [1.0, 0.0], [6.0, 8.0]])
+    found = mb.angle((a,), (b,))[0]
+    expected = jnp.asarray([90.0, 45.0, 180.0, np.degrees(1e-10), np.nan, 0.0])
+    np.testing.assert_allclose(found, expected, rtol=1e-14)
+    assert mb.angle(a.astype("bfloat16"), b.astype("bfloat16")).dtype == jnp.float32
+
+
+def test_bad_input_says_what_is_wrong():
+    objective, params, x, y = problem(MLP)
+    run = partial(mb.backprop, objective, params, x, y)
+    B = rules.direct_feedback(MLP, jax.random.key(0))
+    with pytest.raises(ValueError, match="feedback has structure"):
+        run(rule=rules.FeedbackAlignment(params[:2]))
+    with pytest.raises(ValueError, match="feedback\\[0\\].W is \\[3, 5\\], expected \\[5, 3\\] as in params"):
+        run(rule=rules.FeedbackAlignment((mb.Affine(params[0].W.T, params[0].b), *params[1:])))
+    with pytest.raises(TypeError, match="is float32, expected float64"):
+        run(rule=rules.KolenPollack(jax.tree.map(lambda leaf: leaf.astype("float32"), params)))
+    with pytest.raises(ValueError, match="magnitudes has structure"):
+        run(rule=rules.SignSymmetry(params[:1]))
+    with pytest.raises(ValueError, match="scale must be a positive number"):
+        rules.SignSymmetry(scale=-1.0)
+    with pytest.raises(ValueError, match="one array for every layer, and None for the last"):
+        run(rule=rules.DirectFeedbackAlignment(B[:2]))
+    with pytest.raises(ValueError, match="feedback is \\[5, 2\\], expected \\[2, 5\\]: \\(M_L, M_l\\)"):
+        run(rule=rules.DirectFeedbackAlignment((B[0].T, *B[1:])))
+    with pytest.raises(TypeError, match="feedback is float32 but the error terms are float64"):
+        run(rule=rules.DirectFeedbackAlignment((B[0].astype("float32"), *B[1:])))
+    ends_in_repeat = mb.Serial((mb.Dense(3, 2), mb.Repeat(mb.Dense(2, 2), 2)))
+    with pytest.raises(ValueError, match="starts from the delta of the last layer, but the network ends in 2 x"):
+        rules.direct_feedback(ends_in_repeat, jax.random.key(0))
+    with pytest.raises(ValueError, match="2 edits in a tuple do not mirror"):
+        run(rule=rules.on_delta((None, edits.freeze)))
+    with pytest.raises(ValueError, match="edits are a function, None, or a tuple"):
+        run(rule=rules.on_delta("freeze"))
+    with pytest.raises(ValueError, match="the edit made float64\\[6\\] of a delta that is float64\\[6, 2\\]"):
+        run(rule=rules.on_delta(lambda site: site.delta[:, 0]))
+    with pytest.raises(ValueError, match="give the rule a key"):
+        run(rule=rules.on_delta(edits.Noise(0.1)))
+    for edit, bad in ((edits.TopK, 0), (edits.Quantize, 1), (edits.Noise, -1.0), (edits.StraightThrough, 0.0)):
+        with pytest.raises(ValueError, match=edit.__name__):
+            edit(bad)
+    with pytest.raises(ValueError, match="deltas has structure"):
+        mb.angle((x,), (x, x))
+
+
+def test_a_rule_refuses_a_layer_that_it_does_not_know():
+    class Odd(mb.Dense):
+        bilinear = False
+
+    net = mb.Serial((mb.Dense(3, 4), Odd(4, 2)))
+    objective, params, x, y = problem(net)
+    for rule in (rules.FeedbackAlignment(params), rules.SignSymmetry()):
+        with pytest.raises(ValueError, match="does not know the layer Dense\\(4 -> 2, identity\\)"):
+            mb.backprop(objective, params, x, y, rule=rule)
