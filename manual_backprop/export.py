@@ -85,6 +85,7 @@ def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
 
     def backward(saved: Any, g: Any) -> tuple[Any, ...]:
         rule, params, x, y, lam, weights, output, trace = saved
+        g = jnp.asarray(g)
         d_output = loss.derivative(output, y)
         carried = rule.carried(net, params, trace, d_output)
         d_x, gradients = net.backward(params, trace, d_output, gradient_reader(weights), rule, carried)
