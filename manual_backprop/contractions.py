@@ -121,7 +121,12 @@ def clipped_gradients(
     Source: Abadi et al., arXiv:1607.00133; one sweep as in Bu et al., arXiv:2210.00038.
     """
     clip = clip_weights(squared_norms(net, trace, deltas), max_norm)
-    return net.read(gradient_reader(clip if weights is None else clip * weights), (trace, deltas))
+
+    def contract(factor: Factor) -> Tree:
+        given = edge.weights_of(factor, weights)
+        return factor.weighted_sum(clip if given is None else clip * given)
+
+    return net.read(contract, (trace, deltas))
 
 
 def second_moment(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | None = None) -> Tree:

@@ -136,27 +136,23 @@ def weights(value: Any, x: Array) -> Array:
         ValueError: not of shape (N,).
         TypeError: not floats of x's dtype or of the precision of sums.
     """
-    value = _floating("weights", value)
-    if value.shape != x.shape[:1]:
-        raise ValueError(f"weights are {list(value.shape)}, expected [{x.shape[0]}]: one for each example")
-    if value.dtype not in (x.dtype, accumulator(x.dtype)):
-        raise TypeError(f"weights are {value.dtype} but x is {x.dtype}; convert them with .astype")
-    return value.astype(accumulator(x.dtype))
+    return _weights(value, x.shape[0], x.dtype, "x is")
 
 
 def weights_of(factor: Factor, value: Any) -> Array | None:
-    """One weight for each example of a layer's factor; None stays None.
-
-    Raises:
-        ValueError: not of shape (N,).
-        TypeError: not floats.
-    """
+    """Likewise for each example of a layer's factor; None stays None."""
     if value is None:
         return None
+    return _weights(value, factor.examples, jax.tree.leaves(factor)[0].dtype, "the deltas are")
+
+
+def _weights(value: Any, n: int, dtype: Any, whose: str) -> Array:
     value = _floating("weights", value)
-    if value.shape != (factor.examples,):
-        raise ValueError(f"weights are {list(value.shape)}, expected [{factor.examples}]: one for each example")
-    return value
+    if value.shape != (n,):
+        raise ValueError(f"weights are {list(value.shape)}, expected [{n}]: one for each example")
+    if value.dtype not in (dtype, accumulator(dtype)):
+        raise TypeError(f"weights are {value.dtype} but {whose} {dtype}; convert them with .astype")
+    return value.astype(accumulator(dtype))
 
 
 def batch(trace: Tree, deltas: Tree) -> Batch:

@@ -314,6 +314,10 @@ def test_bad_input_says_what_is_wrong():
         mb.gram(net, deltas, deltas)
     with pytest.raises(ValueError, match="weights are \\[5\\], expected \\[6\\]"):
         mb.second_moment(net, trace, deltas, weights=jnp.ones(5))
+    with pytest.raises(ValueError, match="weights are \\[1\\], expected \\[6\\]"):
+        mb.clipped_gradients(net, trace, deltas, 1.0, weights=jnp.ones(1))
+    with pytest.raises(TypeError, match="weights are float32 but the deltas are float64"):
+        mb.gradients(net, trace, deltas, weights=jnp.ones(6, "float32"))
     with pytest.raises(ValueError, match='shared must be "expand" or "reduce"'):
         mb.kronecker_factors(net, trace, deltas, shared="mean")
     with pytest.raises(TypeError, match="max_norm is float32, expected float64"):
