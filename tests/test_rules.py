@@ -14,7 +14,7 @@ from manual_backprop import edits, rules
 from reference import autodiff
 
 N = 6
-MLP = mb.mlp((3, 5, 4, 2), ("tanh", "softplus"))
+MLP = mb.mlp((3, 5, 4, 2), ("tanh", "softplus"), "sigmoid")
 NET = mb.Serial(
     (
         mb.Dense(3, 4, "tanh"),
@@ -111,7 +111,7 @@ def test_direct_feedback_equals_jax_grad_layer_by_layer():
     step = fast(lambda p, rule: mb.backprop(objective, p, x, y, rule=rule))(params, rules.DirectFeedbackAlignment(B))
     output, trace = mb.forward(MLP, params, x)
     entered = (x, trace[0].a, trace[1].a)
-    error = output - y
+    error = output * (1 - output) * (output - y)  # delta of the output, not dl/do
 
     def alone(p: Any, layer: int) -> Any:
         a = autodiff.model.ACTIVATIONS[MLP.nodes[layer].f.name](entered[layer] @ p.W.T + p.b[None])
