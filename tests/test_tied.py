@@ -1,0 +1,68 @@
+"""One block used several times: its gradient is the sum over its uses, and the check knows it by name."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers import assert_close, batch, check, generic, targets
+
+import manual_backprop as mb
+import reference
+
+TIED = mb.Serial((mb.Dense(3, 4, "tanh"), mb.Tied(mb.Dense(4, 4, "tanh"), 3), mb.Dense(4, 2)))
+OBJECTIVE = mb.Objective(TIED, mb.squared_error, mb.Frobenius(0.1))
+ARGS = (generic(TIED), batch(3), targets(mb.squared_error, 2))
+
+
+def test_it_equals_layers_that_hold_the_same_numbers():
+    """Unrolled: the same z and delta, and a gradient that is the sum of theirs (B4); one penalty, not three (B6)."""
+    params, x, y = ARGS
+    unrolled = mb.mlp((3, 4, 4, 4, 4, 2), "tanh")
+    ours = mb.backprop(mb.Objective(TIED, mb.squared_error), params, x, y)
+    theirs = mb.backprop(mb.Objective(unrolled, mb.squared_error), (params[0], *(params[1],) * 3, params[2]), x, y)
+    assert_close(ours.trace[1].z, jnp.stack([layer.z for layer in theirs.trace[1:4]]))
+    assert_close(ours.deltas[1], jnp.stack(theirs.deltas[1:4]))
+    assert_close(ours.gradients[1], jax.tree.map(lambda *g: sum(g[1:], g[0]), *theirs.gradients[1:4]))
+    assert_close((ours.gradients[0], ours.gradients[2]), (theirs.gradients[0], theirs.gradients[4]))
+    regularised = mb.backprop(OBJECTIVE, params, x, y)
+    assert_close(regularised.gradients[1].W, ours.gradients[1].W + 0.1 * params[1].W)
+
+
+def test_the_check_names_a_use_that_is_left_out():
+    """(B4) and (B3) of the tied layer, and nothing else."""
+
+    def forgetful(objective, params, x, y, **given):
+        step = mb.backprop(objective, params, x, y, **given)
+        inner, saved = step.deltas[1], step.trace[1].saved
+        two = mb.layers.OuterProduct(saved[:2], inner[:2]).tied().weighted_sum()
+        penalised = replace(two, W=two.W + 0.1 * params[1].W)
+        return replace(step, gradients=(step.gradients[0], penalised, step.gradients[2]))
+
+    report = check(OBJECTIVE, *ARGS, backprop=forgetful)
+    failed = {(row.equation, row.layer) for row in report.rows if row.verdict == "fail" and row.kind == "equation"}
+    assert failed == {("(B4)", 2), ("(B3)", 2)}
+    assert "(B4) of layer 2" in report.summary()
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_the_check_proves_it(dtype):
+    net = mb.Serial((mb.Tied(mb.Residual(mb.Repeat(mb.Dense(3, 3, "softplus"), 2)), 2), mb.Dense(3, 2)))
+    objective = mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(0.1))
+    params = generic(net, scale=0.5, dtype=dtype)
+    x, y = batch(3, dtype=dtype), targets(mb.softmax_cross_entropy, 2)
+    assert check(objective, params, x, y).verdict != "fail"
+
+
+def test_its_derivatives_are_jaxs():
+    J, gradient = mb.value_and_grad(OBJECTIVE)(*ARGS)
+    assert_close((J, gradient), reference.value_and_grad(OBJECTIVE)(*ARGS))
+
+
+def test_bad_input(without_hook):
+    with pytest.raises(ValueError, match="Tied n must be an int >= 1, got 0"):
+        mb.Tied(mb.Dense(2, 2), 0)
+    with pytest.raises(TypeError, match="Tied is made of layers and composites, got str"):
+        mb.Tied("layer", 2)
+    with pytest.raises(ValueError, match="Tied needs a block that keeps the shape"):
+        mb.forward(mb.Tied(mb.Dense(2, 3), 2), mb.Affine(jnp.ones((3, 2)), jnp.ones(3)), jnp.ones((4, 2)))
