@@ -1,0 +1,102 @@
+"""What a claim is: a name, where it was published, and a function that measures it and its control."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import update_wrapper
+from typing import Any, Literal
+
+import jax
+
+Seeds = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A measured number and the side of a threshold that it must lie on.
+
+    Attributes:
+        what: what was measured, in a few words.
+        value: the worst over seeds.
+        side: "<=" or ">=".
+        threshold: what the value is held against.
+    """
+
+    what: str
+    value: float
+    side: Literal["<=", ">="]
+    threshold: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether it lies there; nan lies nowhere."""
+        return self.value <= self.threshold if self.side == "<=" else self.value >= self.threshold
+
+    def __str__(self) -> str:
+        text = f"{self.what}: {self.value:.3g} {self.side} {self.threshold:.3g}"
+        return text if self.holds else f"{text} FAILS"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What an experiment found.
+
+    Attributes:
+        measured: what the claim says.
+        control: what shows that the measurement could have come out otherwise.
+        seeds: of data split, weights and order; `measured` and `control` are the worst over them.
+        note: further numbers, for the reader.
+    """
+
+    measured: Bound
+    control: Bound
+    seeds: Seeds
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """Without its control a measurement proves nothing, so both must hold."""
+        return self.measured.holds and self.control.holds
+
+    @property
+    def verdict(self) -> str:
+        """In words."""
+        return "holds" if self.holds else "does not hold"
+
+
+class Claim:
+    """A published claim: called, it measures itself in float64, whatever JAX's flags are outside.
+
+    Attributes:
+        name: what --only matches.
+        text: the claim, in a few words.
+        source: paper and number.
+        run: the experiment; its keyword arguments make it smaller.
+    """
+
+    def __init__(self, name: str, text: str, source: str, run: Callable[..., Finding]) -> None:
+        self.name, self.text, self.source, self.run = name, text, source, run
+        update_wrapper(self, run)
+
+    def __call__(self, **size: Any) -> Finding:
+        """Measure it."""
+        with jax.enable_x64(True):
+            return self.run(**size)
+
+
+CLAIMS: dict[str, Claim] = {}
+
+
+def claim(name: str, text: str, source: str) -> Callable[[Callable[..., Finding]], Claim]:
+    """Register a function as the experiment for a claim.
+
+    Raises:
+        ValueError: a name that another claim has.
+    """
+
+    def register(run: Callable[..., Finding]) -> Claim:
+        if name in CLAIMS:
+            raise ValueError(f"the claim {name!r} is registered already; give this one a name of its own")
+        CLAIMS[name] = Claim(name, text, source, run)
+        return CLAIMS[name]
+
+    return register

@@ -1,0 +1,172 @@
+"""Published claims, asserted by the functions of benchmarks.experiments at a smaller size; and that they can fail."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, fast
+
+from benchmarks.experiments import CLAIMS, Bound, Claim, Finding, alignment, curvature, examples, forward
+from benchmarks.experiments.__main__ import chosen, main
+from reference.files import BadInput
+
+EXACT = {
+    "KP-law": {"seeds": (0,), "steps": 20, "lam": 0.3},
+    "norms": {"seeds": (0,), "n": 16},
+    "norms-sequences": {"seeds": (0,), "n": 16},
+    "clipping": {"seeds": (0,), "n": 16},
+    "noise-trace": {"seeds": (0,), "n": 16},
+    "Fisher-is-GGN": {"seeds": (0,)},
+    "KFAC-exact": {"seeds": (0,)},
+    "KFAC-expand": {"seeds": (0,)},
+    "KFAC-reduce": {"seeds": (0,)},
+}
+SLOW = {
+    "FA-aligns": {"seeds": (5, 6), "epochs": 20},
+    "FA-learns": {"seeds": (5, 6), "epochs": 20},
+    "DFA-aligns": {"seeds": (5,), "epochs": 10},
+    "uSF-aligns": {"seeds": (5,), "epochs": 5},
+    "frSF-aligns": {"seeds": (5,), "epochs": 5},
+    "KP-aligns": {"seeds": (5,), "epochs": 10},
+    "zero-start": {"seeds": (5,), "epochs": 20},
+    "zero-gradient": {"seeds": (5,), "epochs": 20},
+    "noise-grows": {"seeds": (0,)},
+    "TracIn": {"seeds": (0,)},
+    "Fisher-sampled": {"seeds": (0,), "draws": 4},
+    "forward-unbiased": {"seeds": (0,)},
+    "forward-second-moment": {"seeds": (0,)},
+    "forward-activity": {"seeds": (0,)},
+}
+
+
+def assert_holds(name, size):
+    finding = CLAIMS[name](**size)
+    assert finding.measured.holds, finding.measured
+    assert finding.control.holds, finding.control
+    assert finding.holds
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_claims_hold(name):
+    assert_holds(name, EXACT[name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOW)
+def test_claims_about_training_and_sampling_hold(name):
+    assert_holds(name, SLOW[name])
+
+
+def test_every_claim_is_asserted_here_and_has_a_source():
+    """But for what the other rules reach in the end: thirty epochs each, which the script runs."""
+    left_to_the_script = {f"{name}-learns" for name in ("DFA", "uSF", "frSF", "KP")}
+    assert set(CLAIMS) == {*EXACT, *SLOW} | left_to_the_script
+    assert all("arXiv:" in c.source or "doi:" in c.source for c in CLAIMS.values())
+
+
+@pytest.mark.parametrize(
+    "value, side, holds",
+    [(1.0, "<=", True), (1.1, "<=", False), (1.0, ">=", True), (0.9, ">=", False), (math.nan, "<=", False),
+     (math.nan, ">=", False)],
+)  # fmt: skip
+def test_a_bound_holds_on_its_side_alone(value, side, holds):
+    bound = Bound("it", value, side, 1.0)
+    assert bound.holds is holds
+    assert str(bound).endswith("FAILS") is not holds
+
+
+def finding(measured=0.0, control=2.0):
+    return Finding(Bound("a", measured, "<=", 1.0), Bound("b", control, ">=", 1.0), (0,), "a note")
+
+
+@pytest.mark.parametrize("wrong", [{"measured": 2.0}, {"control": 0.0}, {"measured": math.nan}])
+def test_a_claim_without_its_control_does_not_hold(wrong):
+    assert finding().verdict == "holds"
+    assert finding(**wrong).verdict == "does not hold"
+
+
+def test_feedback_that_nothing_learns_with_does_not_align():
+    """The measurement can fail: without training the angle is what the control's is."""
+    with jax.enable_x64(True):
+        params, _, rule, _ = alignment.run("FA", 5, 1)
+        digits = alignment.split(5)
+        angles = alignment.hidden_angles(params, rule, digits.x_test[:50], digits.y_test[:50])
+    assert float(angles.min()) > 80
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["P", "P + 4"])
+def test_another_second_moment_would_be_seen(moment):
+    with jax.enable_x64(True):
+        params, x, y = forward.point(0, 8)
+        g = forward.true_gradient(params, x, y)
+        estimates = forward.weight_estimates(params, x, y, jax.random.key(1), forward.DRAWS, "gauss")
+        assert forward.off(estimates, g, g.size + 2) < forward.LIMIT
+        assert forward.off(estimates, g, {"P": g.size, "P + 4": g.size + 4}[moment]) > forward.LIMIT
+
+
+def test_area_under_the_curve_is_that_of_pairs():
+    positive = jnp.array([True, False, True, False])
+    assert examples.area_under_curve(jnp.array([4.0, 1.0, 3.0, 2.0]), positive) == 1.0
+    assert examples.area_under_curve(jnp.array([1.0, 4.0, 2.0, 3.0]), positive) == 0.0
+    assert examples.area_under_curve(jnp.array([4.0, 4.0, 1.0, 2.0]), positive) == 0.375
+
+
+def test_the_loss_of_the_mean_has_its_own_derivative_and_hessian():
+    loss = curvature.OfTheMean()
+    rng = np.random.default_rng(0)
+    o, y = jnp.asarray(rng.normal(size=(3, 4, 2))), jnp.asarray(rng.normal(size=(3, 2)))
+    assert_close(loss.derivative(o, y), fast(jax.grad(lambda o: loss.value(o, y).sum()))(o))
+    H = fast(jax.hessian(lambda o: loss.value(o[None], y[:1])[0]))(o[0]).reshape(8, 8)
+    root = np.asarray(loss.hessian_root(o, y))[:, 0].reshape(2, 8)
+    assert_close(root.T @ root, H)
+    with pytest.raises(ValueError, match="y must be"):
+        loss.check(o, o)
+
+
+def test_a_share_of_labels_is_wrong_and_said_to_be():
+    with jax.enable_x64(True):
+        y, flipped = examples.mislabelled(0)
+        true = examples.split(0).y
+    assert int(flipped.sum()) == 140
+    np.testing.assert_array_equal(y != true, flipped)
+    assert int(y.min()) >= 0 and int(y.max()) <= 9
+
+
+@pytest.fixture
+def two_claims(monkeypatch):
+    given = {
+        "one": Claim("one", "this is so", "arXiv:0", lambda: finding()),
+        "two": Claim("two", "that is so", "arXiv:1", lambda: finding(measured=3.0)),
+    }
+    monkeypatch.setattr("benchmarks.experiments.__main__.CLAIMS", given)
+
+
+def test_the_command_says_what_holds_by_its_exit_status(two_claims, capsys, tmp_path):
+    assert main(["--only", "ONE", "--json", str(tmp_path / "found.json")]) == 0
+    assert "1 of 1 claims hold" in capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "found.json").read_text())
+    assert found["measured"] == {"what": "a", "value": 0.0, "side": "<=", "threshold": 1.0}
+    assert found["verdict"] == "holds"
+    assert main([]) == 1
+    assert "1 of 2 claims hold; not: two" in capsys.readouterr().out
+
+
+def test_the_command_lists_and_refuses(two_claims, capsys):
+    assert main(["--list", "--only", "^t.o"]) == 0
+    out = capsys.readouterr().out
+    assert "two" in out and "one" not in out
+    assert main(["--only", "nothing"]) == 2
+    assert "no claim is called like 'nothing'" in capsys.readouterr().err
+    with pytest.raises(BadInput):
+        chosen("(")
+
+
+def test_a_claim_runs_in_float64_whatever_the_flag():
+    seen = Claim("x", "", "", lambda: jnp.zeros(()).dtype)
+    with jax.enable_x64(False):
+        assert seen.run() == jnp.float32
+        assert seen() == jnp.float64
