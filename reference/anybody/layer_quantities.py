@@ -18,6 +18,11 @@ DERIVATIVES = (
     ("transport", "transport", "transport is not the transpose of pushforward in a_in"),
     ("factor.weighted_sum", "factor", "factor is not the transpose of pushforward in params"),
     ("factor.per_example", "factor.per_example", "per_example is not dL_n/dparams of each example"),
+    (
+        "gradient_tangent",
+        "gradient_tangent",
+        "gradient_tangent is not the change of weighted_sum along (da_in, ddelta)",
+    ),
 )
 """(path, quantity, cause): by hand against autodiff."""
 PARTS = (
@@ -32,8 +37,25 @@ CONSISTENCY = (
     ("factor.weighted_sum(weights)", "weighted", "weighted per_example", "weighted_sum is not sum_n w_n per_example_n"),
     ("factor.weighted_sum(None)", "mean", "mean of per_example", "weighted_sum(None) is not the mean over examples"),
     ("factor.squared_norms", "squared_norms", "norms of per_example", "squared_norms are not those of per_example"),
+    ("factor.squared_sum", "squared_sum", "squares of per_example", "squared_sum is not sum_n w_n per_example_n^2"),
+    ("factor.gram", "gram", "products of per_example", "gram is not the products of per_example"),
+    (
+        "factor.tied",
+        "tied",
+        "sum over uses",
+        "tied is not the sum over uses: its norms are not of the summed gradients",
+    ),
+    ("pushforward_params", "pushforward_params", "pushforward of params", "pushforward_params is not pushforward"),
 )
 """(path, quantity, what it must equal, cause): by hand against by hand."""
+
+
+READINGS = (
+    "factor.per_example", "weighted", "weighted per_example", "mean", "mean of per_example", "squared_norms",
+    "norms of per_example", "squared_sum", "squares of per_example", "gram", "products of per_example", "tied",
+    "sum over uses", "gradient_tangent",
+)  # fmt: skip
+"""What a layer without parameters has none of."""
 
 
 def autodiff_of(path: str) -> str:
@@ -76,18 +98,39 @@ def by_hand(layer: Layer, params: Tree, a_in: Array, seed: int) -> dict[str, Tre
         "factor of sum": fsum,
         "sum of factors": jax.tree.map(lambda a, b: 2 * a - 3 * b, fu, fv),
     }
-    readings = ("factor.per_example", "weighted", "weighted per_example", "mean", "mean of per_example")
+    alone = layer.pushforward_params(saved, dparams)
+    found["pushforward_params"] = found["pushforward of params"] if alone is None else alone
     if not jax.tree.leaves(params):
-        return found | dict.fromkeys((*readings, "squared_norms", "norms of per_example"), ())
-    each = factor.per_example()
+        return found | dict.fromkeys(READINGS, ())
+    found["gradient_tangent"] = layer.gradient_tangent(saved, u, da, v, weights) if layer.bilinear else ()
+    each, other = factor.per_example(), layer.factor(saved, v)
+    uses = jax.tree.map(lambda *leaves: jnp.stack(leaves), factor, other)
+    both = jax.tree.map(jnp.add, each, other.per_example())
 
     def summed(w: Array) -> Tree:
         return jax.tree.map(lambda leaf: jnp.tensordot(w, leaf, 1), each)
 
-    norms = [jnp.sum(jnp.square(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(each)]
-    values = (each, factor.weighted_sum(weights), summed(weights), factor.weighted_sum(), summed(ones / ones.size))
-    more = {"squared_norms": factor.squared_norms(), "norms of per_example": sum(norms[1:], norms[0])}
-    return found | dict(zip(readings, values, strict=True)) | more
+    rows, theirs, of_both = (_rows(tree) for tree in (each, other.per_example(), both))
+    return found | {
+        "factor.per_example": each,
+        "weighted": factor.weighted_sum(weights),
+        "weighted per_example": summed(weights),
+        "mean": factor.weighted_sum(),
+        "mean of per_example": summed(ones / ones.size),
+        "squared_norms": factor.squared_norms(),
+        "norms of per_example": jnp.sum(jnp.square(rows), axis=1),
+        "squared_sum": factor.squared_sum(weights),
+        "squares of per_example": jax.tree.map(lambda leaf: jnp.tensordot(weights, jnp.square(leaf), 1), each),
+        "gram": factor.gram(other),
+        "products of per_example": rows @ theirs.T,
+        "tied": uses.tied().squared_norms(),
+        "sum over uses": jnp.sum(jnp.square(of_both), axis=1),
+    }
+
+
+def _rows(per_example: Tree) -> Array:
+    """(N, P): every example's gradient flat."""
+    return jnp.concatenate([leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(per_example)], axis=1)
 
 
 def by_autodiff(layer: Layer, params: Tree, a_in: Array, seed: int) -> dict[str, Tree]:
@@ -97,11 +140,15 @@ def by_autodiff(layer: Layer, params: Tree, a_in: Array, seed: int) -> dict[str,
         return layer.net_input(p, a)[0]
 
     z, pull = jax.vjp(forward, params, a_in)
-    u, _, dparams, da, _ = _draws(params, a_in, z, seed)
+    u, v, dparams, da, weights = _draws(params, a_in, z, seed)
     none, still = jax.tree.map(jnp.zeros_like, (dparams, da))
 
     def push(dp: Tree, d: Array) -> Array:
         return jax.jvp(forward, (params, a_in), (dp, d))[1]
+
+    def weighted_gradient(a: Array, delta: Array) -> Tree:
+        shares = weights.reshape(-1, *(1,) * (delta.ndim - 1))
+        return jax.vjp(lambda p: forward(p, a), params)[1](shares * delta)[0]
 
     d_params, d_a = pull(u)
     alone = jnp.eye(len(u)).reshape(len(u), len(u), *(1,) * (u.ndim - 1)) * u[None]  # every delta but one zeroed
@@ -112,6 +159,7 @@ def by_autodiff(layer: Layer, params: Tree, a_in: Array, seed: int) -> dict[str,
         "transport": d_a,
         "factor": d_params,
         "factor.per_example": jax.vmap(lambda delta: pull(delta)[0])(alone),
+        "gradient_tangent": jax.jvp(weighted_gradient, (a_in, u), (da, v))[1] if layer.bilinear else (),
     }
 
 

@@ -1,0 +1,78 @@
+"""check_layer holds a family's own fast forms to their definitions: a wrong one is named, whatever else is right."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from helpers import generic
+
+import manual_backprop as mb
+from manual_backprop.layers import Affine, OuterProduct
+from reference import check_layer
+
+X = jnp.sin(jnp.arange(60.0)).reshape(5, 4, 3)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Broken(OuterProduct):
+    """One reading wrong, by the name of its mistake."""
+
+    a_in: Any
+    delta: Any
+    mistake = ""
+
+    def squared_sum(self, weights: Any = None) -> Affine:
+        right = super().squared_sum(weights)
+        return Affine(right.W, 1.001 * right.b) if self.mistake == "squared_sum" else right
+
+    def gram(self, other: Any) -> Any:
+        right = super().gram(other)
+        return right.T if self.mistake == "gram" else right
+
+    def tied(self) -> OuterProduct:
+        right = super().tied()
+        return OuterProduct(right.a_in[:, :1], right.delta[:, :1]) if self.mistake == "tied" else right
+
+
+MISTAKES = ("squared_sum", "gram", "tied", "gradient_tangent", "pushforward_params")
+BROKEN = {
+    mistake: jax.tree_util.register_dataclass(
+        type(f"Broken_{mistake}", (Broken,), {"mistake": mistake}), data_fields=["a_in", "delta"], meta_fields=[]
+    )
+    for mistake in MISTAKES
+}
+
+
+class BrokenDense(mb.Dense):
+    mistake = ""
+
+    def factor(self, saved: Any, delta: Any) -> OuterProduct:
+        return BROKEN[self.mistake](saved, delta)
+
+    def gradient_tangent(self, saved: Any, delta: Any, da_in: Any, ddelta: Any, weights: Any) -> Affine:
+        right = super().gradient_tangent(saved, delta, da_in, ddelta, weights)
+        return Affine(right.W, right.b + 0.001) if self.mistake == "gradient_tangent" else right
+
+    def pushforward_params(self, saved: Any, dparams: Any) -> Any:
+        right = super().pushforward_params(saved, dparams)
+        return right + 0.001 if self.mistake == "pushforward_params" else right
+
+
+def test_dense_passes_on_vectors_and_sequences():
+    layer = mb.Dense(3, 2, "tanh")
+    for x in (X, X[:, 0]):
+        report = check_layer(layer, generic(layer), x)
+        report.raise_if_failed()
+        for path in ("factor.squared_sum.W", "factor.gram", "factor.tied", "pushforward_params", "gradient_tangent.W"):
+            assert any(row.path.startswith(path) for row in report.rows), path
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_wrong_fast_form_is_named(mistake):
+    layer = type("Mistaken", (BrokenDense,), {"mistake": mistake})(3, 2, "tanh")
+    report = check_layer(layer, generic(layer), X)
+    failed = {row.path.split(".W")[0].split(".b")[0] for row in report.rows if row.verdict == "fail"}
+    assert failed == {mistake if mistake.startswith(("grad", "push")) else f"factor.{mistake}"}
