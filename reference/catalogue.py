@@ -33,7 +33,7 @@ FEATURES: dict[str, tuple[Any, ...]] = {
     "depth": tuple(range(1, 9)),
     "lam": ("none", "0.01", "traced"),
     "dtype": ("float64", "float32", "bfloat16", "float16"),
-    "composite": ("serial", "residual", "repeat", "repeated residual"),
+    "composite": ("serial", "residual", "repeat", "repeated residual", "tied"),
 }
 Setting = tuple[Any, ...]  # one value for each of FEATURES, in their order
 TRACED_LAM = 0.3
@@ -49,19 +49,20 @@ def _pairs(setting: Setting) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
     return set(combinations(zip(FEATURES, setting, strict=True), 2))
 
 
-def all_pairs() -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
+@cache
+def all_pairs() -> frozenset[tuple[tuple[str, Any], tuple[str, Any]]]:
     """Every pair of values of two different features that can meet."""
     pairs = set()
     for a, b in combinations(FEATURES, 2):
         pairs |= {((a, u), (b, v)) for u in FEATURES[a] for v in FEATURES[b] if possible((a, u), (b, v))}
-    return pairs
+    return frozenset(pairs)
 
 
 @cache
 def covering(seed: int) -> tuple[Setting, ...]:
     """Settings that meet every possible pair, greedily: each next one meets as many new pairs as it can."""
     draw = random.Random(seed)
-    missing, chosen = all_pairs(), []
+    missing, chosen = set(all_pairs()), []
     while missing:
         candidates = []
         for must in draw.sample(sorted(missing, key=repr), min(10, len(missing))):
@@ -86,20 +87,21 @@ def each_value(settings: Sequence[Setting]) -> list[Setting]:
 
 def _extend(fixed: dict[str, Any], missing: set, draw: random.Random) -> Setting:
     """Fill in the other features, each with the value that meets most new pairs with those before it."""
-    for name in draw.sample(list(FEATURES), len(FEATURES)):
+    order, every = list(FEATURES), all_pairs()
+    for name in draw.sample(order, len(order)):
         if name in fixed:
             continue
-        values = [v for v in FEATURES[name] if all(possible(item, (name, v)) for item in fixed.items())]
-        draw.shuffle(values)
-        order = list(FEATURES)
-
-        def gain(value: Any, name: str = name, order: list[str] = order) -> int:
-            met = [
-                tuple(sorted([(name, value), item], key=lambda pair: order.index(pair[0]))) for item in fixed.items()
+        met = {
+            value: [
+                (item, (name, value)) if order.index(item[0]) < order.index(name) else ((name, value), item)
+                for item in fixed.items()
             ]
-            return sum(pair in missing for pair in met)
-
-        fixed[name] = max(values, key=gain)
+            for value in FEATURES[name]
+        }
+        values = [value for value, pairs in met.items() if every.issuperset(pairs)]
+        draw.shuffle(values)
+        gain = {value: sum(pair in missing for pair in met[value]) for value in values}
+        fixed[name] = max(values, key=gain.__getitem__)
     return tuple(fixed[name] for name in FEATURES)
 
 
@@ -184,6 +186,7 @@ def _network(chosen: dict[str, Any], width: int, outputs: int) -> mb.Serial:
         "residual": lambda: (mb.Residual(layer),) * hidden,
         "repeat": lambda: (mb.Repeat(layer, hidden),),
         "repeated residual": lambda: (mb.Repeat(mb.Residual(layer), hidden),),
+        "tied": lambda: (mb.Tied(layer, hidden),),
     }
     body = wrap[chosen["composite"]]() if hidden else ()
     return mb.Serial((*body, mb.Dense(width, outputs, last)))

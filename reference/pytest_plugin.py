@@ -97,6 +97,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def _known(given: Any, known: tuple[str, ...], what: str, where: str) -> list[str]:
+    given = [given] if isinstance(given, str) else given  # "jit" is one name, not three letters
     names = [str(name) for name in given] if isinstance(given, list | tuple) else []
     if not names or not set(names) <= set(known):
         raise pytest.UsageError(
@@ -246,4 +247,5 @@ class _Collector:
             versions={"python": sys.version.split()[0], **{name: version(name) for name in ("jax", "pytest")}},
             partial=partial,
             seconds=time.monotonic() - self.started,
+            unit="gradient check",
         )

@@ -30,7 +30,7 @@ class Row:
         tolerance: the largest error that passes at that entry.
         used: error / tolerance there, the error in units of the tolerance: above 1 it fails.
         power: the smallest relative fault of the leaf that would have failed: below it this row is blind.
-        where: index of that entry.
+        where: index of that entry; `leading` says what its first number counts where that is no axis of the leaf.
         manual: the value by hand there.
         reference: the witness's there.
         verdict: "pass", "fail", or "inconclusive" where not even a factor of two would have shown.
@@ -41,6 +41,8 @@ class Row:
         witness: what `reference` was computed by.
         pattern: on failure, what the ratios manual / reference look like.
         cause: on failure, the probable cause, or "".
+        leading: "for cotangent", "for tangent" or "at point" where several of them are stacked in front of the leaf's
+            own axes, else "".
     """
 
     path: str
@@ -60,6 +62,7 @@ class Row:
     witness: str = "jax.grad"
     pattern: str = ""
     cause: str = ""
+    leading: str = ""
 
     @property
     def passed(self) -> bool:
@@ -76,9 +79,16 @@ class Row:
         place = f" of layer {self.layer}" if self.layer else ""
         return f"{self.path}: {self.equation}{place}" if self.equation else self.path
 
+    def entry(self) -> tuple[str, str]:
+        """The worst entry's index in its leaf, "4, 3", and which of those stacked has it, "for cotangent 1", or ""."""
+        if not (self.leading and self.where):
+            return ", ".join(map(str, self.where)), ""
+        return ", ".join(map(str, self.where[1:])), f"{self.leading} {self.where[0]}"
+
     def explain(self) -> str:
         """The failure in words."""
-        at = f"[{', '.join(map(str, self.where))}]" if self.where else ""
+        at, first = self.entry()
+        at = (f"[{at}]" if at else "") + (f" {first}" if first else "")
         place = f" of layer {self.layer}" if self.layer else ""
         lead = f"{self.equation}{place}: " if self.equation else ""
         if self.kind == "contract" and self.cause and not self.error < float("inf"):  # a promise, not a number
@@ -187,7 +197,7 @@ class Report:
                 "x".join(map(str, row.shape)) or "scalar",
                 f"{row.used:.2g}",
                 f"{row.power:.1g}",
-                ",".join(map(str, row.where)),
+                " ".join(part.replace(", ", ",") for part in row.entry() if part),
                 f"{row.manual:.6g}",
                 f"{row.reference:.6g}",
                 MARKS[row.verdict],

@@ -1,6 +1,6 @@
 """One leaf against another: the worst entry in units of its tolerance, and the smallest fault that would have shown."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -37,7 +37,7 @@ def compare_leaf(
             reads what any ratio says.
         overflows: whether the working precision may overflow on the way: entries that are nan or inf by hand
             are then unknown, not wrong.
-        described: `kind`, `equation`, `layer` and `witness` of the row.
+        described: `kind`, `equation`, `layer`, `witness` and `leading` of the row.
 
     Raises:
         ValueError: shapes that differ; nothing is broadcast.
@@ -99,11 +99,16 @@ def compare_trees(name: str, manual: Tree, reference: Tree, tolerance: Tree | fl
     Raises:
         ValueError: trees of different structures (both are printed) or leaves of different shapes.
     """
+    return list(each_compared(name, manual, reference, tolerance, **described))
+
+
+def each_compared(name: str, manual: Tree, reference: Tree, tolerance: Tree | float, **described: Any) -> Iterator[Row]:
+    """The rows of `compare_trees` one by one, for whoever stops at the first that fails."""
     leaves = require_same_structure(name, manual, reference)
-    count = len(leaves)
-    allowed = [tolerance] * count if isinstance(tolerance, float) else jax.tree.leaves(tolerance)
+    allowed = [tolerance] * len(leaves) if isinstance(tolerance, float) else jax.tree.leaves(tolerance)
     pairs = zip(leaves, jax.tree.leaves(reference), allowed, strict=True)
-    return [compare_leaf(path, ours, theirs, tol, **described) for (path, ours), theirs, tol in pairs]
+    for (path, ours), theirs, tol in pairs:
+        yield compare_leaf(path, ours, theirs, tol, **described)
 
 
 def require_same_structure(name: str, manual: Tree, reference: Tree) -> list[tuple[str, Any]]:

@@ -56,6 +56,7 @@ def run(arguments: Namespace) -> int:
         versions={"jax": jax.__version__, "python": platform.python_version(), "backend": jax.default_backend()},
         partial=found.partial,
         seconds=time.perf_counter() - started,
+        unit="function" if arguments.target else "network",
     )
     print(whole.headline())
     for path in write_reports(whole, **files):

@@ -55,11 +55,26 @@ def run(
                 by_hand = _callable(gradient, "the gradient")
                 numbers = 0 if argnums is None else argnums
                 return check_gradient(function, by_hand, *given, argnums=numbers, witnesses=witnesses, **options)
+            _require_rule(function, target, raw)
             options |= {"argnums": argnums, "raw": _callable(raw, "the plain function") if raw else None}
             check = check_jvp if _holds(function, jax.custom_jvp) else check_vjp
             return check(function, *given, **options)
         except (TypeError, ValueError, CallFailed) as error:
             raise BadInput(f"{target}: {error}") from error
+
+
+def _require_rule(function: Any, target: str, raw: str) -> None:
+    """Refuse a plain function, in the words of the command line."""
+    import jax
+
+    if raw or _holds(function, jax.custom_vjp) or _holds(function, jax.custom_jvp):
+        return
+    module = target.partition(":")[0]
+    raise BadInput(
+        f"{target} is a plain function, neither a jax.custom_vjp nor a jax.custom_jvp: name the gradient that you"
+        f" wrote for it, --gradient {module}:its_gradient, or where a rule is hidden inside it, the same"
+        f" function without one, --raw {module}:without_rule"
+    )
 
 
 @contextmanager

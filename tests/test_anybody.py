@@ -12,7 +12,9 @@ from flax import nnx
 from reference.anybody.faults import CallFailed
 from reference.anybody.gradient import check_gradient, nearby
 from reference.report import GradientMismatch, Report
+from tests import metered_once
 
+metered_once.install()
 RNG = np.random.default_rng(0)
 PARAMS = {"W": RNG.normal(size=(4, 3)), "b": RNG.normal(size=3)}
 X = RNG.normal(size=(5, 4))
@@ -75,6 +77,17 @@ def test_numpy_code_passes_with_a_note_that_jit_was_not_tried() -> None:
     assert any("not checked under jit" in note and "TracerArrayConversionError" in note for note in report.notes)
     asked = check_gradient(loss, in_numpy, PARAMS, X, transforms=("eager", "jit"))
     assert [row.path for row in asked.failures] == ["under jit"]
+
+
+def test_a_fault_at_one_of_two_points_says_which() -> None:
+    def wrong_at(params: Any, x: Any) -> Any:
+        right = gradient(params, x)
+        return right | {"b": jnp.where(params["b"] == PARAMS["b"], right["b"], 2 * right["b"])}
+
+    report = check_gradient(loss, wrong_at, PARAMS, X, transforms="vmap")
+    (row,) = report.failures
+    assert (row.path, row.where[0]) == ("under vmap: args[0]['b']", 1)
+    assert f"args[0]['b'][{row.where[1]}] at point 1 is " in report.summary()
 
 
 def test_a_fault_that_only_jit_shows_fails_only_there() -> None:
@@ -326,6 +339,7 @@ def test_a_nearby_point_keeps_signs_and_bounds() -> None:
         (lambda: check_gradient(loss, gradient, PARAMS, X, argnums=()), TypeError, "integer or a sequence"),
         (lambda: check_gradient(loss, gradient, PARAMS, X, argnums=(0, 1)), ValueError, "tuple of as many gradients"),
         (lambda: check_gradient(loss, gradient, PARAMS, X, transforms=("pmap",)), ValueError, "eager, jit, vmap"),
+        (lambda: check_gradient(loss, gradient, PARAMS, X, transforms="pmap"), ValueError, "vmap, got 'pmap'"),
         (lambda: check_gradient(loss, gradient, PARAMS, X, dtype="int32"), ValueError, "floating-point type"),
         (lambda: check_gradient(loss, gradient, PARAMS, X, value=True), ValueError, "(value, gradient), got dict"),
         (lambda: check_gradient(loss, gradient, PARAMS, X, witnesses="luck"), ValueError, "'luck'"),

@@ -12,8 +12,11 @@ from helpers import FAST, N, check, problem
 import manual_backprop as mb
 import reference
 from reference.checking import prepare
+from reference.report import GradientMismatch, InconclusiveCheck, Report
 from reference.rows import compare_leaf
+from tests import metered_once
 
+metered_once.install()
 LAM = 0.1
 
 
@@ -138,7 +141,7 @@ def test_a_planted_fault_is_found_where_it_is(fault):
     assert report.failures[0].kind == "equation"
     assert cause in report.failures[0].cause
     assert first in report.summary()
-    with pytest.raises(reference.GradientMismatch, match="DIFFERS"):
+    with pytest.raises(GradientMismatch, match="DIFFERS"):
         report.raise_if_failed()
     if "a millionth" not in fault:  # an equation sees it in its own value; end to end it shows there too
         assert first.partition("[")[0] in {
@@ -233,6 +236,21 @@ def test_report_says_what_was_compared():
     assert "PROVEN: " in str(report)
     assert report.as_dict()["rows"][0]["path"] == "trace[0].z"
     assert report.as_dict()["passed"] is True
+
+
+def test_what_is_undecided_or_cut_short_raises_too():
+    noisy = compare_leaf("g", np.asarray([1.0, 2.0]), np.asarray([1.1, 2.0]), 3.0)
+    right = compare_leaf("g", np.ones(2), np.ones(2), 1e-9)
+    wrong = compare_leaf("g", np.ones(2), np.zeros(2), 1e-9)
+    Report((right,), "float32", "right").raise_if_failed()
+    with pytest.raises(InconclusiveCheck, match="rounding could hide a fault in 1 of 2 comparisons"):
+        Report((right, noisy), "float32", "noisy").raise_if_failed()
+    with pytest.raises(InconclusiveCheck, match="interrupted after 1 comparisons"):
+        Report((right,), "float32", "cut", partial=True).raise_if_failed()
+    with pytest.raises(InconclusiveCheck, match="interrupted after 0 comparisons"):
+        Report((), "float32", "empty").raise_if_failed()
+    with pytest.raises(GradientMismatch):
+        Report((noisy, wrong), "float32", "wrong").raise_if_failed()
 
 
 def test_a_leaf_of_zeros_must_be_zero():

@@ -108,6 +108,22 @@ def test_verdict_of_a_run(change: dict[str, Any], verdict: str, lead: str) -> No
     assert json.loads(formats.as_json(run))["verdict"] == verdict
 
 
+def test_what_is_not_a_network_is_not_called_one() -> None:
+    run = replace(sample(), unit="gradient check")
+    assert run.headline().startswith(
+        "NOT PROVEN: 1 of 5 gradient checks differs, 1 of 2 published figures missed, 3 of 5"
+    )
+    assert json.loads(formats.as_json(run))["unit"] == "gradient check"
+    text = formats.as_markdown(run)
+    assert _tables(text)[0][1] == "gradient check"
+    assert "network" not in text
+    many = replace(run, networks=tuple(network(str(i), row(verdict="fail"), row(verdict="fail")) for i in range(600)))
+    assert "... and 100 more gradient checks." in formats.as_markdown(many)
+    assert "and 580 more gradient checks that are not proven" in formats.as_markdown(many)
+    with pytest.raises(ValueError, match="gradient checks of one run need names of their own"):
+        replace(run, networks=run.networks * 2)
+
+
 def test_those_that_fail_come_first() -> None:
     assert [n.verdict for n in sample().by_verdict] == ["fail", *["inconclusive"] * 3, "pass"]
 

@@ -19,13 +19,13 @@ def test_pushforward_equals_jax_jvp_of_the_reference(name):
     d_in = sizes(net)[0]
     params, dparams = generic(net), generic(net, seed=7)
     x, dx = batch(d_in), batch(d_in, seed=8)
-    ours = mb.pushforward(net, params, x, dparams, dx)
+    ours = fast(partial(mb.pushforward, net))(params, x, dparams, dx)
 
     def output(params, x):
         probes = model.zero_probes(net, params, x)
         return model.apply(net, params, x, probes)[0]
 
-    assert_close(ours, jax.jvp(output, (params, x), (dparams, dx)), 1e-13)
+    assert_close(ours, fast(partial(jax.jvp, output))((params, x), (dparams, dx)), 1e-13)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -35,11 +35,16 @@ def test_pushforward_and_backward_are_transposes(name):
     d_in = sizes(net)[0]
     params, dparams = generic(net), generic(net, seed=7)
     x, dx = batch(d_in), batch(d_in, seed=8)
-    output, d_output = mb.pushforward(net, params, x, dparams, dx)
+    output, d_output = fast(partial(mb.pushforward, net))(params, x, dparams, dx)
     cotangent = batch(output.shape[1], seed=9)
-    d_x, deltas = mb.backward(net, params, mb.forward(net, params, x)[1], cotangent)
-    ones = jnp.ones(len(x))
-    pulled = mb.gradients(net, mb.forward(net, params, x)[1], deltas, weights=ones)
+
+    @fast
+    def backward(params, x):
+        trace = mb.forward(net, params, x)[1]
+        d_x, deltas = mb.backward(net, params, trace, cotangent)
+        return mb.gradients(net, trace, deltas, weights=jnp.ones(len(x))), d_x
+
+    pulled, d_x = backward(params, x)
     along = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, (pulled, d_x), (dparams, dx))))
     assert_close(jnp.vdot(cotangent, d_output), along, 1e-13)
 
@@ -56,8 +61,9 @@ def test_the_whole_gradient_by_forward_propagation_equals_the_sweep(name, lam):
 def test_a_directional_derivative_costs_one_pass_and_equals_jvp(name):
     objective, params, x, y = problem(name)
     direction = generic(objective.net, seed=11)
-    _, along = jax.jvp(lambda p: model.value(objective, p, x, y), (params,), (direction,))
-    assert_close(forward_mode.directional_derivative(objective, params, x, y, direction), along, 1e-12)
+    _, along = fast(lambda p, v: jax.jvp(lambda p: model.value(objective, p, x, y), (p,), (v,)))(params, direction)
+    ours = fast(partial(forward_mode.directional_derivative, objective))(params, x, y, direction)
+    assert_close(ours, along, 1e-12)
 
 
 def test_tangents_of_another_structure_or_shape_are_refused(without_hook):

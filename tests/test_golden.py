@@ -1,8 +1,9 @@
 """Published worked examples, to the digits that their sources printed."""
 
 import pytest
+from helpers import check
 
-from reference import check, golden
+from reference import golden
 
 EXAMPLES = {example.name: example for example in golden.examples()}
 

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 from test_formats import HOSTILE, PASSING, network, row, sample, score
@@ -53,6 +54,9 @@ class Page(HTMLParser):
 
     def text(self, *tags: str) -> str:
         return "".join(text for tag, text in self.texts if tag in tags or (not tags and tag not in ("style", "script")))
+
+    def texts_of(self, tag: str) -> list[str]:
+        return [text for its, text in self.texts if its == tag]
 
     def having(self, tag: str, **attributes: str) -> list[dict[str, str]]:
         return [a for t, a in self.elements if t == tag and attributes.items() <= a.items()]
@@ -165,8 +169,20 @@ def test_interrupted_mutation_says_so() -> None:
 
 def test_a_run_without_networks_is_a_page_too() -> None:
     page = Page(as_html(replace(PASSING, networks=(), published=())))
-    assert "No network was checked" in page.text()
+    assert "Nothing was checked" in page.text()
     assert page.text("h1") == "INCONCLUSIVE"
+
+
+def test_what_is_not_a_network_is_not_called_one() -> None:
+    shown = " ".join(Page(as_html(replace(sample(), unit="function"))).text().split())
+    assert "1 of 5 functions differs" in shown
+    assert "Functions that it had not reached" in shown
+    assert "network" not in shown.lower()
+
+
+def test_the_index_of_what_is_stacked_is_named() -> None:
+    run = replace(PASSING, networks=(network("a", row(leading="for cotangent")),))
+    assert "2 for cotangent 1" in Page(as_html(run)).texts_of("td")
 
 
 def test_a_hundred_networks_would_stay_below_six_megabytes() -> None:
@@ -253,7 +269,6 @@ def test_colours_are_cividis_and_their_text_has_the_contrast_that_wcag_asks_for(
 
 
 def test_colours_agree_with_matplotlib() -> None:
-    matplotlib = pytest.importorskip("matplotlib")
     cividis = matplotlib.colormaps["cividis"]
     for i, (background, _) in enumerate(heat_maps.colours()):
         ours = [int(background[k : k + 2], 16) / 255 for k in (1, 3, 5)]

@@ -1,10 +1,13 @@
 """The note's local derivatives as arrays, multiplied out: the same delta, dW and db as the sweep (C1)-(C7)."""
 
+from functools import cache, partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import NETWORKS, assert_close, batch, generic, problem
+from helpers import NETWORKS, assert_close, batch, fast, generic, problem
 
 import manual_backprop as mb
 from manual_backprop import jacobians
@@ -15,6 +18,11 @@ def denominator_layout(jacobian: jax.Array, rank_of_output: int) -> jax.Array:
     """jax.jacobian puts the axes of the output first; the note puts them last."""
     axes = list(range(jacobian.ndim))
     return jacobian.transpose(axes[rank_of_output:] + axes[:rank_of_output])
+
+
+@cache
+def compiled(objective: mb.Objective) -> Any:
+    return fast(partial(mb.backprop, objective))
 
 
 def rand(*shape: int, seed: int = 0) -> jax.Array:
@@ -28,8 +36,8 @@ def test_each_local_derivative_equals_jax_jacobian():
     assert_close(jacobians.dz_db(z), denominator_layout(jax.jacobian(lambda b: W @ a + b)(b), 1), 0)  # (C4)
     assert_close(jacobians.dz_da(W), denominator_layout(jax.jacobian(lambda a: W @ a + b)(a), 1), 0)  # (C6)
     for row in mb.activations.TABLE.values():
-        by_z = denominator_layout(jax.jacobian(row.f)(z), 1)
-        assert_close(jacobians.da_dz(row, z, row.f(z)), by_z, 1e-14)  # (C7)
+        ours, by_z = fast(lambda z, row=row: (jacobians.da_dz(row, z, row.f(z)), jax.jacobian(row.f)(z)))(z)
+        assert_close(ours, denominator_layout(by_z, 1), 1e-14)  # (C7)
     assert_close(jacobians.da_dz("tanh", z, jnp.tanh(z)), jnp.diag(1 - jnp.tanh(z) ** 2), 1e-14)
 
 
@@ -81,8 +89,8 @@ def test_prod_refuses_axes_that_do_not_meet():
 def test_multiplied_out_they_are_the_sweep_layer_by_layer(name, n):
     """(C2) (C5) (B1) (B2) (B3) (B4) (B5) for one example, from explicit arrays and `prod` alone."""
     objective, params, x, y = problem(name, lam=None)
-    net, step = objective.net, mb.backprop(objective, params, x, y)
-    one = mb.backprop(objective, params, x[n : n + 1], y[n : n + 1])
+    net, backprop = objective.net, compiled(objective)
+    step, one = backprop(params, x, y), backprop(params, x[n : n + 1], y[n : n + 1])
 
     dL_da = objective.loss.derivative(step.output, y)[n]
     for l in reversed(range(len(params))):  # noqa: E741
@@ -100,9 +108,10 @@ def test_multiplied_out_they_are_the_sweep_layer_by_layer(name, n):
 def test_batch_gradients_are_the_mean_of_the_examples():
     """(B3) (B4): 1/N enters where examples are summed, and nowhere else."""
     objective, params, x, y = problem("mlp", lam=None)
-    each = [mb.backprop(objective, params, x[n : n + 1], y[n : n + 1]).gradients for n in range(len(x))]
+    backprop = compiled(objective)
+    each = [backprop(params, x[n : n + 1], y[n : n + 1]).gradients for n in range(len(x))]
     mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *each)
-    assert_close(mb.backprop(objective, params, x, y).gradients, mean, 1e-13)
+    assert_close(backprop(params, x, y).gradients, mean, 1e-13)
 
 
 def test_the_composition_is_the_network():

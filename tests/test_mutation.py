@@ -1,6 +1,7 @@
 """Mutants: each fault is what it says, right programs run right, and a check that sees nothing scores nothing."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 
 import manual_backprop as mb
+from benchmarks import mutants
+from benchmarks.subjects import SUBJECTS
 from reference.compiling import quick
 from reference.mutation import ours as mutation_catalogue
+from reference.mutation import program
 from reference.mutation.program import Program
 from reference.mutation.score import mutation_score
 from reference.report import Report
@@ -231,7 +235,20 @@ def test_dead_code_is_not_broken():
 def test_a_check_that_sees_nothing_scores_nothing():
     score = mutation_score(lambda v: jnp.tanh(v) * v, lambda mutant: None, V)
     assert score.score == 0 and score.survivors and "SURVIVED" in str(score)
-    assert str(score).splitlines()[-1] == score.summary()
+    assert str(score).splitlines()[-1] == score.headline()
+
+
+def test_the_summary_lists_the_first_survivors_and_counts_the_rest():
+    score = mutation_score(lambda v: jnp.tanh(v) * v, lambda mutant: None, V)
+    headline, *lines, rest = score.summary().splitlines()
+    assert headline == score.headline() == f"0 of {score.judged} mutants killed (0.0 %); {score.judged} survived"
+    assert lines == [f"  survived: {mutant}" for mutant in score.survivors[:5]]
+    assert "test_mutation.py:" in lines[0] and "tanh: sign flipped: score = mutation_score(" in lines[0]
+    assert rest == f"  and {score.judged - 5} more in .survivors"
+    few = replace(score, mutants=score.survivors[:5])
+    assert few.summary().splitlines()[1:] == lines
+    killed = mutation_score(jnp.tanh, exact(jnp.tanh, V), V)
+    assert killed.summary() == killed.headline()
 
 
 def test_what_a_check_may_say():
@@ -345,6 +362,28 @@ def test_a_change_in_place_is_not_missed():
     np.testing.assert_array_equal(values[1], -4 * V**2)  # the first mutant: sign flipped
 
 
+def test_values_taken_over_from_the_right_run_change_no_verdict(monkeypatch):
+    function, x = PROGRAMS["gradient"][0], jnp.asarray(X)
+    taken_over = mutation_score(function, exact(function, x), x)
+    monkeypatch.setattr(program, "HELD", 0)
+    assert mutation_score(function, exact(function, x), x) == taken_over
+
+
+def test_a_check_may_delete_what_it_was_given():
+    v = jnp.asarray(V)
+    right = np.tanh(V), 3 * V
+
+    def check(mutant):
+        pair = mutant(v)
+        same = all(np.allclose(ours, theirs, rtol=1e-9) for ours, theirs in zip(pair, right, strict=True))
+        for leaf in pair:  # as a function that its result is donated to does
+            leaf.delete()
+        return same
+
+    score = mutation_score(lambda v: (jnp.tanh(v), 3 * v), check, v)
+    assert score.score == 1 and score.counts["error"] == 0
+
+
 def test_float64_arrays_stay_float64_with_x64_off():
     with jax.enable_x64(False):
         score = mutation_score(lambda v: v * v, exact(lambda v: np.asarray(v) ** 2, V), V, nudge=1e-8)
@@ -409,7 +448,7 @@ def _gradient_of_an_mlp(lam, n):
     shapes = jax.eval_shape(lambda: objective.net.init(jax.random.key(0)))
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.6, s.shape)), shapes)
     x, y = jnp.asarray(rng.normal(size=(n, 3))), jnp.asarray(rng.normal(size=(n, 2)))
-    right = jax.grad(lambda p: objective(p, x, y))(params)
+    right = fast(jax.grad(lambda p: objective(p, x, y)))(params)
 
     def check(gradient):
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-9), gradient(params), right)
@@ -446,7 +485,7 @@ def test_the_catalogue_meets_every_formula():
 
 def test_the_catalogue_judges_and_stops(monkeypatch):
     monkeypatch.setattr(mutation_catalogue, "QUICK", 30)
-    only = {name: mutation_catalogue.subjects(0)[name] for name in ("mlp", "repeated residual")}
+    only = {name: mutation_catalogue.subjects(0)[name] for name in ("probabilities", "repeated residual")}
     monkeypatch.setattr(mutation_catalogue, "subjects", lambda seed: only)
     told = []
     scores = mutation_catalogue.catalogue_mutation(True, 0, told.append, quick())
@@ -476,8 +515,6 @@ def test_the_catalogues_check_looks_at_every_part_of_the_step():
 
 
 def test_published_gradients_are_right():
-    from benchmarks.subjects import SUBJECTS
-
     for subject in SUBJECTS:
         args = tuple(jnp.asarray(arg) for arg in subject.args)
         shape = jax.eval_shape(subject.function, *args).shape
@@ -491,11 +528,8 @@ def test_published_gradients_are_right():
             np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-13, err_msg=subject.name)
 
 
+@pytest.mark.slow
 def test_the_published_table_counts_what_each_checker_sees():
-    pytest.importorskip("chex")
-    from benchmarks import mutants
-    from benchmarks.subjects import SUBJECTS
-
     softmax = next(subject for subject in SUBJECTS if subject.name == "weighted softmax")
     scores = {name: mutants.judged(softmax, *checker) for name, checker in mutants.CHECKERS.items()}
     assert scores["ours"].score == 1 and not scores["ours"].refuted

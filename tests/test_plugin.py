@@ -1,4 +1,4 @@
-"""The pytest plugin, run as a user runs it: pytest in another process, on a project of its own."""
+"""The pytest plugin, run as a user runs it: pytest on a project of its own, in other processes where that matters."""
 
 import json
 import subprocess
@@ -6,6 +6,7 @@ import sys
 from importlib.metadata import entry_points
 from xml.etree import ElementTree
 
+import jax
 import pytest
 
 PROJECT = """
@@ -33,6 +34,10 @@ def test_wrong(assert_vjp_correct):
 
 def test_raises(assert_gradients_match):
     assert_gradients_match(jnp.sum, lambda x: undefined, X)
+
+def test_noisy(assert_gradients_match):
+    waves = [lambda x: jnp.sum(jnp.sin(1e4 * x)), lambda x: 1e4 * jnp.cos(1e4 * x)]
+    assert_gradients_match(*waves, X, dtype="bfloat16", transforms="eager")
 """
 MARKED = """
 @pytest.mark.gradient(dtypes=["float32", "float64"], transforms=["eager", "jit"])
@@ -53,9 +58,13 @@ def test_each(assert_gradients_match, gradient_case):
 """
 
 
-def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
+def run(pytester: pytest.Pytester, *arguments: str, processes: int = 0) -> pytest.RunResult:
     installed = any(point.name == "manual_backprop" for point in entry_points(group="pytest11"))
-    return pytester.runpytest_subprocess(*([] if installed else ["-p", "reference.pytest_plugin"]), *arguments)
+    arguments = (*([] if installed else ["-p", "reference.pytest_plugin"]), *arguments)
+    if processes:
+        return pytester.runpytest_subprocess("-n", str(processes), *arguments)
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        return pytester.runpytest_inprocess(*arguments)  # JAX is imported already
 
 
 @pytest.fixture
@@ -67,14 +76,15 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 def test_a_failure_says_which_entry_and_how_to_run_it_again(project: pytest.Pytester) -> None:
     project.makepyfile(test_rules=PROJECT + FAILING)
     result = run(project, "--gradient-report=out.json", "--gradient-report=out.xml", "--gradient-report=out.md")
-    result.assert_outcomes(passed=1, failed=2)
+    result.assert_outcomes(passed=1, failed=3)
     result.stdout.fnmatch_lines(
         [
             "E   *GradientMismatch: DIFFERS: * comparisons in float64; first in the order of computation:",
             "E *args[[]0[]]*is * by hand, * by jax.vjp of the plain function*",
             "E *again: python -m pytest test_rules.py::test_wrong",
             "*CallFailed: grad_fun (*<lambda>) raised NameError: name 'undefined' is not defined at *test_rules.py:*",
-            "3 gradient checks written to out.json",
+            "E *InconclusiveCheck: INCONCLUSIVE: in bfloat16 rounding could hide a fault*",
+            "4 gradient checks written to out.json",
         ]
     )
     result.stdout.no_fnmatch_line("*reference/*.py:*: *")  # tracebacks end in the user's own code
@@ -84,6 +94,7 @@ def test_a_failure_says_which_entry_and_how_to_run_it_again(project: pytest.Pyte
         "test_rules.py::test_right": "pass",
         "test_rules.py::test_wrong": "fail",
         "test_rules.py::test_raises": "fail",
+        "test_rules.py::test_noisy": "inconclusive",
     }
     assert told["verdict"] == "fail" and not told["partial"]
     (wrong,) = [network for network in told["networks"] if network["name"].endswith("wrong")]
@@ -91,12 +102,14 @@ def test_a_failure_says_which_entry_and_how_to_run_it_again(project: pytest.Pyte
     assert rows["args[0]"]["verdict"] == "fail" and rows["args[1]"]["verdict"] == "pass"
     assert rows["args[0]"]["manual"] / rows["args[0]"]["reference"] == pytest.approx(2 / 3)
     assert ElementTree.fromstring((project.path / "out.xml").read_text()).findall(".//failure")
-    assert "test_rules.py::test_wrong" in (project.path / "out.md").read_text()
+    page = (project.path / "out.md").read_text()
+    assert page.startswith("## ❌ NOT PROVEN: 2 of 4 gradient checks differ, 1 of 4 gradient checks undecided, ")
+    assert "| verdict | gradient check | precision |" in page and "test_rules.py::test_wrong" in page
 
 
 def test_the_mark_runs_every_dtype_and_transform_and_processes_report_to_one_file(project: pytest.Pytester) -> None:
     project.makepyfile(test_marked=PROJECT + MARKED)
-    result = run(project, "-n", "2", "--gradient-report=out.json", "-p", "no:cacheprovider")
+    result = run(project, "--gradient-report=out.json", "-p", "no:cacheprovider", processes=2)
     result.assert_outcomes(passed=3, failed=1)
     result.stdout.fnmatch_lines(["*again: python -m pytest 'test_marked.py::test_each[[]float32-jit[]]'"])
     networks = json.loads((project.path / "out.json").read_text())["networks"]
@@ -118,6 +131,10 @@ def test_the_mark_runs_every_dtype_and_transform_and_processes_report_to_one_fil
             "@pytest.mark.gradient(dtypes=['int8'])\ndef test_a(gradient_case): pass",
             "*dtypes of @pytest.mark.gradient*",
         ),
+        (
+            "@pytest.mark.gradient(transforms='pmap')\ndef test_a(gradient_case): pass",
+            "*is a list of eager, jit, vmap, got*pmap*",
+        ),
         ("@pytest.mark.gradient(transforms=[])\ndef test_a(gradient_case): pass", "*transforms of @pytest.mark.grad*"),
         (
             "@pytest.mark.gradient('jit')\ndef test_a(gradient_case): pass",
@@ -130,6 +147,14 @@ def test_a_mark_that_cannot_be_obeyed_is_refused(project: pytest.Pytester, test:
     result = run(project)
     assert result.ret != 0
     result.stdout.fnmatch_lines([says])
+
+
+def test_a_name_in_the_mark_is_one_name_and_not_its_letters(project: pytest.Pytester) -> None:
+    mark = "@pytest.mark.gradient(dtypes='float32', transforms='jit')\n"
+    project.makepyfile("import pytest\n" + mark + "def test_a(gradient_case): print(gradient_case)")
+    result = run(project, "-s")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*Case(dtype='float32', transform='jit')*"])
 
 
 def test_an_option_that_the_mark_gives_is_refused_in_the_call(project: pytest.Pytester) -> None:

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -64,35 +63,40 @@ def test_a_pushforward_inside_jit_and_a_gradient(user: Path) -> None:
     assert run("usermodule:rules.right", "usermodule:example", raw="usermodule:plain.cube").passed
 
 
-@pytest.mark.parametrize(
-    ("target", "args", "says"),
-    [
-        ("usermodule", "usermodule:example", "expected module:name"),
-        ("usermodule:", "usermodule:example", "expected module:name"),
-        ("user module:f()", "usermodule:example", "expected module:name"),
-        ("usermodul:loss", "usermodule:example", "there is no module 'usermodul' in {folder}"),
-        ("usermodule.sub:loss", "usermodule:example", "usermodule.sub"),
-        ("usermodule:rules.wright", "usermodule:example", "usermodule.rules has no name 'wright'; did you mean right?"),
-        ("usermodule:example", "usermodule:example", "the target usermodule:example is not callable: it is tuple"),
-        (
-            "usermodule:rules.right",
-            "usermodule:not_a_tuple",
-            "must be a tuple, or a function that returns one, got list",
-        ),
-        ("usermodule:rules.right", "usermodule:fails", "raised OSError: no data at {folder}/usermodule.py"),
-        ("usermodule:rules.right", "usermodule:loss", "raised TypeError"),
-        ("usermodule:loss", "usermodule:example", "loss is not a jax.custom_vjp: use check_gradient"),
-        (
-            "broken:f",
-            "usermodule:example",
-            "importing broken raised ZeroDivisionError: division by zero at {folder}/broken.py:2",
-        ),
-        ("needy:f", "usermodule:example", "importing needy raised ModuleNotFoundError: No module named 'not_installed"),
-        ("leaves:f", "usermodule:example", "importing leaves raised SystemExit: 3"),
-        ("usermodule:rules.right", "usermodule:one", "missing 1 required positional argument"),
-    ],
-)
-def test_what_cannot_be_used_is_refused_in_words(user: Path, target: str, args: str, says: Any) -> None:
+def refusal(target: str, args: str) -> str:
     with pytest.raises(BadInput) as caught:
         run(target, args)
-    assert says.format(folder=user) in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("target", "says"),
+    [
+        ("usermodule", "expected module:name"),
+        ("usermodule:", "expected module:name"),
+        ("user module:f()", "expected module:name"),
+        ("usermodul:loss", "there is no module 'usermodul' in {folder}"),
+        ("usermodule.sub:loss", "usermodule.sub"),
+        ("usermodule:rules.wright", "usermodule.rules has no name 'wright'; did you mean right?"),
+        ("usermodule:example", "the target usermodule:example is not callable: it is tuple"),
+        ("usermodule:loss", "name the gradient that you wrote for it, --gradient usermodule:its_gradient"),
+        ("broken:f", "importing broken raised ZeroDivisionError: division by zero at {folder}/broken.py:2"),
+        ("needy:f", "importing needy raised ModuleNotFoundError: No module named 'not_installed"),
+        ("leaves:f", "importing leaves raised SystemExit: 3"),
+    ],
+)
+def test_a_target_that_cannot_be_used_is_refused_in_words(user: Path, target: str, says: str) -> None:
+    assert says.format(folder=user) in refusal(target, "usermodule:example")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("usermodule:not_a_tuple", "must be a tuple, or a function that returns one, got list"),
+        ("usermodule:fails", "raised OSError: no data at {folder}/usermodule.py"),
+        ("usermodule:loss", "raised TypeError"),
+        ("usermodule:one", "missing 1 required positional argument"),
+    ],
+)
+def test_arguments_that_cannot_be_used_are_refused_in_words(user: Path, args: str, says: str) -> None:
+    assert says.format(folder=user) in refusal("usermodule:rules.right", args)

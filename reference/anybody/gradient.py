@@ -33,7 +33,7 @@ def check_gradient(
     seed: int = 0,
     max_elements: int = 1_000_000,
     value: bool = False,
-    transforms: Sequence[str] | None = None,
+    transforms: str | Sequence[str] | None = None,
     witnesses: str | Sequence[str] = (),
 ) -> Report:
     """Hold a gradient written by hand against jax.grad, every entry of every leaf.
@@ -67,9 +67,7 @@ def check_gradient(
         ValueError: trees that do not match, values that are not finite, arguments on another device.
         reference.CallFailed: `fun` or `grad_fun` raised.
     """
-    names = tuple(TRANSFORMS[:2] if transforms is None else transforms)
-    if not names or not set(names) <= set(TRANSFORMS):
-        raise ValueError(f"transforms are some of {', '.join(TRANSFORMS)}, got {names}")
+    names = known_transforms(TRANSFORMS[:2] if transforms is None else transforms)
     if witnesses:
         chosen_ways(witnesses)
     numbers = chosen(argnums, len(args))
@@ -141,6 +139,18 @@ class _Subject:
         for i, tree in trees.items():
             faults.same_structure(tree, args[i], f"args[{i}]")
         return value, [leaf for i in sorted(trees) for leaf in jax.tree.leaves(faults.floats_only(trees[i]))]
+
+
+def known_transforms(given: str | Sequence[str]) -> tuple[str, ...]:
+    """The names of transformations that are asked for; a plain string is one of them, not its letters.
+
+    Raises:
+        ValueError: none, or one that is not known.
+    """
+    names = (given,) if isinstance(given, str) else tuple(given)
+    if not names or not set(names) <= set(TRANSFORMS):
+        raise ValueError(f"transforms are some of {', '.join(TRANSFORMS)}, got {given!r}")
+    return names
 
 
 def nearby(moving: Sequence[Any], seed: int) -> list[Any]:
@@ -248,7 +258,8 @@ def _compared(
         for side in (ours, wanted, allowed):
             stack = np.stack([np.asarray(value if i < 0 else leaves[i], np.float64) for value, leaves in side])
             parts.append(stack[0] if n == 1 else stack)
-        row = compare_leaf(prefix + name, *parts, kind="contract" if prefix else "end to end")
+        kind, leading = "contract" if prefix else "end to end", "at point" if n > 1 else ""
+        row = compare_leaf(prefix + name, *parts, kind=kind, leading=leading)
         if row.verdict == "fail" and not np.isfinite(parts[0]).all():
             moving, data = subject.given.fresh("moving"), subject.given.fresh("data")
             where = faults.made_by(subject.by_hand, moving, data)

@@ -16,6 +16,7 @@ from jaxtyping import Array
 from manual_backprop.layers import Factor, Layer
 from reference import model
 from reference.anybody import layer_quantities as quantities
+from reference.compiling import quick
 from reference.report import Report, Row
 from reference.rows import compare_leaf, compare_trees
 from reference.witnesses.points import is_float, wide
@@ -162,7 +163,7 @@ class _Run:
             return by_hand(params, a_in), quantities.by_autodiff(self.layer, params, a_in, seed)
 
         hand = self.call("eager", by_hand, params, a_in)
-        compiled, auto = self.call("jit", jax.jit(everything), params, a_in)
+        compiled, auto = self.call("jit", jax.jit(everything, compiler_options=quick()), params, a_in)
         products = quantities.products(params, a_in, hand, seed)
         self.blame_net_input(hand, auto, products)
         for path, name, cause in quantities.DERIVATIVES:

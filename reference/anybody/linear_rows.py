@@ -152,7 +152,8 @@ class Trial:
             sides = (results[:last], measured.value[1][:last], measured.tolerance[1][:last])
             ours, theirs, allowed = (np.stack([np.asarray(one[i], np.float64) for one in side]) for side in sides)
             kind: Any = "contract" if prefix else "end to end"
-            yield compare_leaf(prefix + name, ours, theirs, allowed, kind=kind, witness=self._witness)
+            leading = f"for {self.word}"
+            yield compare_leaf(prefix + name, ours, theirs, allowed, kind=kind, witness=self._witness, leading=leading)
 
     @property
     def _witness(self) -> str:
@@ -204,8 +205,15 @@ class Trial:
         values, allowed = ([side[1][0], side[2]] for side in (measured.value, measured.tolerance))
         for i, name in enumerate(self.names):
             theirs, tolerance = (np.stack([one[i] for one in side]) for side in (values, allowed))
-            path = f"under vmap: {name}"
-            yield compare_leaf(path, results[i], theirs, tolerance, kind="contract", witness=self._witness)
+            yield compare_leaf(
+                f"under vmap: {name}",
+                results[i],
+                theirs,
+                tolerance,
+                kind="contract",
+                witness=self._witness,
+                leading="at point",
+            )
 
 
 def _stacked(one: Vector, other: Vector) -> Vector:

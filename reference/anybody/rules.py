@@ -11,7 +11,7 @@ from jaxtyping import DTypeLike
 from reference.anybody import faults
 from reference.anybody.arguments import Arguments
 from reference.anybody.bare_rule import Findings, bare_vjp
-from reference.anybody.gradient import TRANSFORMS, degenerate
+from reference.anybody.gradient import TRANSFORMS, degenerate, known_transforms
 from reference.anybody.linear_rows import Rule, Trial, Vector, against, combined, drawn
 from reference.anybody.rule_subject import like, output_of, primal_rows, rule_of, rule_under_test, tangents_like
 from reference.compiling import quick
@@ -32,7 +32,7 @@ def check_vjp(
     samples: int = 16,
     seed: int = 0,
     raw: Callable[..., Any] | None = None,
-    transforms: Sequence[str] = TRANSFORMS,
+    transforms: str | Sequence[str] = TRANSFORMS,
 ) -> Report:
     """Prove a jax.custom_vjp right at a point, or say what its backward rule does wrong.
 
@@ -55,9 +55,10 @@ def check_vjp(
 
     Raises:
         TypeError: `f` has no rule of its own, no float argument or no float output.
-        ValueError: cotangents of another structure, or values that are not finite.
+        ValueError: cotangents of another structure, values that are not finite, or a transformation not named above.
         reference.CallFailed: `f`'s plain function raised, or JAX cannot differentiate it.
     """
+    transforms = known_transforms(transforms)
     held = rule_of(f, jax.custom_vjp, raw)
     rule = rule_under_test(f, held, raw, args, argnums, nondiff_argnums, dtype)
     types = [kind for _, kind in rule.outputs]
@@ -87,7 +88,7 @@ def check_jvp(
     samples: int = 16,
     seed: int = 0,
     raw: Callable[..., Any] | None = None,
-    transforms: Sequence[str] = TRANSFORMS,
+    transforms: str | Sequence[str] = TRANSFORMS,
 ) -> Report:
     """Prove a jax.custom_jvp right at a point, or say what its rule does wrong.
 
@@ -110,6 +111,7 @@ def check_jvp(
     Raises:
         TypeError, ValueError, reference.CallFailed: as `check_vjp`.
     """
+    transforms = known_transforms(transforms)
     held = rule_of(f, jax.custom_jvp, raw)
     rule = rule_under_test(f, held, raw, args, argnums, nondiff_argnums, dtype)
     names = [name for name, _ in rule.outputs]
@@ -277,11 +279,10 @@ def _silent(nones: Sequence[str], measured: Measured, given: Arguments) -> tuple
 
 def _report(check: str, what: str, rule: Rule, rows: Sequence[Row], notes: Sequence[str], seed: int) -> Report:
     name, dtype = faults.name_of(rule.f), str(rule.given.working)
-    head = ["the first index of a row on derivatives is which vector the rule was applied to"]
     return Report(
         rows=tuple(rows),
         dtype=dtype,
         subject=f"the {what} rule of {name}",
-        notes=(*head, *rule.given.notes(), *notes),
+        notes=(*rule.given.notes(), *notes),
         reproduce=f"{check}({name}, ..., dtype={dtype!r}, seed={seed})",
     )

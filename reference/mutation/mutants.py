@@ -8,6 +8,7 @@ to `KINDS`.
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -87,12 +88,13 @@ def _apply(change: Change, value: Any) -> Any:
 
 
 def _changed(k: int, change: Change) -> Apply:
-    def apply(right: Callable[[Values], Values], inputs: Values) -> Values:
-        outputs = list(right(inputs))
-        outputs[k] = _apply(change, outputs[k])
-        return outputs
+    return partial(_with_changed, k, change)
 
-    return apply
+
+def _with_changed(k: int, change: Change, right: Callable[[Values], Values], inputs: Values) -> Values:
+    outputs = list(right(inputs))
+    outputs[k] = _apply(change, outputs[k])
+    return outputs
 
 
 def _without_largest(xp: Any, out: Any) -> Any:

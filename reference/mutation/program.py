@@ -34,6 +34,7 @@ CALLS = {
     "pjit": "jaxpr",
 }
 UNROLLED = 1000  # a scan longer than this runs compiled
+HELD = 2**28  # bytes of the right run's values that are held for the mutants to take over
 Path_ = tuple[int, ...]  # equation, inner jaxpr, equation, ...: from the outermost to the broken one
 
 
@@ -62,17 +63,35 @@ class Site:
     fault: Fault
 
 
-@dataclass
-class _Loops:
-    """Turns of while loops in one run, against how many are `allowed`."""
+Made = dict[tuple[int, ...], tuple[Values, Values]]
+"""(equation, inputs), by their ids -> the inputs, and what was made of them.
 
+The inputs are held because, while they live, no other array can have the id of one of them.
+"""
+
+
+@dataclass
+class _Course:
+    """One run: turns of its while loops, against how many are `allowed`; what is known from the right run of before.
+
+    An unbroken equation makes of the same inputs what it made then. With `keeps`, this is that right run.
+    """
+
+    made: Made
     allowed: int | None = None
+    keeps: bool = False
     turns: int = 0
+    held: int = 0
 
     def turn(self) -> None:
         self.turns += 1
         if self.allowed is not None and self.turns > self.allowed:
             raise RunawayError(f"a while loop does not end: stopped after {self.turns - 1} turns")
+
+    def keep(self, key: tuple[int, ...], eqn: JaxprEqn, inputs: Values, outputs: Values) -> None:
+        self.held += sum(shaped(var).size * shaped(var).dtype.itemsize for var in eqn.outvars)
+        if not eqn.effects and self.held <= HELD:
+            self.made[key] = (inputs, outputs)
 
 
 class Program:
@@ -89,6 +108,8 @@ class Program:
         self.jaxpr: Jaxpr = partial_eval.dce_jaxpr(closed.jaxpr, used, instantiate=True)[0]
         self.unopened = tuple(sorted(_unopened(self.jaxpr)))
         self._consts = closed.consts
+        self._made: Made = {}
+        self._right: list[Any] = []
         self._inputs = jax.tree.structure(args)
         self._out = jax.tree.structure(out)
         self._names = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(args)]
@@ -97,25 +118,28 @@ class Program:
         """Every fault of every equation, in the order of computation."""
         return list(_sites(self.jaxpr, (), "", ("unknown", ""), nudge, random.Random(seed)))
 
-    def run(self, site: Site | None = None, loops: _Loops | None = None) -> Callable[..., Any]:
+    def run(self, site: Site | None = None, course: _Course | None = None) -> Callable[..., Any]:
         """The function, right or with that one fault: arguments and results as the function traced has them."""
-        counted = _Loops() if loops is None else loops
+        this = _Course(self._made) if course is None else course
+        return lambda *args: self._call(site, this, args)
 
-        def function(*args: Any) -> Any:
-            broken = None if site is None else (site.path, site.fault)
-            flat = self._checked(args)
-            return jax.tree.unflatten(self._out, _run(self.jaxpr, self._consts, flat, broken, counted))
-
-        return function
+    def _call(self, site: Site | None, course: _Course, args: tuple[Any, ...]) -> Any:
+        if any(leaf.is_deleted() for leaf in self._right if isinstance(leaf, jax.Array)):
+            self._made.clear()  # a check has deleted what it was given
+        broken = None if site is None else (site.path, site.fault)
+        outputs = _run(self.jaxpr, self._consts, self._checked(args), broken, course)
+        if course.keeps:
+            self._right = outputs
+        return jax.tree.unflatten(self._out, outputs)
 
     def counting(self, args: tuple[Any, ...]) -> tuple[Any, int]:
-        """The right result, and how many turns its while loops took."""
-        loops = _Loops()
-        return self.run(loops=loops)(*args), loops.turns
+        """The right result, and how many turns its while loops took; its values are kept for later runs on `args`."""
+        course = _Course(self._made, keeps=True)
+        return self.run(course=course)(*args), course.turns
 
     def limited(self, site: Site, turns: int) -> Callable[..., Any]:
         """`run(site)` for one call, that raises `RunawayError` where its while loops take far more than `turns`."""
-        return self.run(site, _Loops(allowed=10 * turns + 100))
+        return self.run(site, _Course(self._made, allowed=10 * turns + 100))
 
     def _checked(self, args: tuple[Any, ...]) -> Values:
         structure: Any = jax.tree.structure(args)
@@ -134,43 +158,49 @@ class Program:
         return values
 
 
-def _run(jaxpr: Jaxpr, consts: Any, args: Values, broken: tuple[Path_, Fault] | None, loops: _Loops) -> Values:
+def _run(jaxpr: Jaxpr, consts: Any, args: Values, broken: tuple[Path_, Fault] | None, course: _Course) -> Values:
     known: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *args), strict=True))
     for i, eqn in enumerate(jaxpr.eqns):
         inputs = [atom.val if isinstance(atom, Literal) else known[atom] for atom in eqn.invars]
-        here = broken is not None and broken[0][0] == i
-        if here and broken is not None and len(broken[0]) == 1:
-            outputs = broken[1].apply(partial(_bind, eqn, inner=None, loops=loops), inputs)
+        if broken is not None and broken[0][0] == i:
+            path, fault = broken
+            if len(path) == 1:
+                outputs = fault.apply(partial(_bind, eqn, inner=None, course=course), inputs)
+            else:
+                outputs = _bind(eqn, inputs, (path[1:], fault), course)
         else:
-            inner = (broken[0][1:], broken[1]) if here and broken is not None else None
-            outputs = _bind(eqn, inputs, inner, loops)
+            key = (id(eqn), *map(id, inputs))
+            made = course.made.get(key)
+            outputs = _bind(eqn, inputs, None, course) if made is None else made[1]
+            if made is None and course.keeps:
+                course.keep(key, eqn, inputs, outputs)
         known.update(zip(eqn.outvars, outputs, strict=True))
     return [atom.val if isinstance(atom, Literal) else known[atom] for atom in jaxpr.outvars]
 
 
-def _bind(eqn: JaxprEqn, inputs: Values, inner: tuple[Path_, Fault] | None, loops: _Loops) -> Values:
+def _bind(eqn: JaxprEqn, inputs: Values, inner: tuple[Path_, Fault] | None, course: _Course) -> Values:
     """The outputs of one equation; `inner` is the fault in one of its inner jaxprs."""
     name = eqn.primitive.name
     if name in CALLS:
-        return _body(eqn, inner, loops, 0, inputs)
+        return _body(eqn, inner, course, 0, inputs)
     if name in _CONTROL:
-        return _CONTROL[name](eqn, inputs, partial(_body, eqn, inner, loops), loops)
+        return _CONTROL[name](eqn, inputs, partial(_body, eqn, inner, course), course)
     outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
     return list(outputs) if eqn.primitive.multiple_results else [outputs]
 
 
-def _body(eqn: JaxprEqn, inner: tuple[Path_, Fault] | None, loops: _Loops, number: int, values: Values) -> Values:
+def _body(eqn: JaxprEqn, inner: tuple[Path_, Fault] | None, course: _Course, number: int, values: Values) -> Values:
     """What one of an equation's inner jaxprs makes of some values."""
     broken = (inner[0][1:], inner[1]) if inner is not None and inner[0][0] == number else None
     jaxpr, consts = _inner(eqn)[number]
-    return _run(jaxpr, consts, values, broken, loops)
+    return _run(jaxpr, consts, values, broken, course)
 
 
 def _known(values: Values) -> bool:
     return not any(isinstance(value, jax.core.Tracer) for value in values)
 
 
-def _scan(eqn: JaxprEqn, inputs: Values, body: Callable[[int, Values], Values], loops: _Loops) -> Values:
+def _scan(eqn: JaxprEqn, inputs: Values, body: Callable[[int, Values], Values], course: _Course) -> Values:
     n_consts, n_carry, length = (eqn.params[key] for key in ("num_consts", "num_carry", "length"))
     consts, carry, xs = inputs[:n_consts], inputs[n_consts : n_consts + n_carry], inputs[n_consts + n_carry :]
     if not _known(inputs) or not 0 < length <= UNROLLED:
@@ -191,7 +221,7 @@ def _scan(eqn: JaxprEqn, inputs: Values, body: Callable[[int, Values], Values], 
     return [*carry, *(jnp.stack(column) for column in zip(*ordered, strict=True))]
 
 
-def _while(eqn: JaxprEqn, inputs: Values, body: Callable[[int, Values], Values], loops: _Loops) -> Values:
+def _while(eqn: JaxprEqn, inputs: Values, body: Callable[[int, Values], Values], course: _Course) -> Values:
     n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     for_cond, for_body, carry = inputs[:n_cond], inputs[n_cond : n_cond + n_body], inputs[n_cond + n_body :]
     if not _known(inputs):
@@ -201,12 +231,12 @@ def _while(eqn: JaxprEqn, inputs: Values, body: Callable[[int, Values], Values],
             )
         )
     while bool(body(0, [*for_cond, *carry])[0]):
-        loops.turn()
+        course.turn()
         carry = body(1, [*for_body, *carry])
     return carry
 
 
-def _cond(eqn: JaxprEqn, inputs: Values, body: Callable[[int, Values], Values], loops: _Loops) -> Values:
+def _cond(eqn: JaxprEqn, inputs: Values, body: Callable[[int, Values], Values], course: _Course) -> Values:
     index, *operands = inputs
     last = len(eqn.params["branches"]) - 1
     if _known([index]):

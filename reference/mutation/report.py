@@ -7,6 +7,7 @@ from typing import Any, Literal
 from reference.report import plain_table
 
 UNCHANGED = "unchanged: right on these arguments; others (lambda or b not 0, N > 1, both sides of a kink) may tell"
+SHOWN = 5  # survivors in a summary
 MutantVerdict = Literal["killed", "survived", "error", "unchanged", "equivalent"]
 
 
@@ -97,7 +98,7 @@ class MutationScore:
         """The mutants with that verdict."""
         return tuple(mutant for mutant in self.mutants if mutant.verdict == verdict)
 
-    def summary(self) -> str:
+    def headline(self) -> str:
         """The score in one line."""
         counts = self.counts
         percent = f" ({100 * self.score:.1f} %)" if self.judged else ""
@@ -110,6 +111,12 @@ class MutationScore:
             text += f"; a sample of {self.planned} of {self.possible}, seed {self.seed}"
         return f"INTERRUPTED after {len(self.mutants)} of {self.planned}: {text}" if self.partial else text
 
+    def summary(self) -> str:
+        """The score, and the first survivors: what the check does not see."""
+        lines = [f"  survived: {mutant}" for mutant in self.survivors[:SHOWN]]
+        more = len(self.survivors) - len(lines)
+        return "\n".join([self.headline(), *lines, *([f"  and {more} more in .survivors"] if more else [])])
+
     def __str__(self) -> str:
         parts = []
         if self.survivors:
@@ -120,7 +127,7 @@ class MutationScore:
             parts.append(_grouped("equivalent: not wrong", self.having("equivalent")))
         if self.having("unchanged"):
             parts.append(_grouped(UNCHANGED, self.having("unchanged")))
-        return "\n\n".join([*parts, "\n".join([*self.notes, self.summary()])])
+        return "\n\n".join([*parts, "\n".join([*self.notes, self.headline()])])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

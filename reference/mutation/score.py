@@ -72,10 +72,11 @@ def mutation_score(
         sites = program.sites(nudge, seed)
         if not sites:
             raise ValueError("the gradient has no equation with a float output: there is nothing to break")
-        right, turns = program.counting(args)
+        result, turns = program.counting(args)
+        right = jax.device_get(result)  # before a check has it, and may delete it
         _require_passing(check, program.run())
         chosen = _sample(sites, limit, seed)
-        judge = _Judge(program, check, args, jax.device_get(right), turns, accept)
+        judge = _Judge(program, check, args, right, turns, accept)
         mutants, partial = _until_interrupted(judge(site) for site in chosen)
     notes = (f"broken as a whole, not inside: {', '.join(program.unopened)}",) if program.unopened else ()
     return MutationScore(tuple(mutants), len(chosen), len(sites), seed, notes, partial)

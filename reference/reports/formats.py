@@ -92,7 +92,7 @@ def _junit_network(root: ElementTree.Element, network: NetworkResult, about: Map
         text = f"{mutant}\nthe check passes the gradient with this fault"
         _case(suite, f"mutant {mutant.where}: {mutant.what}", "failure", text, "Survivor")
     if network.mutation is not None and network.mutation.partial:
-        _case(suite, "mutation complete", "skipped", network.mutation.summary(), "Partial")
+        _case(suite, "mutation complete", "skipped", network.mutation.headline(), "Partial")
 
 
 def _suite(root: ElementTree.Element, name: str, seconds: float, facts: Mapping[str, str]) -> ElementTree.Element:
@@ -137,27 +137,27 @@ def figure_in_words(figure: Published) -> str:
 
 
 def as_markdown(run: Run) -> str:
-    """The run as GitHub's Markdown: the verdict, a table of the networks, then each that is not a pass."""
+    """The run as GitHub's Markdown: the verdict, a table of the networks or functions, then each that is not a pass."""
     symbol = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️"}
     parts = [f"## {symbol[run.verdict]} {_plain(run.headline())}", _plain(run.title)]
     if run.partial:
-        parts.append("**PARTIAL**: the run was interrupted; networks that it had not reached are not listed.")
+        parts.append(f"**PARTIAL**: the run was interrupted; {run.unit}s that it had not reached are not listed.")
     lines = [
         f"| {symbol[n.verdict]} {WORDS[n.verdict]}{' (partial)' if n.report.partial else ''} | {_plain(n.name)}"
         f" | {_plain(n.report.dtype)} | {len(n.report.rows)} | {_worst(n)} | {_score(n)} |"
         for n in run.by_verdict
     ]
-    head = "| verdict | network | precision | comparisons | worst, of its tolerance | mutants killed |"
+    head = f"| verdict | {run.unit} | precision | comparisons | worst, of its tolerance | mutants killed |"
     table = [head, "| --- | --- | --- | ---: | --- | --- |", *lines[:LISTED]]
     parts += ["\n".join(table)] if lines else []
-    parts += [f"... and {len(lines) - LISTED} more networks."] if len(lines) > LISTED else []
+    parts += [f"... and {len(lines) - LISTED} more {run.unit}s."] if len(lines) > LISTED else []
     for network in run.unproven[:SHOWN]:
         parts += [f"### {symbol[network.verdict]} {_plain(network.name)}", _fenced(network.reason())]
         more = len(network.report.failures) - 1
         if more > 0:
-            parts.append(f"{counted(more, 'later failure')} in this network; the first is where to look.")
+            parts.append(f"{counted(more, 'later failure')} in this {run.unit}; the first is where to look.")
     if len(run.unproven) > SHOWN:
-        parts.append(f"... and {counted(len(run.unproven) - SHOWN, 'more network')} that are not proven.")
+        parts.append(f"... and {counted(len(run.unproven) - SHOWN, f'more {run.unit}')} that are not proven.")
     parts += _survivors(run) + _published(run)
     versions = [f"{name} {version}" for name, version in run.versions.items()]
     parts.append(_plain(", ".join([f"seed {run.seed}", *versions, f"{run.seconds:.0f} s"])))
@@ -173,7 +173,7 @@ def _survivors(run: Run) -> list[str]:
         f"| {_plain(name)} | {_plain(m.source)} | {_plain(m.primitive)} | {_plain(m.what)} | {_plain(m.code)} |"
         for name, m in found
     ]
-    head = ["| network | line | operation | broken how | code |", "| --- | --- | --- | --- | --- |"]
+    head = [f"| {run.unit} | line | operation | broken how | code |", "| --- | --- | --- | --- | --- |"]
     more = [f"... and {len(lines) - LISTED} more."] if len(lines) > LISTED else []
     lead = f"### Mutants that survived: {len(found)}"
     return [lead, "The check passes the gradient with this line broken.", "\n".join([*head, *lines[:LISTED]]), *more]

@@ -107,7 +107,7 @@ class NetworkResult:
             count = counted(len(self.mutation.survivors), "broken gradient")
             again = f"\n  again: {self.report.reproduce}" if self.report.reproduce else ""
             return f"INCONCLUSIVE: the check lets {count} pass; first:\n  {first}{again}"
-        return f"INCONCLUSIVE: mutation was {self.mutation.summary()}"
+        return f"INCONCLUSIVE: mutation was {self.mutation.headline()}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -147,13 +147,14 @@ class Run:
 
     Attributes:
         title: what was checked, in a few words.
-        networks: in the order of the run.
+        networks: in the order of the run; what they are, `unit` says.
         published: worked examples beside their printed figures.
         command: what runs all of it again.
         seed: what everything random was drawn from.
         versions: of this library, of jax, of Python ..., by name.
         partial: whether the run was interrupted: networks are missing.
         seconds: how long all of it took.
+        unit: what each of `networks` is: a network, a function, a gradient check.
     """
 
     title: str
@@ -164,12 +165,13 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)
     partial: bool = False
     seconds: float = 0.0
+    unit: str = "network"
 
     def __post_init__(self) -> None:
         names = [network.name for network in self.networks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"networks of one run need names of their own; more than one is called {twice[0]!r}")
+            raise ValueError(f"{self.unit}s of one run need names of their own; more than one is called {twice[0]!r}")
 
     @property
     def verdict(self) -> Verdict:
@@ -202,15 +204,15 @@ class Run:
 
     def headline(self) -> str:
         """The verdict in one sentence."""
-        done = f"{counted(self.comparisons, 'comparison')} on {counted(len(self.networks), 'network')}"
-        cut = "; the run was interrupted, so networks are missing" if self.partial else ""
+        done = f"{counted(self.comparisons, 'comparison')} on {counted(len(self.networks), self.unit)}"
+        cut = f"; the run was interrupted, so {self.unit}s are missing" if self.partial else ""
         if self.verdict == "pass":
             return f"ALL PROVEN: {done}"
         if not self.comparisons:
             return f"INCONCLUSIVE: nothing was compared{cut}"
         wrong = [network.verdict for network in self.networks].count("fail")
         undecided = [network.verdict for network in self.networks].count("inconclusive")
-        of = counted(len(self.networks), "network")
+        of = counted(len(self.networks), self.unit)
         parts = [f"{wrong} of {of} {'differs' if wrong == 1 else 'differ'}"] if wrong else []
         if self.off_figures:
             parts.append(f"{len(self.off_figures)} of {counted(len(self.published), 'published figure')} missed")
@@ -229,6 +231,7 @@ class Run:
             "command": self.command,
             "seed": self.seed,
             "seconds": self.seconds,
+            "unit": self.unit,
             "versions": dict(self.versions),
             "networks": [network.as_dict() for network in self.networks],
             "published": [asdict(figure) for figure in self.published],

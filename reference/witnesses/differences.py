@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from reference.compiling import quick
 from reference.witnesses.kinks import Kink, changes, shifted
 from reference.witnesses.points import EPS, MOST, Point, Witness, directions_for, gathered, seeded, wide
 
@@ -271,7 +272,8 @@ def one_sided(fun: Callable[..., Any], args: tuple, direction: Tree) -> OneSided
     with jax.enable_x64(True):
         args = jax.tree.map(wide, args)
         signed = np.concatenate([[0.0], steps, -steps])
-        values = np.asarray(jax.jit(jax.vmap(lambda t: fun(*shifted(args, direction, t))))(signed))
+        line = jax.vmap(lambda t: fun(*shifted(args, direction, t)))
+        values = np.asarray(jax.jit(line, compiler_options=quick())(signed))
     if values.shape != signed.shape:
         raise ValueError(f"fun must return a scalar, got an array of shape {values.shape[1:]}")
     at, ahead, behind = values[0], values[1 : 1 + steps.size], values[1 + steps.size :]

@@ -17,6 +17,8 @@ import numpy as np
 from jax.extend import core, source_info_util
 from jaxtyping import Array
 
+from reference.compiling import quick
+
 Tree = Any
 Trail = tuple[Any, ...]
 """An equation, last, behind the calls in which it stands, outermost first."""
@@ -221,7 +223,9 @@ def _changed(fun: Callable[..., Any], args: tuple, direction: Tree, step: Any, *
         found[:], counts, _ = changes(fun, args, direction, jnp.full(1, step, "float64"), **only)
         return counts[0]
 
-    counts = jax.jit(count)(args, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], direction))
+    counts = jax.jit(count, compiler_options=quick())(
+        args, jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], direction)
+    )
     return tuple(replace(kink, entries=int(n)) for kink, n in zip(found, counts.tolist(), strict=True) if n)
 
 

@@ -168,7 +168,7 @@ def batches(directions: np.ndarray | None, n: int, points_each: int) -> Iterator
 
 def gathered(compute: Callable[..., Any], directions: np.ndarray | None, n: int, points_each: int) -> Any:
     """`compute` of every batch of directions, joined; it returns a tree of arrays with one row a direction."""
-    run, parts = jax.jit(compute), []
+    run, parts = jax.jit(compute, compiler_options=quick()), []
     for rows, count in batches(directions, n, points_each):
         parts.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], run(rows)))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)

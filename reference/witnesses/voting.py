@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from reference.compiling import quick
 from reference.report import Row
 from reference.rows import compare_leaf
 from reference.witnesses.derivatives import complex_step, forward_mode
@@ -231,7 +232,7 @@ def panel(fun: Callable[..., Any], *args: Any, manual: Tree, argnum: int = 0, mo
     point = Point(fun, args, argnum)
     by_hand = point.tree(point.vector(manual))
     with jax.enable_x64(True):
-        reverse = jax.jit(jax.grad(fun, argnum, allow_int=True))(*point.args)
+        reverse = jax.jit(jax.grad(fun, argnum, allow_int=True), compiler_options=quick())(*point.args)
     others = [way(fun, *args, argnum=argnum, most=most, seed=seed) for way in _WAYS]
     forward = others[0]
     elementwise, directions = point.tree(point.vector(reverse)), forward.directions
