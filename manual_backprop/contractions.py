@@ -132,7 +132,8 @@ def clipped_gradients(
 def second_moment(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | None = None) -> Tree:
     """sum_n w_n (dL_n/dparams)^2, entry by entry, by default the mean: the diagonal of the empirical Fisher.
 
-    For a dense layer (delta^2)^T a^2, one product of matrices. In the precision of sums.
+    For a dense layer (delta^2)^T a^2, one product of matrices (Dangel et al., arXiv:1912.10985). In the precision of
+    sums. Arguments and errors as for `gradients`.
     """
 
     def squares(factor: Factor) -> Tree:
@@ -151,7 +152,8 @@ def gram(net: Node, trace: Tree, deltas: Tree, other: tuple[Tree, Tree] | None =
         net: a layer or composite.
         trace: from `forward`.
         deltas: from `backward`.
-        other: (trace, deltas) of a second batch, such as test examples; None is this one.
+        other: (trace, deltas) of a second batch, such as (step.trace, step.deltas) of test examples at the same
+            parameters; None is this one.
 
     Returns:
         (N, M), in the precision of sums.

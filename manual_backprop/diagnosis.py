@@ -52,7 +52,9 @@ class LayerDiagnosis:
 
 
 def diagnose(net: Node, trace: Tree, deltas: Tree, *, threshold: float = 0.01) -> Tree:
-    """Norm, mean, deviation, zeros and saturation of every layer's z, a and delta, from one sweep.
+    """Norm, mean, deviation, zeros and saturation of every layer's z, a and delta (F1) (F2) (C5), from one sweep.
+
+    After Glorot and Bengio (2010), who read vanishing and saturation off the same statistics.
 
     Args:
         net: a layer or composite.

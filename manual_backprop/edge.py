@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from manual_backprop.layers.base import Batch, LayerTrace, Node, Shape
+from manual_backprop.layers.base import Batch, LayerTrace, Node, Rule, Shape
 from manual_backprop.layers.factor import Factor, Tree
 from manual_backprop.precision import accumulator
 
@@ -153,6 +153,18 @@ def _weights(value: Any, n: int, dtype: Any, whose: str) -> Array:
     if value.dtype not in (dtype, accumulator(dtype)):
         raise TypeError(f"weights are {value.dtype} but {whose} {dtype}; convert them with .astype")
     return value.astype(accumulator(dtype))
+
+
+def rule(value: Any) -> Rule:
+    """A rule by which error terms travel.
+
+    Raises:
+        TypeError: anything else, such as a rule's class or name.
+    """
+    if not isinstance(value, Rule):
+        came = f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r}"
+        raise TypeError(f"rule must be an instance such as mb.rules.FeedbackAlignment(feedback), got {came}")
+    return value
 
 
 def batch(trace: Tree, deltas: Tree) -> Batch:

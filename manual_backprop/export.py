@@ -20,7 +20,7 @@ from manual_backprop.precision import accumulator
 
 
 def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Callable[..., Array]:
-    """A plain function whose reverse-mode derivative is our backward sweep, under whatever rule.
+    """A plain function whose reverse-mode derivative is our backward sweep, (B1) to (B6), under whatever rule.
 
     jax.grad, jit, vmap of grad, jax.hessian (forward over reverse) and shard_map work on it. Every float that goes
     in gets a cotangent: params, x, float targets, lam and weights; under another rule than backpropagation those of
@@ -34,10 +34,11 @@ def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Calla
         rule: how error terms travel down; None is backpropagation.
 
     Raises:
-        TypeError: neither an objective nor a network; when differentiated by float targets, a loss of one's own
-            without `target_derivative` raises NotImplementedError.
+        TypeError: neither an objective nor a network, or a rule that is none.
+        NotImplementedError: when differentiated with float targets, a loss of one's own without
+            `target_derivative`.
     """
-    rule = backpropagation if rule is None else rule
+    rule = backpropagation if rule is None else edge.rule(rule)
     if isinstance(function, Objective):
         return _objective(function, rule)
     if isinstance(function, Node):

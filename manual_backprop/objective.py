@@ -153,7 +153,7 @@ def backprop(
     net = objective.net
     output, trace = net.forward(params, x)  # step 1
     d_output = objective.loss.derivative(output, y)
-    carried = rule.carried(net, params, trace, d_output)
+    carried = edge.rule(rule).carried(net, params, trace, d_output)
     d_x, deltas = net.backward(params, trace, d_output, None, rule, carried)  # step 2
     gradients = net.read(gradient_reader(weights), (trace, deltas))  # step 3
     loss, penalty = objective.terms(params, output, y, lam, weights)
@@ -207,7 +207,7 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
         net = objective.net
         output, trace = net.lean_forward(params, x)
         d_output = objective.loss.derivative(output, y)
-        carried = rule.carried(net, params, trace, d_output)
+        carried = edge.rule(rule).carried(net, params, trace, d_output)
         d_x, gradients = net.backward(params, trace, d_output, gradient_reader(weights), rule, carried)
         loss, penalty = objective.terms(params, output, y, lam, weights)
         by_argument = (

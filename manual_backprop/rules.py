@@ -27,6 +27,8 @@ backprop = backpropagation
 def angle(deltas: Tree, other: Tree) -> Tree:
     """Degrees between two error terms of every example, layer by layer: arccos of their cosine over the last axis.
 
+    How alignment is measured since Lillicrap et al. (doi:10.1038/ncomms13276).
+
     Args:
         deltas: of one rule.
         other: of another, on the same trace; the same structure.
@@ -272,7 +274,8 @@ class OnDelta(Rule):
         if self.key is None:
             keys = net.draw(jax.random.key(0), lambda layer, own: None)
         else:
-            keys = net.draw(self.key, lambda layer, own: own)
+            typed = jnp.issubdtype(self.key.dtype, jax.dtypes.prng_key)
+            keys = net.draw(self.key if typed else jax.random.wrap_key_data(self.key), lambda layer, own: own)
         return jax.tree.map(_Keyed, keys, beneath, is_leaf=lambda node: node is None)
 
     def child(self, index: int) -> "OnDelta":  # noqa: D102
@@ -281,9 +284,11 @@ class OnDelta(Rule):
 
     def at_use(self, carried: Tree, use: Array) -> Tree:  # noqa: D102
         def of_layer(keyed: _Keyed) -> _Keyed:
-            key = None if keyed.key is None else jax.vmap(jax.random.fold_in, (0, None))(keyed.key.reshape(-1), use)
-            key = None if key is None else key.reshape(keyed.key.shape)
-            return _Keyed(key, self.beneath.at_use(keyed.beneath, use))
+            beneath = self.beneath.at_use(keyed.beneath, use)
+            if keyed.key is None:
+                return _Keyed(None, beneath)
+            each = jax.vmap(jax.random.fold_in, (0, None))(keyed.key.reshape(-1), use)
+            return _Keyed(each.reshape(keyed.key.shape), beneath)
 
         return jax.tree.map(of_layer, carried, is_leaf=lambda node: isinstance(node, _Keyed))
 

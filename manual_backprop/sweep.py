@@ -51,9 +51,11 @@ def backward(
 
     Raises:
         ValueError: `d_output`, `trace`, `params` or the rule's own arrays do not belong together.
+        TypeError: a rule that is none.
     """
     edge.params(net, params)
-    return net.backward(params, trace, d_output, None, rule, rule.carried(net, params, trace, d_output))
+    carried = edge.rule(rule).carried(net, params, trace, d_output)
+    return net.backward(params, trace, d_output, None, rule, carried)
 
 
 def factors(net: Node, trace: Tree, deltas: Tree) -> Tree:

@@ -241,7 +241,7 @@ def test_guided_backpropagation_lets_through_what_is_positive():
 def test_noise_is_of_its_size_and_differs_everywhere():
     """Between layers, blocks, uses of a Tied, and keys; and is the same for the same key."""
     found, plain = edited(edits.Noise(0.5), NET, key=jax.random.key(0))
-    again, _ = edited(edits.Noise(0.5), NET, key=jax.random.key(0))
+    again, _ = edited(edits.Noise(0.5), NET, key=jax.random.PRNGKey(0))  # of either kind
     other, _ = edited(edits.Noise(0.5), NET, key=jax.random.key(1))
     assert_close(found.deltas, again.deltas, 0)
     assert not np.array_equal(found.deltas[3], other.deltas[3])
@@ -282,7 +282,7 @@ def test_angles():
     assert mb.angle(a.astype("bfloat16"), b.astype("bfloat16")).dtype == jnp.float32
 
 
-def test_bad_input_says_what_is_wrong():
+def test_bad_input_says_what_is_wrong(without_hook):
     objective, params, x, y = problem(MLP)
     run = partial(mb.backprop, objective, params, x, y)
     B = rules.direct_feedback(MLP, jax.random.key(0))
@@ -313,6 +313,10 @@ def test_bad_input_says_what_is_wrong():
         run(rule=rules.on_delta(lambda site: site.delta[:, 0]))
     with pytest.raises(ValueError, match="give the rule a key"):
         run(rule=rules.on_delta(edits.Noise(0.1)))
+    with pytest.raises(TypeError, match="rule must be an instance .*, got the class SignSymmetry"):
+        run(rule=rules.SignSymmetry)
+    with pytest.raises(TypeError, match="rule must be an instance .*, got str 'fa'"):
+        mb.value_and_grad(objective)(params, x, y, rule="fa")
     for edit, bad in ((edits.TopK, 0), (edits.Quantize, 1), (edits.Noise, -1.0), (edits.StraightThrough, 0.0)):
         with pytest.raises(ValueError, match=edit.__name__):
             edit(bad)
