@@ -8,13 +8,14 @@ several times (`Tied`) count with the sum of their uses.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manual_backprop import edge
-from manual_backprop.layers.base import Leaf, Node, Reader
+from manual_backprop.layers.base import Batch, Leaf, Node, Reader
 from manual_backprop.layers.dense import OuterProduct
 from manual_backprop.layers.factor import Factor, Tree
 
@@ -48,7 +49,7 @@ def gradients(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | None =
     Raises:
         ValueError: weights that are not of shape (N,), or deltas of another batch or network than the trace.
     """
-    return net.read(gradient_reader(weights), edge.batch(trace, deltas))
+    return net.read(gradient_reader(weights), edge.batch(net, trace, deltas))
 
 
 def per_example_gradients(net: Node, trace: Tree, deltas: Tree) -> Tree:
@@ -56,7 +57,7 @@ def per_example_gradients(net: Node, trace: Tree, deltas: Tree) -> Tree:
 
     Where a contraction of these is wanted, the other readings give it without this array of N gradients.
     """
-    batch = edge.batch(trace, deltas)
+    batch = edge.batch(net, trace, deltas)
 
     def examples_first(blocks: jax.ShapeDtypeStruct, gradient: Tree) -> Tree:
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, len(blocks.shape), 0), gradient)
@@ -79,24 +80,26 @@ def squared_norms(net: Node, trace: Tree, deltas: Tree, *, by_layer: bool = Fals
 
     Source: Goodfellow, arXiv:1510.01799; for sequences Li et al., arXiv:2110.05679.
     """
-    norms = net.read(lambda factor: factor.squared_norms(), edge.batch(trace, deltas))
+    norms = net.read(lambda factor: factor.squared_norms(), edge.batch(net, trace, deltas))
     if by_layer:
         return norms
     return _over_layers(norms, 1)
 
 
-def clip_weights(norms: Weights, max_norm: float | Scalar) -> Weights:
+def clip_weights(squared: Weights, max_norm: float | Scalar) -> Weights:
     """min(1, max_norm / norm_n), and 1 for a norm of 0: what DP-SGD multiplies each example's gradient by.
 
     Args:
-        norms: squared norms (N,), as from `squared_norms`.
+        squared: the squares of the norms (N,), as `squared_norms` gives them.
         max_norm: C >= 0; a Python number, or a scalar array that may be traced.
 
     Raises:
-        ValueError: a max_norm that is negative or nan, where its value is known.
+        ValueError: a max_norm that is negative or nan, where its value is known; traced, it gives nan.
+
+    Source: Abadi et al., arXiv:1607.00133.
     """
-    bound = edge.non_negative("max_norm", max_norm, norms.dtype)
-    norm = jnp.sqrt(norms)
+    bound = edge.non_negative("max_norm", max_norm, squared.dtype)
+    norm = jnp.sqrt(squared)
     return jnp.where(norm <= bound, jnp.ones_like(norm), bound / norm)
 
 
@@ -116,7 +119,8 @@ def clipped_gradients(
         weights: applied after the clipping, such as 0 for padding; None is 1 each.
 
     Raises:
-        ValueError: a max_norm that is negative or nan; weights that are not (N,).
+        ValueError: a max_norm that is negative or nan, where its value is known (traced, it gives nan); weights
+            that are not (N,).
 
     Source: Abadi et al., arXiv:1607.00133; one sweep as in Bu et al., arXiv:2210.00038.
     """
@@ -139,7 +143,7 @@ def second_moment(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | No
     def squares(factor: Factor) -> Tree:
         return factor.squared_sum(edge.weights_of(factor, weights))
 
-    return net.read(squares, edge.batch(trace, deltas))
+    return net.read(squares, edge.batch(net, trace, deltas))
 
 
 def gram(net: Node, trace: Tree, deltas: Tree, other: tuple[Tree, Tree] | None = None) -> Float[Array, "N M"]:
@@ -159,14 +163,22 @@ def gram(net: Node, trace: Tree, deltas: Tree, other: tuple[Tree, Tree] | None =
         (N, M), in the precision of sums.
 
     Raises:
-        ValueError: traces and deltas that do not belong together.
+        ValueError: traces and deltas that do not belong together, or are of two networks.
+        TypeError: an `other` that is no such pair.
     """
 
     def products(mine: Factor, theirs: Factor) -> Array:
         return mine.gram(theirs)
 
-    mine = edge.batch(trace, deltas)
-    return _over_layers(net.read(products, mine, mine if other is None else edge.batch(*other)), 2)
+    mine = edge.batch(net, trace, deltas)
+    return _over_layers(net.read(products, mine, mine if other is None else _other_batch(net, deltas, other)), 2)
+
+
+def _other_batch(net: Node, deltas: Tree, other: Any) -> Batch:
+    if not isinstance(other, tuple) or len(other) != 2:
+        raise TypeError(f"gram's other must be the pair (trace, deltas) of a second batch, got {type(other).__name__}")
+    edge.same_structure("the other batch's deltas", other[1], "these", deltas)
+    return edge.batch(net, *other)
 
 
 @jax.tree_util.register_dataclass
@@ -247,8 +259,8 @@ def kronecker_factors(net: Node, trace: Tree, deltas: Tree, *, columns: bool = F
         return KroneckerFactors(*factor.kronecker(shared))
 
     if not columns:
-        return net.read(reader, edge.batch(trace, deltas))
-    factors = jax.vmap(lambda column: net.read(reader, edge.batch(trace, column)))(deltas)
+        return net.read(reader, edge.batch(net, trace, deltas))
+    factors = jax.vmap(lambda column: net.read(reader, edge.batch(net, trace, column)))(deltas)
 
     def of_layer(each: KroneckerFactors) -> KroneckerFactors:
         return KroneckerFactors(each.A[0], jnp.sum(each.G, axis=0))

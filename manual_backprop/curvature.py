@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from manual_backprop import edge
 from manual_backprop.contractions import KroneckerFactors, gradient_reader, second_moment
+from manual_backprop.layers.base import Parameters
 from manual_backprop.layers.factor import Tree
 from manual_backprop.objective import Objective
 from manual_backprop.regularizers import Coefficient
@@ -120,7 +121,8 @@ def fisher_deltas(
         (trace, deltas): deltas with K columns in front of every leaf, scaled so that a sum over columns is meant.
 
     Raises:
-        ValueError: other labels; a key that is missing; samples below 1; what `Objective` refuses.
+        ValueError: other labels; a key that is missing, or that nothing is drawn from; samples below 1; what
+            `Objective` refuses.
         NotImplementedError: a loss without a Hessian's root, or one that is no model's likelihood.
     """
     if labels not in LABELS:
@@ -139,6 +141,8 @@ def _columns(
     objective: Objective, output: Array, y: Array, labels: str, key: Any, samples: int
 ) -> Float[Array, "K N *outputs"]:
     loss = objective.loss
+    if labels != "sampled" and (key is not None or samples != 1):
+        raise ValueError(f'key and samples are for labels="sampled"; labels={labels!r} draws nothing')
     if labels == "all":
         return loss.hessian_root(output, y)
     if labels == "given":
@@ -205,7 +209,9 @@ def kfac_direction(factors: Tree, gradients: Tree, damping: float | Float[Array,
 
     The natural gradient's direction under K-FAC's approximation (Martens & Grosse, arXiv:1503.05671); a step
     goes against it. With eigenvalues a_i of A and g_j of G, the gradient in their basis is divided by
-    a_i g_j + damping, which needs no splitting of the damping between the two.
+    a_i g_j + damping, which needs no splitting of the damping between the two. There is no trust region: damping
+    and step size are the caller's, and the regulariser's lam, which `backprop`'s gradients have, is not in the
+    factors: adding it to the damping accounts for it.
 
     Args:
         factors: from `kronecker_factors`.
@@ -218,6 +224,7 @@ def kfac_direction(factors: Tree, gradients: Tree, damping: float | Float[Array,
     Raises:
         ValueError: a damping that is negative or nan; factors and gradients that do not belong together.
     """
+    _require_pairs(factors, gradients)
     leaves = jax.tree.leaves(gradients)
     bound = edge.non_negative("damping", damping, leaves[0].dtype)
 
@@ -239,3 +246,19 @@ def kfac_direction(factors: Tree, gradients: Tree, damping: float | Float[Array,
         return type(gradient)(W=solved[..., :-1], b=solved[..., -1])
 
     return jax.tree.map(of_layer, factors, gradients, is_leaf=lambda node: isinstance(node, KroneckerFactors))
+
+
+def _require_pairs(factors: Tree, gradients: Tree) -> None:
+    """Refuse factors and gradients of two networks, or the one for the other."""
+    structures: list[Any] = []
+    for name, tree, kind in (("factors", factors, KroneckerFactors), ("gradients", gradients, Parameters)):
+
+        def is_kind(node: Any, kind: type = kind) -> bool:
+            return isinstance(node, kind)
+
+        leaves, structure = jax.tree.flatten(tree, is_leaf=is_kind)
+        if not all(map(is_kind, leaves)):
+            raise TypeError(f"kfac_direction takes (factors, gradients, damping): {name} holds no {kind.__name__}")
+        structures.append(structure)
+    if structures[0] != structures[1]:
+        raise ValueError(f"factors are of {structures[0]} but gradients of {structures[1]}: two networks")

@@ -79,7 +79,7 @@ def diagnose(net: Node, trace: Tree, deltas: Tree, *, threshold: float = 0.01) -
             _signal(at.z), _signal(at.a), _signal(delta), jnp.mean(flat, dtype=wide), jnp.mean(dead, dtype=wide)
         )
 
-    return net.visit(*edge.batch(trace, deltas), of_layer)
+    return net.visit(*edge.batch(net, trace, deltas), of_layer)
 
 
 def _signal(values: Array) -> Signal:
@@ -93,11 +93,17 @@ def _signal(values: Array) -> Signal:
 
 
 def table(diagnosis: Tree) -> str:
-    """A `diagnose` as text, a line for each layer, first to last; blocks of a `Repeat` one after the other."""
+    """A `diagnose` as text, a line for each layer, first to last; blocks of a `Repeat` one after the other.
+
+    Raises:
+        TypeError: something else than a `diagnose`, or one that is being traced: a table needs numbers.
+    """
     head = f"{'layer':<14}{'|z|':>10}{'|a|':>10}{'|delta|':>10}{'a = 0':>8}{'satur.':>8}{'dead':>7}"
     lines = [head]
     leaves = jax.tree_util.tree_leaves_with_path(diagnosis, is_leaf=lambda node: isinstance(node, LayerDiagnosis))
     for path, layer in leaves:
+        if not isinstance(layer, LayerDiagnosis) or isinstance(layer.dead, jax.core.Tracer):
+            raise TypeError(f"table prints what diagnose returns, outside of jit; got {type(layer).__name__}")
         blocks = jnp.shape(layer.dead)
         for block in np.ndindex(blocks):
             one = jax.tree.map(lambda leaf, at=block: leaf[at], layer)

@@ -61,7 +61,7 @@ def like(name: str, tree: Tree, other_name: str, other: Tree) -> None:
         ValueError: another structure or shape.
         TypeError: another dtype.
     """
-    _same_structure(name, tree, other_name, other)
+    same_structure(name, tree, other_name, other)
     leaves = zip(jax.tree_util.tree_leaves_with_path(tree), jax.tree_util.tree_leaves_with_path(other), strict=True)
     for (path, leaf), (_, expected) in leaves:
         where = f"{name}{jax.tree_util.keystr(path)}"
@@ -72,7 +72,12 @@ def like(name: str, tree: Tree, other_name: str, other: Tree) -> None:
             raise TypeError(f"{where} is {leaf.dtype}, expected {expected.dtype} as in {other_name}")
 
 
-def _same_structure(name: str, tree: Tree, other_name: str, other: Tree) -> None:
+def same_structure(name: str, tree: Tree, other_name: str, other: Tree) -> None:
+    """Refuse a tree of another structure.
+
+    Raises:
+        ValueError: says both.
+    """
     came: Any = jax.tree.structure(tree)
     expected: Any = jax.tree.structure(other)
     if came != expected:
@@ -87,7 +92,7 @@ def params(net: Node, params: Tree) -> Tree:
         TypeError: not float arrays, or dtypes that differ.
     """
     expected = _expected(net)
-    _same_structure("params", params, "the network's init", expected)
+    same_structure("params", params, "the network's init", expected)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     dtypes = set()
     for (path, leaf), shape in zip(leaves, jax.tree.leaves(expected), strict=True):
@@ -167,18 +172,21 @@ def rule(value: Any) -> Rule:
     return value
 
 
-def batch(trace: Tree, deltas: Tree) -> Batch:
+def batch(net: Any, trace: Tree, deltas: Tree) -> Batch:
     """A trace and deltas of one network, as a pair.
 
     Raises:
         ValueError: deltas of another structure than the trace's.
-        TypeError: what should be a trace holds no `LayerTrace`.
+        TypeError: no network, or what should be a trace holds no `LayerTrace`.
     """
+    if not isinstance(net, Node):
+        hint = "; its network is objective.net" if hasattr(net, "net") else ""
+        raise TypeError(f"readings take (net, trace, deltas), got {type(net).__name__} for the network{hint}")
     layers = jax.tree.leaves(trace, is_leaf=_is_layer)
     if not all(_is_layer(layer) for layer in layers):
         strangers = sorted({type(layer).__name__ for layer in layers if not _is_layer(layer)})
         raise TypeError(f"the trace holds {', '.join(strangers)}; readings take (net, trace, deltas), as from backprop")
-    _same_structure("deltas", deltas, "the trace", jax.tree.map(lambda layer: layer.z, trace, is_leaf=_is_layer))
+    same_structure("deltas", deltas, "the trace", jax.tree.map(lambda layer: layer.z, trace, is_leaf=_is_layer))
     return trace, deltas
 
 
@@ -190,19 +198,23 @@ def non_negative(name: str, value: Any, dtype: Any) -> Array:
     """A scalar >= 0 in that dtype: a Python number, or a scalar array that may be traced.
 
     Raises:
-        ValueError: not a scalar; negative or nan, where its value is known.
-        TypeError: an array of another dtype.
+        ValueError: not a scalar; negative or nan, where its value is known; where it is traced it becomes nan.
+        TypeError: no number, or an array of another dtype.
     """
     if isinstance(value, int | float):
         if not value >= 0:
             raise ValueError(f"{name} must be >= 0, got {value}")
         return jnp.asarray(value, dtype)
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
     value = _floating(name, value)
     if value.shape != ():
         raise ValueError(f"{name} is {list(value.shape)}, expected a scalar")
     if value.dtype != dtype:
         raise TypeError(f"{name} is {value.dtype}, expected {jnp.dtype(dtype)}; convert it with .astype")
-    if not isinstance(value, jax.core.Tracer) and not float(value) >= 0:
+    if isinstance(value, jax.core.Tracer):
+        return jnp.where(value >= 0, value, jnp.nan)
+    if not float(value) >= 0:
         raise ValueError(f"{name} must be >= 0, got {value}")
     return value
 

@@ -27,6 +27,7 @@ def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Calla
     params and x are the rule's. Plain forward mode (jax.jvp, jax.jacfwd) raises TypeError, as for every
     jax.custom_vjp; `pushforward` is that by hand. In shard_map the cotangent of an argument that is replicated is
     summed over the devices that hold it, as jax.grad's is: take `jax.lax.pmean` of J for the mean over shards.
+    To check it: `reference.check_vjp(as_custom_vjp(objective), params, x, y, raw=objective)`.
 
     Args:
         function: an objective, for (params, x, y, lam=None, weights=None) -> J; or a network, for
@@ -56,15 +57,16 @@ def _network(net: Node, rule: Rule) -> Callable[..., Array]:
 
     def backward(saved: Any, d_output: Any) -> tuple[None, Tree, Array]:
         rule, params, x, trace = saved
-        carried = rule.carried(net, params, trace, d_output)
+        way = rule.way(net, params, trace, d_output)
         summed = gradient_reader(jnp.ones(x.shape[:1], accumulator(x.dtype)))
-        d_x, gradients = net.backward(params, trace, d_output, summed, rule, carried)
+        d_x, gradients = net.backward(params, trace, d_output, summed, way)
         return None, _varying_like(params, gradients), _varying_like(x, d_x)
 
     by_hand = jax.custom_vjp(apply)
     by_hand.defvjp(forward, backward)
 
     def network(params: Tree, x: Float[Array, "N *features"]) -> Float[Array, "N *outputs"]:
+        """The network's output; reverse mode through it is our backward sweep (`as_custom_vjp`)."""
         return by_hand(rule, *edge.inputs(net, params, x))
 
     return network
@@ -88,8 +90,8 @@ def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
         rule, params, x, y, lam, weights, output, trace = saved
         g = jnp.asarray(g)
         d_output = loss.derivative(output, y)
-        carried = rule.carried(net, params, trace, d_output)
-        d_x, gradients = net.backward(params, trace, d_output, gradient_reader(weights), rule, carried)
+        way = rule.way(net, params, trace, d_output)
+        d_x, gradients = net.backward(params, trace, d_output, gradient_reader(weights), way)
         gradients = objective.add_penalty_gradient(gradients, params, lam)
         d_y = d_lam = d_weights = None
         if jnp.issubdtype(y.dtype, jnp.floating):
@@ -107,6 +109,7 @@ def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
     by_hand.defvjp(forward, backward)
 
     def J(params: Tree, x: Array, y: Array, lam: Any = None, weights: Any = None) -> Float[Array, ""]:
+        """The objective; reverse mode through it is our backward sweep (`as_custom_vjp`)."""
         params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
         lam = None if lam is None else jnp.asarray(lam, accumulator(x.dtype))
         return by_hand(rule, params, x, y, lam, weights)

@@ -7,7 +7,7 @@ import jax
 from jaxtyping import Array, PRNGKeyArray
 
 from manual_backprop.activations import Activation
-from manual_backprop.layers.base import Batch, Drawer, Layer, Node, Reader, Rule, Shape, Visitor, backpropagation
+from manual_backprop.layers.base import Batch, Drawer, Layer, Node, Reader, Shape, Visitor, Way
 from manual_backprop.layers.dense import Dense
 from manual_backprop.layers.factor import Tree
 from manual_backprop.scanned import Repeat as Repeat
@@ -57,18 +57,12 @@ class Serial(Node):
         return a, tuple(trace)
 
     def backward(  # noqa: D102
-        self,
-        params: Tree,
-        trace: Tree,
-        d_a: Array,
-        reader: Reader | None,
-        rule: Rule = backpropagation,
-        carried: Tree = None,
+        self, params: Tree, trace: Tree, d_a: Array, reader: Reader | None, way: Way | None = None
     ) -> tuple[Array, Tree]:
-        carried = params if carried is None else carried
         readings = []
         for i in reversed(range(len(self.nodes))):
-            d_a, reading = self.nodes[i].backward(params[i], trace[i], d_a, reader, rule.child(i), carried[i])
+            here = None if way is None else way.at(i)
+            d_a, reading = self.nodes[i].backward(params[i], trace[i], d_a, reader, here)
             readings.append(reading)
         return d_a, tuple(reversed(readings))
 
@@ -130,15 +124,9 @@ class Residual(Node):
         return x + a, trace
 
     def backward(  # noqa: D102
-        self,
-        params: Tree,
-        trace: Tree,
-        d_a: Array,
-        reader: Reader | None,
-        rule: Rule = backpropagation,
-        carried: Tree = None,
+        self, params: Tree, trace: Tree, d_a: Array, reader: Reader | None, way: Way | None = None
     ) -> tuple[Array, Tree]:
-        d_x, readings = self.block.backward(params, trace, d_a, reader, rule, carried)
+        d_x, readings = self.block.backward(params, trace, d_a, reader, way)
         return d_a + d_x, readings
 
     def read(self, reader: Reader, *batches: Batch) -> Tree:  # noqa: D102

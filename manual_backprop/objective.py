@@ -153,8 +153,8 @@ def backprop(
     net = objective.net
     output, trace = net.forward(params, x)  # step 1
     d_output = objective.loss.derivative(output, y)
-    carried = edge.rule(rule).carried(net, params, trace, d_output)
-    d_x, deltas = net.backward(params, trace, d_output, None, rule, carried)  # step 2
+    way = edge.rule(rule).way(net, params, trace, d_output)
+    d_x, deltas = net.backward(params, trace, d_output, None, way)  # step 2
     gradients = net.read(gradient_reader(weights), (trace, deltas))  # step 3
     loss, penalty = objective.terms(params, output, y, lam, weights)
     return Step(
@@ -207,8 +207,8 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
         net = objective.net
         output, trace = net.lean_forward(params, x)
         d_output = objective.loss.derivative(output, y)
-        carried = edge.rule(rule).carried(net, params, trace, d_output)
-        d_x, gradients = net.backward(params, trace, d_output, gradient_reader(weights), rule, carried)
+        way = edge.rule(rule).way(net, params, trace, d_output)
+        d_x, gradients = net.backward(params, trace, d_output, gradient_reader(weights), way)
         loss, penalty = objective.terms(params, output, y, lam, weights)
         by_argument = (
             objective.add_penalty_gradient(gradients, params, lam),

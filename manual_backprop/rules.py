@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
 from manual_backprop import edge
-from manual_backprop.layers.base import Layer, LayerTrace, Leaf, Node, Rule, backpropagation
+from manual_backprop.layers.base import Layer, LayerTrace, Leaf, Node, Parameters, Rule, backpropagation
 from manual_backprop.layers.factor import Tree
 from manual_backprop.network import Serial
 from manual_backprop.precision import accumulator
@@ -84,7 +84,7 @@ class FeedbackAlignment(Rule):
 
     def carried(self, net: Node, params: Tree, trace: Tree, d_output: Array) -> Tree:  # noqa: D102
         _require_bilinear(self, net)
-        edge.like("feedback", self.feedback, "params", params)
+        edge.like("feedback", self.feedback, "params (net.init draws such a tree)", params)
         return self.feedback
 
 
@@ -123,7 +123,7 @@ class SignSymmetry(Rule):
         _require_bilinear(self, net)
         if self.magnitudes is None:
             return jax.tree.map(lambda W: self.scale * jnp.sign(W), params)
-        edge.like("magnitudes", self.magnitudes, "params", params)
+        edge.like("magnitudes", self.magnitudes, "params (net.init draws such a tree)", params)
         return jax.tree.map(lambda M, W: jnp.abs(M) * jnp.sign(W), self.magnitudes, params)
 
 
@@ -158,6 +158,12 @@ class DirectFeedbackAlignment(Rule):
     def carried(self, net: Node, params: Tree, trace: Tree, d_output: Array) -> Tree:  # noqa: D102
         last, at = _last_layer(net, trace)
         error = last.error_term(at, d_output)
+        leaves = jax.tree.leaves(self.feedback, is_leaf=lambda node: isinstance(node, Parameters))
+        if any(isinstance(leaf, Parameters) for leaf in leaves):
+            raise ValueError(
+                "DirectFeedbackAlignment feedback has the parameters' form; it takes an array (M_L, M_l) for every"
+                " layer, and None for the last: rules.direct_feedback(net, key) draws it"
+            )
 
         def entry(B: Array | None, of_layer: Tree) -> _Broadcast:
             blocks = () if B is None else B.shape[:-2]
@@ -254,9 +260,12 @@ class _Keyed:
 class OnDelta(Rule):
     """Edits every delta as it comes by, and what is edited travels on: top-k, noise, quantising, straight-through.
 
+    An edit is a function of a `Site` that returns the new delta: `lambda site: jnp.clip(site.delta, -1, 1)`. A few
+    from the literature are in `edits`.
+
     Attributes:
-        edits: one function for all layers, or a tuple as a `Serial` has nodes, nested likewise, None for no
-            edit. Static: a plain function, or one made by this module.
+        edits: one edit for all layers, or a tuple as a `Serial` has nodes, nested likewise, None for no edit:
+            `(None, my_edit, None)`. Static under jit: define it once, since a fresh lambda compiles anew.
         key: for edits that draw; every layer, block and use gets one of its own.
         beneath: the rule that is edited.
 

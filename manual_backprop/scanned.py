@@ -15,10 +15,9 @@ from manual_backprop.layers.base import (
     Leaf,
     Node,
     Reader,
-    Rule,
     Shape,
     Visitor,
-    backpropagation,
+    Way,
 )
 from manual_backprop.layers.factor import Factor, Tree
 
@@ -102,24 +101,20 @@ class Repeat(Node):
         return a, BlockInputs(inputs)
 
     def backward(  # noqa: D102
-        self,
-        params: Tree,
-        trace: Tree,
-        d_a: Array,
-        reader: Reader | None,
-        rule: Rule = backpropagation,
-        carried: Tree = None,
+        self, params: Tree, trace: Tree, d_a: Array, reader: Reader | None, way: Way | None = None
     ) -> tuple[Array, Tree]:
         rebuild = self.recompute and isinstance(trace, BlockInputs)
-        own = None if carried is params else carried  # scanned once where they are the same
+        same = way is None or way.carried is params  # then they are scanned once
 
         def step(d_a: Array, block: Tree) -> tuple[Array, Tree]:
             p, t, c = block
             if rebuild:
                 _, t = self.block.lean_forward(p, t.x)
-            return self.block.backward(p, t, d_a, reader, rule, p if own is None else c)
+            here = None if way is None else way.with_carried(p if same else c)
+            return self.block.backward(p, t, d_a, reader, here)
 
-        return jax.lax.scan(step, d_a, (params, trace, own), reverse=True)
+        blocks = (params, trace, None if way is None or same else way.carried)
+        return jax.lax.scan(step, d_a, blocks, reverse=True)
 
     def read(self, reader: Reader, *batches: Batch) -> Tree:  # noqa: D102
         return jax.vmap(lambda *each: self.block.read(reader, *each))(*batches)
@@ -187,19 +182,12 @@ class Tied(Node):
         return jax.lax.scan(lambda a, _: self.block.forward(params, a), x, length=self.n)
 
     def backward(  # noqa: D102
-        self,
-        params: Tree,
-        trace: Tree,
-        d_a: Array,
-        reader: Reader | None,
-        rule: Rule = backpropagation,
-        carried: Tree = None,
+        self, params: Tree, trace: Tree, d_a: Array, reader: Reader | None, way: Way | None = None
     ) -> tuple[Array, Tree]:
-        carried = params if carried is None else carried
-
         def step(d_a: Array, use: tuple[Tree, Array]) -> tuple[Array, Tree]:
             t, i = use
-            return self.block.backward(params, t, d_a, None, rule, rule.at_use(carried, i))
+            here = None if way is None else way.with_carried(way.rule.at_use(way.carried, i))
+            return self.block.backward(params, t, d_a, None, here)
 
         d_x, deltas = jax.lax.scan(step, d_a, (trace, jnp.arange(self.n)), reverse=True)
         return d_x, deltas if reader is None else self.read(reader, (trace, deltas))

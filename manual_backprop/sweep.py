@@ -54,8 +54,7 @@ def backward(
         TypeError: a rule that is none.
     """
     edge.params(net, params)
-    carried = edge.rule(rule).carried(net, params, trace, d_output)
-    return net.backward(params, trace, d_output, None, rule, carried)
+    return net.backward(params, trace, d_output, None, edge.rule(rule).way(net, params, trace, d_output))
 
 
 def factors(net: Node, trace: Tree, deltas: Tree) -> Tree:

@@ -66,7 +66,6 @@ def nested() -> mb.Serial:
             mb.Residual(mb.Serial((mb.Dense(5, 4, "gelu"), mb.Dense(4, 5, "silu")))),
             mb.Repeat(mb.Residual(mb.Dense(5, 5, "softplus")), 3),
             mb.Repeat(mb.Serial((mb.Dense(5, 5, "elu"), mb.Repeat(mb.Dense(5, 5, "sigmoid"), 2))), 2),
-            mb.Tied(mb.Residual(mb.Dense(5, 5, "tanh")), 2),
             mb.Dense(5, 4),
         )
     )

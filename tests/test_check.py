@@ -272,7 +272,7 @@ def test_shapes_that_differ_are_an_error_and_not_a_broadcast():
 
 def test_a_layer_that_the_reference_does_not_know_is_named():
     class Odd(mb.layers.Node):
-        init = out_shape = forward = backward = read = tangent = None
+        draw = layers = out_shape = forward = backward = read = visit = tangent = backward_tangent = None
 
     with pytest.raises(TypeError, match="no forward for Odd; register one on reference.model.apply"):
         reference.model.apply(Odd(), (), jnp.zeros((1, 1)), ())

@@ -175,6 +175,13 @@ def test_bad_input_says_what_is_wrong():
             mb.kfac_direction(factors, step.gradients, damping)
     with pytest.raises(ValueError, match="factors A .* do not fit the gradient W"):
         mb.kfac_direction(factors[::-1], step.gradients, 0.1)
+    with pytest.raises(TypeError, match="\\(factors, gradients, damping\\): factors holds no KroneckerFactors"):
+        mb.kfac_direction(step.gradients, factors, 0.1)
+    with pytest.raises(ValueError, match="two networks"):
+        mb.kfac_direction(factors[:1], step.gradients, 0.1)
+    for given in ({"key": jax.random.key(0)}, {"samples": 2}):
+        with pytest.raises(ValueError, match='are for labels="sampled"'):
+            mb.fisher_deltas(objective, params, x, y, **given)
     sine = mb.Activation("sine", jnp.sin, lambda z, a: jnp.cos(z))
     objective, params, x, y, v = problem(mb.mlp((3, 4, 2), sine), mb.squared_error)
     with pytest.raises(ValueError, match="its activation sine has no d2f"):

@@ -67,3 +67,8 @@ def test_bad_input():
         mb.diagnose(net, trace, (jnp.zeros((7, 1)),), threshold=0.0)
     with pytest.raises(ValueError, match="deltas has structure"):
         mb.diagnose(net, trace, jnp.zeros((7, 1)))
+    found = mb.diagnose(net, trace, (jnp.zeros((7, 1)),))
+    with pytest.raises(TypeError, match="outside of jit"):
+        jax.jit(mb.diagnosis.table)(found)
+    with pytest.raises(TypeError, match="table prints what diagnose returns"):
+        mb.diagnosis.table(trace)

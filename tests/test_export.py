@@ -91,7 +91,9 @@ def test_a_network_by_itself(name):
 def test_it_passes_our_own_check_of_rules():
     objective, params, x, y = problem("one layer")
     args = (params, x, y, jnp.asarray(0.1))
-    reference.check_vjp(mb.as_custom_vjp(objective), *args, raw=by_grad(objective)).raise_if_failed()
+    J = mb.as_custom_vjp(objective)
+    reference.check_vjp(J, *args, raw=by_grad(objective)).raise_if_failed()
+    reference.check_vjp(J, params, x, y, raw=objective).raise_if_failed()  # as the README has it
 
 
 def test_the_check_of_rules_sees_a_broken_export(monkeypatch):

@@ -298,6 +298,8 @@ def test_bad_input_says_what_is_wrong(without_hook):
         rules.SignSymmetry(scale=-1.0)
     with pytest.raises(ValueError, match="one array for every layer, and None for the last"):
         run(rule=rules.DirectFeedbackAlignment(B[:2]))
+    with pytest.raises(ValueError, match="has the parameters' form; .* rules.direct_feedback\\(net, key\\) draws it"):
+        run(rule=rules.DirectFeedbackAlignment(params))
     with pytest.raises(ValueError, match="feedback is \\[5, 2\\], expected \\[2, 5\\]: \\(M_L, M_l\\)"):
         run(rule=rules.DirectFeedbackAlignment((B[0].T, *B[1:])))
     with pytest.raises(TypeError, match="feedback is float32 but the error terms are float64"):

@@ -76,6 +76,10 @@ class Rule:
     parameters, and composites take that tree apart as they do the parameters.
     """
 
+    def way(self, net: "Node", params: Tree, trace: Tree, d_output: Array) -> "Way":
+        """For one sweep down `net`."""
+        return Way(self, self.carried(net, params, trace, d_output))
+
     def carried(self, net: "Node", params: Tree, trace: Tree, d_output: Array) -> Tree:
         """One entry for every layer, in the structure of `params` down to the layers; here the parameters."""
         return params
@@ -99,6 +103,22 @@ class Rule:
 
 jax.tree_util.register_static(Rule)
 backpropagation = Rule()
+
+
+@dataclass(frozen=True)
+class Way:
+    """A rule on its way through a network: what it carries is cut to the node where it is."""
+
+    rule: Rule
+    carried: Tree
+
+    def at(self, index: int) -> "Way":
+        """For node `index` of a `Serial`."""
+        return Way(self.rule.child(index), self.carried[index])
+
+    def with_carried(self, carried: Tree) -> "Way":
+        """For one block, or one use."""
+        return Way(self.rule, carried)
 
 
 class Node(ABC):
@@ -126,17 +146,11 @@ class Node(ABC):
 
     @abstractmethod
     def backward(
-        self,
-        params: Tree,
-        trace: Tree,
-        d_a: Array,
-        reader: Reader | None,
-        rule: Rule = backpropagation,
-        carried: Tree = None,
+        self, params: Tree, trace: Tree, d_a: Array, reader: Reader | None, way: Way | None = None
     ) -> tuple[Array, Tree]:
         """Step 2, from dL/d(output): (dL/d(input), what `reader` keeps of every layer; without one its delta).
 
-        `carried` is what the rule laid out for this node; None stands for the parameters.
+        `way` is how the error terms travel; None is backpropagation.
         """
 
     @abstractmethod
@@ -252,16 +266,10 @@ class Layer(Node):
         return self.f.df(trace.z, trace.a) * d_a
 
     def backward(  # noqa: D102
-        self,
-        params: Any,
-        trace: LayerTrace,
-        d_a: Array,
-        reader: Reader | None,
-        rule: Rule = backpropagation,
-        carried: Any = None,
+        self, params: Any, trace: LayerTrace, d_a: Array, reader: Reader | None, way: Way | None = None
     ) -> tuple[Array, Any]:
         self._require_like_z("dL/da", d_a, trace)
-        carried = params if carried is None else carried
+        rule, carried = (backpropagation, params) if way is None else (way.rule, way.carried)
         delta = rule.delta(self, carried, trace, d_a)  # (B1) (B2)
         reading = delta if reader is None else reader(self.factor(trace.saved, delta))
         return rule.transport(self, carried, trace.saved, delta), reading
