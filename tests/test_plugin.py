@@ -74,15 +74,15 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 
 
 def test_a_failure_says_which_entry_and_how_to_run_it_again(project: pytest.Pytester) -> None:
-    project.makepyfile(test_of_users_rules=PROJECT + FAILING)
+    project.makepyfile(test_users_rules=PROJECT + FAILING)
     result = run(project, "--gradient-report=out.json", "--gradient-report=out.xml", "--gradient-report=out.md")
     result.assert_outcomes(passed=1, failed=3)
     result.stdout.fnmatch_lines(
         [
             "E   *GradientMismatch: DIFFERS: * comparisons in float64; first in the order of computation:",
             "E *args[[]0[]]*is * by hand, * by jax.vjp of the plain function*",
-            "E *again: python -m pytest test_of_users_rules.py::test_wrong",
-            "*CallFailed: grad_fun (*<lambda>) raised NameError: name 'undefined' is not defined at *test_of_users_rules.py:*",
+            "E *again: python -m pytest test_users_rules.py::test_wrong",
+            "*CallFailed: grad_fun (*<lambda>) raised NameError: name 'undefined' is not defined at *users_rules.py:*",
             "E *InconclusiveCheck: INCONCLUSIVE: in bfloat16 rounding could hide a fault*",
             "4 gradient checks written to out.json",
         ]
@@ -91,10 +91,10 @@ def test_a_failure_says_which_entry_and_how_to_run_it_again(project: pytest.Pyte
     told = json.loads((project.path / "out.json").read_text())
     verdicts = {network["name"]: network["verdict"] for network in told["networks"]}
     assert verdicts == {
-        "test_of_users_rules.py::test_right": "pass",
-        "test_of_users_rules.py::test_wrong": "fail",
-        "test_of_users_rules.py::test_raises": "fail",
-        "test_of_users_rules.py::test_noisy": "inconclusive",
+        "test_users_rules.py::test_right": "pass",
+        "test_users_rules.py::test_wrong": "fail",
+        "test_users_rules.py::test_raises": "fail",
+        "test_users_rules.py::test_noisy": "inconclusive",
     }
     assert told["verdict"] == "fail" and not told["partial"]
     (wrong,) = [network for network in told["networks"] if network["name"].endswith("wrong")]
@@ -104,7 +104,7 @@ def test_a_failure_says_which_entry_and_how_to_run_it_again(project: pytest.Pyte
     assert ElementTree.fromstring((project.path / "out.xml").read_text()).findall(".//failure")
     page = (project.path / "out.md").read_text()
     assert page.startswith("## ❌ NOT PROVEN: 2 of 4 gradient checks differ, 1 of 4 gradient checks undecided, ")
-    assert "| verdict | gradient check | precision |" in page and "test_of_users_rules.py::test_wrong" in page
+    assert "| verdict | gradient check | precision |" in page and "test_users_rules.py::test_wrong" in page
 
 
 def test_the_mark_runs_every_dtype_and_transform_and_processes_report_to_one_file(project: pytest.Pytester) -> None:
