@@ -49,7 +49,7 @@ def gradients(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | None =
     Raises:
         ValueError: weights that are not of shape (N,), or deltas of another batch or network than the trace.
     """
-    return net.read(gradient_reader(weights), edge.batch(net, trace, deltas))
+    return _read(gradient_reader(weights), net, trace, deltas)
 
 
 def per_example_gradients(net: Node, trace: Tree, deltas: Tree) -> Tree:
@@ -80,7 +80,7 @@ def squared_norms(net: Node, trace: Tree, deltas: Tree, *, by_layer: bool = Fals
 
     Source: Goodfellow, arXiv:1510.01799; for sequences Li et al., arXiv:2110.05679.
     """
-    norms = net.read(lambda factor: factor.squared_norms(), edge.batch(net, trace, deltas))
+    norms = _read(lambda factor: factor.squared_norms(), net, trace, deltas)
     if by_layer:
         return norms
     return _over_layers(norms, 1)
@@ -143,7 +143,7 @@ def second_moment(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | No
     def squares(factor: Factor) -> Tree:
         return factor.squared_sum(edge.weights_of(factor, weights))
 
-    return net.read(squares, edge.batch(net, trace, deltas))
+    return _read(squares, net, trace, deltas)
 
 
 def gram(net: Node, trace: Tree, deltas: Tree, other: tuple[Tree, Tree] | None = None) -> Float[Array, "N M"]:
@@ -259,8 +259,8 @@ def kronecker_factors(net: Node, trace: Tree, deltas: Tree, *, columns: bool = F
         return KroneckerFactors(*factor.kronecker(shared))
 
     if not columns:
-        return net.read(reader, edge.batch(net, trace, deltas))
-    factors = jax.vmap(lambda column: net.read(reader, edge.batch(net, trace, column)))(deltas)
+        return _read(reader, net, trace, deltas)
+    factors = jax.vmap(lambda column: _read(reader, net, trace, column))(deltas)
 
     def of_layer(each: KroneckerFactors) -> KroneckerFactors:
         return KroneckerFactors(each.A[0], jnp.sum(each.G, axis=0))
@@ -272,3 +272,8 @@ def _over_layers(by_layer: Tree, rank: int) -> Array:
     """The sum over layers of arrays of that rank, which have blocks in front under `Repeat`."""
     leaves = [jnp.sum(leaf, axis=tuple(range(leaf.ndim - rank))) for leaf in jax.tree.leaves(by_layer)]
     return sum(leaves[1:], leaves[0])
+
+
+def _read(reader: Reader, net: Node, trace: Tree, deltas: Tree) -> Tree:
+    batch = edge.batch(net, trace, deltas)
+    return net.read(reader, batch)

@@ -79,7 +79,8 @@ def diagnose(net: Node, trace: Tree, deltas: Tree, *, threshold: float = 0.01) -
             _signal(at.z), _signal(at.a), _signal(delta), jnp.mean(flat, dtype=wide), jnp.mean(dead, dtype=wide)
         )
 
-    return net.visit(*edge.batch(net, trace, deltas), of_layer)
+    batch = edge.batch(net, trace, deltas)
+    return net.visit(*batch, of_layer)
 
 
 def _signal(values: Array) -> Signal:

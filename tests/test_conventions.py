@@ -96,8 +96,8 @@ x, y = jax.numpy.ones((4, 3)), jax.numpy.zeros(4, int)
 mb.backprop(objective, params, x, y)
 jax.jit(mb.value_and_grad(objective))(params, x, y)
 mb.forward_mode.gradient_by_forward_propagation(objective, params, x, y)
-mb.hessian_vector_product(objective, params, x, y, params)
-mb.gauss_newton_diagonal(objective, params, x, y)
+jax.jit(lambda *a: mb.hessian_vector_product(objective, *a, params))(params, x, y)
+jax.jit(lambda *a: mb.gauss_newton_diagonal(objective, *a))(params, x, y)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -120,7 +120,7 @@ def test_under_another_rule_the_cotangents_are_the_rules(name):
     objective, params, x, y = problem(name)
     rule = mb.rules.FeedbackAlignment(objective.net.init(jax.random.key(5)))
     ours = fast(jax.grad(mb.as_custom_vjp(objective, rule)))(params, x, y)
-    assert_close(ours, mb.backprop(objective, params, x, y, rule=rule).gradients)
+    assert_close(ours, fast(lambda p, r: mb.value_and_grad(objective)(p, x, y, rule=r)[1])(params, rule))
     outside = fast(jax.grad(lambda p, r: mb.as_custom_vjp(objective, r)(p, x, y)))(params, rule)
     assert_close(outside, ours)
 

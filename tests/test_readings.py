@@ -322,9 +322,6 @@ def test_bad_input_says_what_is_wrong():
         mb.kronecker_factors(net, trace, deltas, shared="mean")
     with pytest.raises(TypeError, match="max_norm is float32, expected float64"):
         mb.clipped_gradients(net, trace, deltas, jnp.float32(1))
-    for other in ((net, trace, deltas), trace):
-        with pytest.raises(TypeError, match="must be the pair \\(trace, deltas\\) of a second batch"):
-            mb.gram(net, trace, deltas, other)
     with pytest.raises(ValueError, match="the other batch's deltas has structure"):
         mb.gram(net, trace, deltas, (trace[:2], deltas[:2]))
 
@@ -339,6 +336,9 @@ def test_what_is_no_network_and_no_number_is_refused(without_hook):
     (net, trace, deltas), _, _ = chain((N,))
     with pytest.raises(TypeError, match="got Objective for the network; its network is objective.net"):
         mb.squared_norms(mb.Objective(net, mb.squared_error), trace, deltas)
+    for other in ((net, trace, deltas), trace):
+        with pytest.raises(TypeError, match="must be the pair \\(trace, deltas\\) of a second batch"):
+            mb.gram(net, trace, deltas, other)
     with pytest.raises(TypeError, match="max_norm must be a number, got str '1'"):
         mb.clipped_gradients(net, trace, deltas, "1")
 
