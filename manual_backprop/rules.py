@@ -158,11 +158,16 @@ class DirectFeedbackAlignment(Rule):
     def carried(self, net: Node, params: Tree, trace: Tree, d_output: Array) -> Tree:  # noqa: D102
         last, at = _last_layer(net, trace)
         error = last.error_term(at, d_output)
-        leaves = jax.tree.leaves(self.feedback, is_leaf=lambda node: isinstance(node, Parameters))
+        leaves = jax.tree.leaves(self.feedback, is_leaf=lambda node: node is None or isinstance(node, Parameters))
         if any(isinstance(leaf, Parameters) for leaf in leaves):
             raise ValueError(
                 "DirectFeedbackAlignment feedback has the parameters' form; it takes an array (M_L, M_l) for every"
                 " layer, and None for the last: rules.direct_feedback(net, key) draws it"
+            )
+        if [leaf is None for leaf in leaves] != [False] * (len(leaves) - 1) + [True]:
+            raise ValueError(
+                "DirectFeedbackAlignment feedback must be None for the last layer and an array for every other, got None"
+                f" at {[i for i, leaf in enumerate(leaves) if leaf is None]} of {len(leaves)} layers"
             )
 
         def entry(B: Array | None, of_layer: Tree) -> _Broadcast:
@@ -209,12 +214,19 @@ def direct_feedback(net: Node, key: PRNGKeyArray, dtype: DTypeLike | None = None
         raise ValueError(f"direct_feedback knows the width of dense layers alone, got {net}; make the arrays yourself")
     rows = last.d_out  # type: ignore[attr-defined]
 
-    def draw(layer: Layer, own: PRNGKeyArray) -> Array | None:
-        if layer is last:
-            return None
-        return jax.random.normal(own, (rows, layer.d_out), dtype) / jnp.sqrt(jnp.asarray(rows, dtype))  # type: ignore[attr-defined]
+    def draw(layer: Layer, own: PRNGKeyArray) -> Array:
+        B = jax.random.normal(own, (rows, layer.d_out), dtype)  # type: ignore[attr-defined]
+        return B / jnp.sqrt(jnp.asarray(rows, dtype))
 
-    return net.draw(key, draw)
+    def draw_hidden(node: Node, own: PRNGKeyArray) -> Tree:
+        """For every layer but the last, which is where it stands: the same layer may stand elsewhere too."""
+        if not isinstance(node, Serial):
+            return None
+        *keys, of_last = jax.random.split(own, len(node.nodes))
+        hidden = (child.draw(k, draw) for child, k in zip(node.nodes[:-1], keys, strict=True))
+        return (*hidden, draw_hidden(node.nodes[-1], of_last))
+
+    return draw_hidden(net, key)
 
 
 def _last_layer(net: Node, trace: Tree) -> tuple[Layer, Any]:

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from reference.autodiff import d_lam as d_lam
     from reference.autodiff import d_x as d_x
     from reference.autodiff import deltas as deltas
+    from reference.autodiff import gauss_newton_vector_product as gauss_newton_vector_product
+    from reference.autodiff import hessian_vector_product as hessian_vector_product
+    from reference.autodiff import per_example_gradients as per_example_gradients
     from reference.autodiff import value_and_grad as value_and_grad
     from reference.checking import check as check
     from reference.checking import prepare as prepare
@@ -49,9 +52,12 @@ _HOME = {
     "d_lam": "autodiff",
     "d_x": "autodiff",
     "deltas": "autodiff",
+    "gauss_newton_vector_product": "autodiff",
+    "hessian_vector_product": "autodiff",
     "measure": "tolerance.rounding",
     "mutation_score": "mutation.score",
     "panel": "witnesses.voting",
+    "per_example_gradients": "autodiff",
     "prepare": "checking",
     "value_and_grad": "autodiff",
     "vote": "witnesses.voting",
@@ -74,9 +80,12 @@ __all__ = [
     "d_lam",
     "d_x",
     "deltas",
+    "gauss_newton_vector_product",
+    "hessian_vector_product",
     "measure",
     "mutation_score",
     "panel",
+    "per_example_gradients",
     "prepare",
     "value_and_grad",
     "vote",

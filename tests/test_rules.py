@@ -138,6 +138,18 @@ def test_direct_feedback_through_composites_reaches_every_layer_unmixed():
     assert_close(step.deltas[3], error)
 
 
+def test_direct_feedback_where_the_last_layer_stands_elsewhere_too():
+    """The same layer object, hidden and last: the hidden one hears the error directly all the same."""
+    layer = mb.Dense(2, 2, "tanh")
+    net = mb.Serial((mb.Dense(3, 2), mb.Serial((layer, layer))))
+    objective, params, x, y = problem(net)
+    B = rules.direct_feedback(net, jax.random.key(0))
+    step = mb.backprop(objective, params, x, y, rule=rules.DirectFeedbackAlignment(B))
+    assert B[1][1] is None
+    error = (1 - step.output**2) * (step.output - y)
+    assert_close(step.deltas[1][0], (1 - jnp.tanh(step.trace[1][0].z) ** 2) * (error @ B[1][0]))
+
+
 def test_readings_under_another_rule():
     """Norms of feedback alignment's per-example gradients, and their clipped sum."""
     objective, params, x, y = problem(NET)
@@ -297,9 +309,11 @@ def test_bad_input_says_what_is_wrong(without_hook):
     with pytest.raises(ValueError, match="scale must be a positive number"):
         rules.SignSymmetry(scale=-1.0)
     with pytest.raises(ValueError, match="one array for every layer, and None for the last"):
-        run(rule=rules.DirectFeedbackAlignment(B[:2]))
+        run(rule=rules.DirectFeedbackAlignment((*B[1:],)))
     with pytest.raises(ValueError, match="has the parameters' form; .* rules.direct_feedback\\(net, key\\) draws it"):
         run(rule=rules.DirectFeedbackAlignment(params))
+    with pytest.raises(ValueError, match="an array for every other, got None at \\[0, 2\\]"):
+        run(rule=rules.DirectFeedbackAlignment((None, *B[1:])))
     with pytest.raises(ValueError, match="feedback is \\[5, 2\\], expected \\[2, 5\\]: \\(M_L, M_l\\)"):
         run(rule=rules.DirectFeedbackAlignment((B[0].T, *B[1:])))
     with pytest.raises(TypeError, match="feedback is float32 but the error terms are float64"):
