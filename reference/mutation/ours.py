@@ -149,6 +149,7 @@ def subjects(seed: int) -> dict[str, Subject]:
         "repeat": mb.Objective(mb.Serial(smooth), mb.huber, small),
         "kinks": mb.Objective(mb.Serial(kinks), mb.squared_error, small),
         "probabilities": mb.Objective(probabilities, mb.binary_cross_entropy),
+        "tied": mb.Objective(mb.Serial((mb.Tied(dense(4, 4, "tanh"), 2), dense(4, 3))), mb.squared_error, small),
     }
     made = {}
     for i, (name, objective) in enumerate(objectives.items()):
