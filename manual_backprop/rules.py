@@ -166,8 +166,8 @@ class DirectFeedbackAlignment(Rule):
             )
         if [leaf is None for leaf in leaves] != [False] * (len(leaves) - 1) + [True]:
             raise ValueError(
-                "DirectFeedbackAlignment feedback must be None for the last layer and an array for every other, got None"
-                f" at {[i for i, leaf in enumerate(leaves) if leaf is None]} of {len(leaves)} layers"
+                "DirectFeedbackAlignment feedback must be None for the last layer and an array for every other, got"
+                f" None at {[i for i, leaf in enumerate(leaves) if leaf is None]} of {len(leaves)} layers"
             )
 
         def entry(B: Array | None, of_layer: Tree) -> _Broadcast:
