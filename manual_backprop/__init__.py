@@ -16,6 +16,7 @@ from manual_backprop import curvature as curvature
 from manual_backprop import diagnosis as diagnosis
 from manual_backprop import edits as edits
 from manual_backprop import forward_mode as forward_mode
+from manual_backprop import graph as graph
 from manual_backprop import jacobians as jacobians
 from manual_backprop import losses as losses
 from manual_backprop import rules as rules
@@ -38,6 +39,8 @@ from manual_backprop.curvature import hessian_vector_product as hessian_vector_p
 from manual_backprop.curvature import kfac_direction as kfac_direction
 from manual_backprop.diagnosis import diagnose as diagnose
 from manual_backprop.export import as_custom_vjp as as_custom_vjp
+from manual_backprop.graph import backward_graph as backward_graph
+from manual_backprop.graph import forward_graph as forward_graph
 from manual_backprop.layers import Affine as Affine
 from manual_backprop.layers import Dense as Dense
 from manual_backprop.losses import Huber as Huber

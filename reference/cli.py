@@ -6,6 +6,14 @@ import shlex
 import sys
 from collections.abc import Sequence
 
+LOSSES = (
+    "softmax_cross_entropy",
+    "squared_error",
+    "huber",
+    "sigmoid_binary_cross_entropy",
+    "binary_cross_entropy",
+)
+
 
 def _positive(text: str) -> int:
     value = int(text)
@@ -98,6 +106,25 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=_natural, default=0, help="draws split, parameters and order (default 0)")
     train.add_argument("--save", metavar="FILE.npz", help="write the trained network")
     train.add_argument("--load", metavar="FILE.npz", help="start from a network that --save wrote")
+
+    graph = commands.add_parser(
+        "graph",
+        help="draw a network's computational graph, forward or backward",
+        description="Squares are variables, circles operators; with --backward every square is a gradient and every"
+        " arrow has its local derivative. Of an MLP of --sizes, or with TARGET of any objective of yours.",
+    )
+    graph.add_argument("target", nargs="?", metavar="TARGET", help="module:name of a manual_backprop.Objective")
+    graph.add_argument("--sizes", type=_widths, metavar="M,M,...", help="inputs, neurons of every layer, outputs")
+    graph.add_argument("--activation", default="tanh", help="of the hidden layers (default tanh)")
+    graph.add_argument("--output-activation", default="identity", help="of the last layer (default identity)")
+    graph.add_argument("--loss", choices=LOSSES, default=LOSSES[0], help=f"default {LOSSES[0]}")
+    graph.add_argument("--lam", type=_coefficient, default=1e-4, help="of the regulariser (default 0.0001; 0: none)")
+    graph.add_argument("--backward", action="store_true", help="the gradients instead of the values")
+    graph.add_argument("--open", type=_natural, metavar="N", help="levels of composites to open (default all)")
+    graph.add_argument("--values", action="store_true", help="show shapes and norms, on a batch of 32 random examples")
+    graph.add_argument("--seed", type=_natural, default=0, help="draws parameters and batch of --values (default 0)")
+    graph.add_argument("--theme", choices=("light", "dark"), default="light", help="paper (default light)")
+    graph.add_argument("--out", metavar="FILE", help=".svg, .png, .mmd (Mermaid) or .dot; without: Mermaid, printed")
     return parser
 
 
@@ -111,6 +138,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "check":
             from reference.run_check import run
+        elif arguments.command == "graph":
+            from reference.run_graph import run
         else:
             from reference.run_train import run
         return run(arguments)

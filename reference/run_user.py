@@ -1,13 +1,9 @@
 """`manual-backprop check mymodule:my_custom_vjp`: a user's own function, found by name and checked."""
 
-import importlib
-import os
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from difflib import get_close_matches
+from collections.abc import Sequence
 from typing import Any
 
+from reference.by_name import current_folder_first, named, told
 from reference.files import BadInput
 from reference.report import Report
 
@@ -40,7 +36,7 @@ def run(
         BadInput: a module or name that is not there, a module that raises, arguments that are no tuple, a target
             that is not what can be checked, or a function that raises.
     """
-    with _current_folder_first():
+    with current_folder_first():
         function = _callable(target, "the target")
         given = _arguments(args)
         import jax
@@ -77,17 +73,6 @@ def _require_rule(function: Any, target: str, raw: str) -> None:
     )
 
 
-@contextmanager
-def _current_folder_first() -> Iterator[None]:
-    folder = os.getcwd()
-    sys.path.insert(0, folder)
-    try:
-        yield
-    finally:
-        if folder in sys.path:
-            sys.path.remove(folder)
-
-
 def _holds(function: Any, kind: type) -> bool:
     """Whether a function, or what it wraps, is of this kind."""
     while not isinstance(function, kind) and hasattr(function, "__wrapped__"):
@@ -96,59 +81,22 @@ def _holds(function: Any, kind: type) -> bool:
 
 
 def _callable(name: str, role: str) -> Any:
-    found = _found(name)
+    found = named(name)
     if not callable(found):
         raise BadInput(f"{role} {name} is not callable: it is {type(found).__name__}")
     return found
 
 
 def _arguments(name: str) -> tuple[Any, ...]:
-    found = _found(name)
+    found = named(name)
     if callable(found) and not isinstance(found, tuple):
         try:
             found = found()
         except Exception as error:
-            raise BadInput(f"the function of arguments {name} raised {_told(error)}; it is called with none") from error
+            raise BadInput(f"the function of arguments {name} raised {told(error)}; it is called with none") from error
     if not isinstance(found, tuple):
         raise BadInput(
             f"the arguments {name} must be a tuple, or a function that returns one, got {type(found).__name__};"
             " a single argument is written (x,)"
         )
     return found
-
-
-def _found(name: str) -> Any:
-    """What `module:dotted.name` stands for."""
-    module_name, colon, path = name.partition(":")
-    if not colon or not module_name or not path or not all(part.isidentifier() for part in path.split(".")):
-        raise BadInput(f"expected module:name, as in mymodule:my_function, got {name!r}")
-    found = _module(module_name)
-    at = module_name
-    for part in path.split("."):
-        if not hasattr(found, part):
-            near = get_close_matches(part, [known for known in dir(found) if not known.startswith("__")])
-            hint = f"; did you mean {' or '.join(near)}?" if near else ""
-            raise BadInput(f"{at} has no name {part!r}{hint}")
-        found = getattr(found, part)
-        at = f"{at}.{part}"
-    return found
-
-
-def _module(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        missing = error.name or ""
-        if name == missing or name.startswith(f"{missing}."):
-            raise BadInput(
-                f"there is no module {missing!r} in {sys.path[0]} (where Python looks first) or elsewhere"
-            ) from error
-        raise BadInput(f"importing {name} raised {_told(error)}") from error
-    except (Exception, SystemExit) as error:
-        raise BadInput(f"importing {name} raised {_told(error)}") from error
-
-
-def _told(error: BaseException) -> str:
-    from reference.anybody.faults import one_line
-
-    return one_line(error)

@@ -6,7 +6,7 @@ other) map a^(l-1) -> z^(l) with its transposes; a new composite subclasses `Nod
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -211,6 +211,12 @@ class Layer(Node):
     transposes follow from the transposes themselves (the R-operator).
     """
 
+    operators: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()
+    """How z^(l) is drawn in a graph (G1): each circle's sign and the parameters that enter it; () is one circle."""
+
+    local_derivatives: ClassVar[Mapping[str, str]] = {}
+    """What the backward graph writes on its arrows: for "a_in" and for parameters, with labels {W} and {a_in}."""
+
     @abstractmethod
     def net_input(self, params: Any, a_in: Array) -> tuple[Array, Tree]:
         """(z^(l), saved) (F1)."""
@@ -227,18 +233,27 @@ class Layer(Node):
     def pushforward(self, params: Any, saved: Tree, dparams: Any, da_in: Array) -> Array:
         """dz^(l) along (dparams, da_in): the transpose of `transport` and of `factor` together."""
 
-    def pushforward_params(self, saved: Tree, dparams: Any) -> Array | None:
-        """dz^(l) along dparams alone, where a family has a cheaper form than `pushforward` along a zero."""
-        return None
+    def pushforward_params(self, params: Any, a_in: Array, saved: Tree, dparams: Any) -> Array:
+        """dz^(l) along dparams alone: `pushforward` along a zero, unless a family has a cheaper form."""
+        return self.pushforward(params, saved, dparams, jnp.zeros_like(a_in))
 
     def gradient_tangent(
         self, saved: Tree, delta: Array, da_in: Array | None, ddelta: Array, weights: Array | None
     ) -> Any:
         """The change of `factor(saved, delta).weighted_sum(weights)` along (da_in, ddelta); da_in None is zero.
 
-        A family that is `bilinear` gives it, for Hessian-vector products.
+        For Hessian-vector products with a family that is `bilinear`: its gradient is then linear in delta and affine
+        in `saved`, what entered. What it is at saved = 0 (a bias's delta) does not change with a_in.
         """
-        raise NotImplementedError(f"{type(self).__name__} gives no gradient_tangent")
+
+        def gradient(saved: Array, delta: Array) -> Any:
+            return self.factor(saved, delta).weighted_sum(weights)
+
+        along_delta = gradient(saved, ddelta)
+        if da_in is None:
+            return along_delta
+        moved, constant = gradient(da_in, delta), gradient(jnp.zeros_like(da_in), delta)
+        return jax.tree.map(lambda total, g, g_0: total + (g - g_0), along_delta, moved, constant)
 
     @abstractmethod
     def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Any:
@@ -286,9 +301,10 @@ class Layer(Node):
         self, params: Any, x: Array, dparams: Any, dx: Array | None
     ) -> tuple[Array, Array, LayerTrace, LayerTangent]:
         a, trace = self.forward(params, x)
-        dz = self.pushforward_params(trace.saved, dparams) if dx is None else None
-        if dz is None:
-            dz = self.pushforward(params, trace.saved, dparams, jnp.zeros_like(x) if dx is None else dx)
+        if dx is None:
+            dz = self.pushforward_params(params, x, trace.saved, dparams)
+        else:
+            dz = self.pushforward(params, trace.saved, dparams, dx)
         return a, self.f.df(trace.z, trace.a) * dz, trace, LayerTangent(dz, dx)
 
     def backward_tangent(  # noqa: D102

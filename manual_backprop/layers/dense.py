@@ -1,6 +1,7 @@
 """The fully connected layer z = W a + b of (F1), its transposes (B2) (B3) (B4) and its tangent."""
 
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -164,6 +165,8 @@ class Dense(Layer):
     initializer: str | None = None
 
     bilinear = True
+    operators = (("×", ("W",)), ("+", ("b",)))  # (F1)
+    local_derivatives = MappingProxyType({"a_in": "({W})^T", "W": "({a_in})^T", "b": "I"})  # (C6) (C3) (C4)
 
     def __post_init__(self) -> None:
         for name, width in (("d_in", self.d_in), ("d_out", self.d_out)):
@@ -222,7 +225,11 @@ class Dense(Layer):
         return _affine(dparams.W, dparams.b, saved) + _through(da_in, params.W.T)
 
     def pushforward_params(
-        self, saved: Float[Array, "N *positions d_in"], dparams: Affine
+        self,
+        params: Affine,
+        a_in: Float[Array, "N *positions d_in"],
+        saved: Float[Array, "N *positions d_in"],
+        dparams: Affine,
     ) -> Float[Array, "N *positions d_out"]:
         """Dz = dW a_in + db, where a_in does not change."""
         return _affine(dparams.W, dparams.b, saved)

@@ -1,0 +1,111 @@
+"""What the forward and the backward graph are put together with: vertices in chunks, arrows, and boxes."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from manual_backprop.graph.model import Arrow, Box, Graph, Kind, Lane, Place, Role, Vertex
+from manual_backprop.graph.pieces import Closed, Enter, LayerPiece, Piece, Sum
+
+ABOVE = 0.95  # how high parameters stand over the signal, in inches
+GUTTER = 0.16  # left free for the edge of a box
+
+
+class Assembly:
+    """A graph in the making, from x to J; `line` is the key of the vertex that the signal has come to.
+
+    The forward and the backward graph say how a layer, a closed composite and a sum are drawn, and which way an
+    arrow points.
+    """
+
+    def __init__(self) -> None:
+        self.line = ""
+        self.letter = "a"  # of what enters the next layer
+        self.penalised: list[tuple[str, str]] = []  # (key, label) of what the regulariser counts
+        self._chunks: list[float] = []
+        self._vertices: list[Vertex] = []
+        self._arrows: list[Arrow] = []
+        self._boxes: list[Box] = []
+        self._open: list[tuple[Enter, str, int, int]] = []
+
+    def draw(self, pieces: Iterator[Piece]) -> None:
+        """Draw a network."""
+        for piece in pieces:
+            if isinstance(piece, LayerPiece):
+                self.layer(piece)
+                self.letter = "a"
+            elif isinstance(piece, Closed):
+                self.closed(piece)
+                self.letter = piece.output
+            elif isinstance(piece, Enter):
+                self._enter(piece)
+            elif isinstance(piece, Sum):
+                self.sum(piece, self._open[-1][1])
+                self.letter = piece.letter
+            else:
+                self._leave()
+
+    def layer(self, piece: LayerPiece) -> None:
+        """Draw a layer."""
+        raise NotImplementedError
+
+    def closed(self, piece: Closed) -> None:
+        """Draw a composite as one box."""
+        raise NotImplementedError
+
+    def sum(self, piece: Sum, entered: str) -> None:
+        """Draw where a residual block's output meets what entered it, the vertex `entered`."""
+        raise NotImplementedError
+
+    def loop(self, loop: str, first: str, last: str) -> None:
+        """Draw that what leaves one block enters the next."""
+        raise NotImplementedError
+
+    def chunk(self, width: float) -> None:
+        """Begin a chunk; what is placed from now on stands in it."""
+        self._chunks.append(width)
+
+    def variable(self, key: str, label: str, x: float, y: float = 0.0, *, role: Role, notes: Iterable[str] = ()) -> str:
+        """Place a square; returns its key."""
+        return self._place(key, "variable", role, label, x, y, notes)
+
+    def operator(self, key: str, label: str, x: float, y: float = 0.0, *, notes: Iterable[str] = ()) -> str:
+        """Place a circle; returns its key."""
+        return self._place(key, "operator", "operator", label, x, y, notes)
+
+    def composite(self, key: str, label: str, x: float) -> str:
+        """Place a closed box; returns its key."""
+        return self._place(key, "composite", "composite", label, x, 0.0, ())
+
+    def arrow(self, tail: str, head: str, label: str = "", lane: Lane = "straight") -> None:
+        """Join two vertices."""
+        self._arrows.append(Arrow(tail, head, label, lane))
+
+    def note(self, key: str, text: str) -> None:
+        """Write a line above the other notes of a vertex."""
+        at = next(i for i, vertex in enumerate(self._vertices) if vertex.key == key)
+        vertex = self._vertices[at]
+        self._vertices[at] = replace(vertex, notes=(text, *vertex.notes))
+
+    def graph(self, title: str) -> Graph:
+        """The graph, finished."""
+        return Graph(title, tuple(self._vertices), tuple(self._arrows), tuple(self._boxes), tuple(self._chunks))
+
+    def _place(self, key: str, kind: Kind, role: Role, label: str, x: float, y: float, notes: Iterable[str]) -> str:
+        self._vertices.append(Vertex(key, kind, role, label, Place(len(self._chunks) - 1, x, y), tuple(notes)))
+        return key
+
+    def _enter(self, piece: Enter) -> None:
+        self.chunk(GUTTER)
+        self._open.append((piece, self.line, len(self._vertices), len(self._boxes)))
+        if piece.loop:
+            self.letter = piece.output
+
+    def _leave(self) -> None:
+        self.chunk(GUTTER)
+        piece, _, vertices, boxes = self._open.pop()
+        inside = self._vertices[vertices:]
+        height = 1 + max((box.height for box in self._boxes[boxes:]), default=-1)
+        self._boxes.append(Box(piece.label, tuple(vertex.key for vertex in inside), height))
+        if piece.loop:
+            signal = [vertex.key for vertex in inside if vertex.place.y == 0]
+            self.loop(piece.loop, signal[0], signal[-1])

@@ -1,0 +1,148 @@
+"""The backward graph: gradients from J back to x, the local derivative on every arrow, delta at every z (C5)."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+from manual_backprop.graph.assembly import ABOVE, Assembly
+from manual_backprop.graph.layout import half_width_of, visible
+from manual_backprop.graph.model import Graph, Role
+from manual_backprop.graph.pieces import Closed, Index, LayerPiece, Opened, Sum, notes, opening, pieces, values_of
+from manual_backprop.layers.factor import Tree
+from manual_backprop.objective import Objective, Step
+
+STEP = 1.5  # from one gradient to the next, in inches: between them stands a local derivative
+APART = 1.0  # from one parameter's gradient to the next
+
+
+def backward_graph(
+    objective: Objective, params: Tree | None = None, x: Any = None, y: Any = None, *, opened: Opened = True
+) -> Graph:
+    """What the backward sweep multiplies: a gradient in every square, on every arrow the local derivative.
+
+    What is at an arrow's tail, multiplied by what is written on it, is what arrives at its head; where several
+    arrive they are summed. So (B1) and (B2) are the path from J to x, (B3), (B4) and (B6) the ways up from it. It
+    is the graph of one example; over a batch, what arrives at parameters is the mean over the examples.
+
+    Args:
+        objective: J = L + s.
+        params: with x and y: every gradient that the sweep has as a value shows its shape and Frobenius norm.
+        x: a batch, as for `backprop`.
+        y: its targets.
+        opened: as for `forward_graph`.
+
+    Raises:
+        TypeError, ValueError: as `forward_graph`.
+    """
+    opened = opening(objective, opened)
+    values, step = values_of(objective, params, x, y)
+    drawing = _Backward()
+    drawing.input(step)
+    drawing.draw(pieces(objective.net, Index(1), values, opened))
+    drawing.objective(objective, step)
+    graph = drawing.graph("Backward: local derivatives on the arrows, delta at every z")
+    return replace(graph, vertices=graph.vertices[::-1], arrows=graph.arrows[::-1])
+
+
+class _Backward(Assembly):
+    """Put together from x to J like the forward graph, so that it stands like it; its arrows point back."""
+
+    entering = "x"  # the label of what the signal has come to
+    delta = ""  # the key of the last delta, which (B1) or (B2) gives, as what is above it will show
+
+    def input(self, step: Step | None) -> None:
+        """(B5)."""
+        self.chunk(0.8)
+        self.line = self._gradient("dx", "dL/dx", 0.4, role="data", tag="(B5)", value=step and step.d_x)
+
+    def layer(self, piece: LayerPiece) -> None:
+        """(B2) along the line, or (B1) where dl/do arrives, and (B3), (B4) up from it."""
+        parameters, slug, at = list(piece.parameters), piece.index.slug, piece.index
+        widest = 2 * half_width_of(f"dL/da^({at})")
+        slope = f"diag f_{at}'(z^({at}))"  # (C7)
+        apart, step = max(APART, widest + 0.1), max(STEP, widest + 0.06 * visible(slope) + 0.1)
+        middle = max(0.95, (len(parameters) - 1) / 2 * apart + widest / 2 + 0.05)
+        self.chunk(middle + step + widest / 2 + 0.15)
+        labels = {name: f"{name}^({piece.weights})" for name in parameters}
+        labels["a_in"] = "x" if str(at) == "1" else f"{self.letter}^({at.plus(-1)})"
+        self._tag_delta("(B2)")
+        self.delta = f"delta_{slug}"
+        for i, name in enumerate(parameters):  # before delta: read from J back, after it
+            x = middle + (i - (len(parameters) - 1) / 2) * apart
+            self._parameter(piece, name, x, self._local(piece, name, labels, f"dz^({at})/d{labels[name]}"))
+        self._gradient(self.delta, f"delta^({at})", middle, role="signal", value=piece.values.deltas)
+        self._back_to(self.delta, self._local(piece, "a_in", labels, f"dz^({at})/d{labels['a_in']}"))
+        self._back_to(self._gradient(f"da_{slug}", f"dL/da^({at})", middle + step, role="signal"), slope)
+        self.entering = f"a^({at})"
+
+    def closed(self, piece: Closed) -> None:
+        """One arrow past the box, and one to the gradient of all its parameters."""
+        self.chunk(STEP + 0.75)
+        out, slug = f"{piece.output}^({piece.index})", piece.index.slug
+        after = f"d{piece.output}_{slug}"
+        theta = self._gradient(f"dtheta_{slug}", "dJ/dtheta", STEP / 2, ABOVE, role="parameter", tag=piece.label)
+        self.arrow(after, theta, f"d{out}/dtheta")
+        self._back_to(self._gradient(after, f"dL/d{out}", STEP + 0.2, role="signal"), f"d{out}/d{self.entering}")
+        self.entering = out
+        if piece.penalised:
+            self.penalised.append((theta, "W"))
+
+    def sum(self, piece: Sum, entered: str) -> None:
+        """What arrives at a sum goes both ways as it is."""
+        self.chunk(STEP)
+        label = f"{piece.letter}^({piece.index})"
+        h = self._gradient(f"d{piece.slug}", f"dL/d{label}", 0.95, role="signal")
+        self._back_to(h, "I")
+        self.arrow(h, entered, "I", "skip")
+        self.entering = label
+
+    def loop(self, loop: str, first: str, last: str) -> None:
+        self.arrow(first, last, f"{loop}-1", "loop")
+
+    def objective(self, objective: Objective, step: Step | None) -> None:
+        """(J3) back to (B1), and (B6)."""
+        self.note(self.line, "= dL/do")
+        self._tag_delta("(B1)" if self.line.startswith("da_") else "(B2)")
+        if objective.regularizer is None:
+            self.chunk(STEP)
+            self._back_to(self._gradient("dJ", "dJ/dJ", 0.95, role="objective", tag="= 1, J = L"), "dl/do")
+            return
+        self.chunk(2 * STEP - 0.4)
+        self._back_to(self._gradient("dL", "dJ/dL", 0.95, role="objective", tag="= 1"), "dl/do")
+        s = self._gradient("ds", "dJ/ds", 0.95 + STEP * 0.8, ABOVE, role="objective", tag="= 1")
+        self._back_to(self._gradient("dJ", "dJ/dJ", 0.95 + STEP * 0.8, role="objective", tag="= 1"), "1")
+        self.arrow(self.line, s, "1")
+        for key, label in self.penalised:
+            self.arrow(s, key, f"lambda {label}", "penalty")
+
+    def _gradient(
+        self, key: str, label: str, x: float, y: float = 0.0, *, role: Role, tag: str = "", value: Any = None
+    ) -> str:
+        return self.variable(key, label, x, y, role=role, notes=(*([tag] if tag else []), *notes(value)))
+
+    def _parameter(self, piece: LayerPiece, name: str, x: float, local: str) -> None:
+        key = f"d{name}_{piece.weights.slug}"
+        label = f"{name}^({piece.weights})"
+        penalised = name in piece.penalised
+        tag = {"W": "(B4)", "b": "(B3)"}.get(name, "") if piece.layer.local_derivatives else ""
+        of = piece.gradients.get(name)
+        self._gradient(key, f"d{'J' if penalised else 'L'}/d{label}", x, ABOVE, role="parameter", tag=tag, value=of)
+        self.arrow(self.delta, key, local)
+        if penalised:
+            self.penalised.append((key, label))
+
+    def _tag_delta(self, tag: str) -> None:
+        if self.delta:
+            self.note(self.delta, tag)
+
+    def _local(self, piece: LayerPiece, name: str, labels: dict[str, str], otherwise: str) -> str:
+        """What the layer writes on its arrow, with the labels filled in; else the derivative's name."""
+        template = piece.layer.local_derivatives.get(name)
+        if template is None:
+            return otherwise
+        return re.sub(r"\((\w)\)\^T", r"\1^T", template.format(**labels))  # (x)^T
+
+    def _back_to(self, key: str, local: str) -> None:
+        """An arrow from the vertex `key` back to where the signal had come."""
+        self.arrow(key, self.line, local)
+        self.line = key

@@ -1,0 +1,137 @@
+"""The forward graph (G1): x -> z^(1) -> a^(1) -> ... -> o -> L -> J, and every W^(l) -> s -> J."""
+
+from typing import Any
+
+from manual_backprop.graph.assembly import ABOVE, Assembly
+from manual_backprop.graph.layout import half_width_of
+from manual_backprop.graph.model import Graph
+from manual_backprop.graph.pieces import (
+    Closed,
+    Index,
+    LayerPiece,
+    Opened,
+    Sum,
+    notes,
+    opening,
+    pieces,
+    values_of,
+    words,
+)
+from manual_backprop.layers.factor import Tree
+from manual_backprop.objective import Objective, Step
+
+STEP = 0.64  # from one vertex of the signal to the next, in inches
+SIGNS = {"×": "times", "+": "plus"}
+
+
+def forward_graph(
+    objective: Objective, params: Tree | None = None, x: Any = None, y: Any = None, *, opened: Opened = True
+) -> Graph:
+    """What is computed from what, for one objective: squares are variables, circles operators (G1).
+
+    Args:
+        objective: J = L + s.
+        params: with x and y: every variable shows its shape (of the whole batch) and its Frobenius norm, L, s and
+            J their values. Without, the graph shows what depends on what.
+        x: a batch, as for `backprop`.
+        y: its targets.
+        opened: how many levels of Residual, Repeat and Tied are opened into what they contain; False draws each as
+            one box, True opens all. Of blocks that repeat one is drawn, its layers numbered by the block's number.
+
+    Raises:
+        TypeError: no `Objective`; otherwise as `backprop`.
+        ValueError: some of params, x, y but not all; values that are being traced; otherwise as `backprop`.
+    """
+    opened = opening(objective, opened)
+    values, step = values_of(objective, params, x, y)
+    drawing = _Forward()
+    drawing.input(x)
+    drawing.draw(pieces(objective.net, Index(1), values, opened))
+    drawing.objective(objective, y, step)
+    return drawing.graph("Forward: what is computed from what (G1)")
+
+
+class _Forward(Assembly):
+    def input(self, x: Any) -> None:
+        """X = a^(0)."""
+        self.chunk(STEP)
+        self.line = self.variable("x", "x", STEP / 2, role="data", notes=notes(x))
+
+    def layer(self, piece: LayerPiece) -> None:
+        """(F1), a circle for each operator with its parameters above it, and (F2)."""
+        named = ((type(piece.layer).__name__, tuple(piece.parameters)),)
+        operators = piece.layer.operators or named
+        room = [max(1, len(names)) for _, names in operators]
+        at, slug, trace = piece.index, piece.index.slug, piece.values.trace
+        step = max(STEP, 2 * half_width_of(f"W^({at})") + 0.12)
+        self.chunk((sum(room) + 3) * step)
+        left = 0.0
+        for (sign, names), width in zip(operators, room, strict=True):
+            circle = self._operator(sign, f"{SIGNS.get(sign, sign)}_{slug}", (left + width / 2) * step)
+            for i, name in enumerate(names):
+                self.arrow(self._parameter(piece, name, (left + i + 0.5) * step), circle)
+            left += width
+        at_z, at_f, at_a = ((left + i) * step for i in (0.5, 1.5, 2.5))
+        self._go_on(self.variable(f"z_{slug}", f"z^({at})", at_z, role="signal", notes=notes(trace and trace.z)))
+        self._go_on(self.operator(f"f_{slug}", f"f_{at}", at_f, notes=(piece.layer.f.name,)))
+        self._go_on(self.variable(f"a_{slug}", f"a^({at})", at_a, role="signal", notes=notes(trace and trace.a)))
+
+    def closed(self, piece: Closed) -> None:
+        """One box, and what leaves it."""
+        self.chunk(3.5 * STEP)
+        slug = piece.index.slug
+        box = self.composite(f"box_{slug}", piece.label, 1.25 * STEP)
+        self._go_on(box)
+        if piece.penalised:
+            self.penalised.append((box, ""))
+        self._go_on(self.variable(f"{piece.output}_{slug}", f"{piece.output}^({piece.index})", 3 * STEP, role="signal"))
+
+    def sum(self, piece: Sum, entered: str) -> None:
+        """h^(l) = what entered + the block's a^(l)."""
+        self.chunk(2 * STEP)
+        self._go_on(self.operator(f"sum_{piece.slug}", "+", 0.5 * STEP))
+        self.arrow(entered, self.line, lane="skip")
+        self._go_on(self.variable(piece.slug, f"{piece.letter}^({piece.index})", 1.5 * STEP, role="signal"))
+
+    def loop(self, loop: str, first: str, last: str) -> None:
+        self.arrow(last, first, f"{loop}+1", "loop")
+
+    def objective(self, objective: Objective, y: Any, step: Step | None) -> None:
+        """(J1) (J2) (J3)."""
+        self.note(self.line, "= o")
+        regularizer = objective.regularizer
+        self.chunk((2 if regularizer is None else 4) * STEP)
+        target = self.variable("y", "y", 0.5 * STEP, ABOVE, role="data", notes=notes(y))
+        self._go_on(self.operator("loss", "l", 0.5 * STEP, notes=words(objective.loss)))
+        self.arrow(target, "loss")
+        if regularizer is None:
+            self._go_on(
+                self.variable("J", "J", 1.5 * STEP, role="objective", notes=("= L", *notes(step and step.value)))
+            )
+            return
+        self._go_on(self.variable("L", "L", 1.5 * STEP, role="objective", notes=notes(step and step.loss)))
+        norm = self.operator("norm", "‖·‖_F^2", 1.5 * STEP, ABOVE, notes=("λ/2 Σ", f"λ = {regularizer.lam:.3g}"))
+        for key, _ in self.penalised:
+            self.arrow(key, norm, lane="penalty")
+        s = self.variable("s", "s", 2.5 * STEP, ABOVE, role="objective", notes=notes(step and step.penalty))
+        self.arrow(norm, s)
+        self._go_on(self.operator("plus", "+", 2.5 * STEP))
+        self.arrow(s, "plus")
+        self._go_on(self.variable("J", "J", 3.5 * STEP, role="objective", notes=notes(step and step.value)))
+
+    def _operator(self, sign: str, key: str, x: float) -> str:
+        """A circle with a sign, or where that is a name, with the name below it."""
+        short = len(sign) == 1
+        return self._go_on(self.operator(key, sign if short else "g", x, notes=() if short else (sign,)))
+
+    def _parameter(self, piece: LayerPiece, name: str, x: float) -> str:
+        key = f"{name}_{piece.weights.slug}"
+        label = f"{name}^({piece.weights})"
+        if name in piece.penalised:
+            self.penalised.append((key, label))
+        return self.variable(key, label, x, ABOVE, role="parameter", notes=notes(piece.parameters[name]))
+
+    def _go_on(self, key: str) -> str:
+        self.arrow(self.line, key)
+        self.line = key
+        return key

@@ -1,0 +1,145 @@
+"""A computational graph as plain data, and the four forms that it can be had in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["variable", "operator", "composite"]
+Role = Literal["data", "parameter", "signal", "objective", "operator", "composite"]
+Lane = Literal["straight", "penalty", "skip", "loop"]
+Theme = Literal["light", "dark"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a vertex stands, in inches: in a chunk, which is never broken over two rows, and right and up in it."""
+
+    chunk: int
+    x: float
+    y: float = 0.0
+
+
+@dataclass(frozen=True)
+class Vertex:
+    """A variable (square), an operator (circle) or a closed composite (double box).
+
+    Attributes:
+        key: unique in the graph, letters, digits and underscores.
+        kind: "variable", "operator" or "composite".
+        role: what it is the colour of.
+        label: in the note's notation, such as "z^(1)".
+        notes: what stands below it: the name of a function, a shape, a norm, an equation's tag.
+        place: where it stands.
+    """
+
+    key: str
+    kind: Kind
+    role: Role
+    label: str
+    place: Place
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """From `tail` to `head`, keys of vertices.
+
+    Attributes:
+        label: of a backward graph: the local derivative by which what is at the tail is multiplied.
+        lane: how it runs: straight on, over the row (weights and their penalty), or under it (past a residual
+            block, or dashed from one block of a `Repeat` or `Tied` to the next).
+    """
+
+    tail: str
+    head: str
+    label: str = ""
+    lane: Lane = "straight"
+
+
+@dataclass(frozen=True)
+class Box:
+    """An opened composite: a frame around its vertices.
+
+    Attributes:
+        label: what it is.
+        members: keys of the vertices in it, those of the boxes in it included.
+        height: 0 for a box without boxes in it, else one more than the highest of these.
+    """
+
+    label: str
+    members: tuple[str, ...]
+    height: int = 0
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Vertices, arrows and boxes, each in the order of computation.
+
+    Attributes:
+        title: one line.
+        vertices: no two with one key.
+        arrows: from vertex to vertex.
+        boxes: outer ones after the boxes that they contain.
+        chunks: the width of every chunk, in inches.
+    """
+
+    title: str
+    vertices: tuple[Vertex, ...]
+    arrows: tuple[Arrow, ...]
+    boxes: tuple[Box, ...]
+    chunks: tuple[float, ...]
+
+    def __getitem__(self, key: str) -> Vertex:
+        """The vertex with this key.
+
+        Raises:
+            KeyError: there is none; says which there are.
+        """
+        for vertex in self.vertices:
+            if vertex.key == key:
+                return vertex
+        raise KeyError(f"no vertex {key!r} in this graph; there are {', '.join(v.key for v in self.vertices)}")
+
+    def into(self, key: str) -> Iterator[Arrow]:
+        """The arrows that end at a vertex."""
+        return (arrow for arrow in self.arrows if arrow.head == key)
+
+    def svg(self, *, theme: Theme = "light") -> str:
+        """The picture as SVG, the same bytes every time; needs matplotlib.
+
+        Raises:
+            ImportError: matplotlib is not installed; says how to get it.
+            ValueError: an unknown theme.
+        """
+        from manual_backprop.graph import picture
+
+        return picture.svg(self, theme)
+
+    def png(self, *, theme: Theme = "light", dpi: int = 144) -> bytes:
+        """The picture as PNG, the same bytes every time; needs matplotlib.
+
+        Args:
+            theme: "light" or "dark", the paper.
+            dpi: pixels an inch; lettering is 10 points high.
+
+        Raises:
+            ImportError, ValueError: as `svg`; a dpi that is not above 0.
+        """
+        from manual_backprop.graph import picture
+
+        return picture.png(self, theme, dpi)
+
+    def mermaid(self) -> str:
+        """The graph as Mermaid text, which GitHub, GitLab and notebooks draw."""
+        from manual_backprop.graph import text
+
+        return text.mermaid(self)
+
+    def dot(self) -> str:
+        """The graph as DOT text, which Graphviz draws."""
+        from manual_backprop.graph import text
+
+        return text.dot(self)
+
+    def _repr_svg_(self) -> str:
+        return self.svg()

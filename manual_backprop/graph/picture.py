@@ -1,0 +1,171 @@
+"""A graph as SVG and PNG, drawn by matplotlib alone; the same bytes every time, whatever the user's settings."""
+
+import re
+from io import BytesIO
+from typing import Any
+
+from manual_backprop.graph.layout import LINE, Page, Path, Shape, lay_out, visible
+from manual_backprop.graph.model import Graph, Theme
+
+COLOURS = {
+    "light": {
+        "paper": "#ffffff", "ink": "#1f2328", "faint": "#57606a", "frame": "#8c959f", "data": "#dbeafe",
+        "parameter": "#ffe8cc", "signal": "#f1f3f5", "objective": "#d3f9d8", "operator": "#ffffff",
+        "composite": "#f3e8ff",
+    },
+    "dark": {
+        "paper": "#0d1117", "ink": "#e6edf3", "faint": "#9da7b1", "frame": "#6e7681", "data": "#1c3d5a",
+        "parameter": "#5a3a12", "signal": "#262c34", "objective": "#1b4a2a", "operator": "#0d1117",
+        "composite": "#3d2a5a",
+    },
+}  # fmt: skip
+STYLE: Any = {
+    "svg.fonttype": "path",  # looks the same where no such font is
+    "svg.hashsalt": "manual-backprop",
+    "mathtext.fontset": "cm",
+    "path.simplify": False,
+}
+
+
+def svg(graph: Graph, theme: Theme) -> str:
+    """The picture as SVG text."""
+    return _rendered(graph, theme, "svg", {"metadata": {"Date": None, "Creator": None}}).decode()
+
+
+def png(graph: Graph, theme: Theme, dpi: int) -> bytes:
+    """The picture as PNG."""
+    if not dpi > 0:
+        raise ValueError(f"dpi must be above 0, got {dpi}")
+    return _rendered(graph, theme, "png", {"dpi": dpi, "metadata": {"Software": None}})
+
+
+def _rendered(graph: Graph, theme: Theme, form: str, options: dict[str, Any]) -> bytes:
+    if theme not in COLOURS:
+        raise ValueError(f"theme must be one of {', '.join(COLOURS)}, got {theme!r}")
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "a picture needs matplotlib: pip install matplotlib; .mermaid() and .dot() do without"
+        ) from error
+    page = lay_out(graph)
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(STYLE)
+        figure = Figure(figsize=(page.width, page.height + 0.3), facecolor=COLOURS[theme]["paper"])
+        _Drawing(figure, page, theme).draw(graph.title)
+        file = BytesIO()
+        figure.savefig(file, format=form, facecolor=figure.get_facecolor(), **options)
+    return file.getvalue()
+
+
+def math(label: str) -> str:
+    """A label in the note's notation as matplotlib's mathtext."""
+    for pattern, replacement in (
+        (r"\^\(([^)]*)\)", r"^{(\1)}"),
+        (r"_([\w+]+)", r"_{\1}"),
+        (r"\bd([A-Za-z]'*)(\^\{[^}]*\})?/d(?=[A-Za-z])", r"\\partial \1\2/\\partial "),
+        (r"\b(delta|lambda|theta)", r"\\\1 "),
+        (r"\^T", r"^{\\mathrm{T}}"),
+        (r"diag ", r"\\mathrm{diag}\\,"),
+        ("‖·‖", r"\\Vert\\cdot\\Vert "),
+        ("×", r"\\times "),
+        (r"partial l/", r"partial \\ell/"),
+        (r"^l$", r"\\ell"),
+        (r"([a-z])\+(?=\d)|(\d)\+(?=[a-z])", r"\1\2{+}"),
+    ):
+        label = re.sub(pattern, replacement, label)
+    return f"${label}$"
+
+
+class _Drawing:
+    def __init__(self, figure: Any, page: Page, theme: Theme) -> None:
+        self.page, self.colours = page, COLOURS[theme]
+        self.axes = figure.add_axes((0, 0, 1, 1))
+        self.axes.set(xlim=(0, page.width), ylim=(0, page.height + 0.3))
+        self.axes.axis("off")
+
+    def draw(self, title: str) -> None:
+        """Frames, then arrows, then vertices, so that nothing is covered which should be read."""
+        colours = self.colours
+        self._text(0.2, self.page.height + 0.1, title, size=9, color=colours["faint"], ha="left", va="center")
+        for frame in self.page.frames:
+            self._frame(frame)
+        for path in self.page.paths:
+            self._arrow(path)
+        for shape in self.page.shapes.values():
+            self._vertex(shape)
+
+    def _text(self, x: float, y: float, text: str, **style: Any) -> None:
+        self.axes.text(x, y, text, **{"ha": "center", "va": "center", "color": self.colours["ink"], "size": 11} | style)
+
+    def _frame(self, frame: Any) -> None:
+        from matplotlib.patches import FancyBboxPatch
+
+        size = frame.right - frame.left, frame.top - frame.bottom
+        corner = (frame.left, frame.bottom)
+        box = "round,pad=0,rounding_size=0.08"
+        self.axes.add_patch(
+            FancyBboxPatch(corner, *size, boxstyle=box, fill=False, ls=(0, (4, 3)), lw=0.9, ec=self.colours["frame"])
+        )
+        if frame.label:
+            paper = {"facecolor": self.colours["paper"], "edgecolor": "none", "pad": 1.5}
+            at = (frame.left + 0.12, frame.top)
+            self._text(*at, frame.label, size=8, color=self.colours["faint"], ha="left", bbox=paper)
+
+    def _arrow(self, path: Path) -> None:
+        from matplotlib.patches import FancyArrowPatch
+        from matplotlib.path import Path as Outline
+
+        ink = self.colours["faint" if path.arrow.lane in ("penalty", "loop") else "ink"]
+        dashes = (0, (4, 2)) if path.arrow.lane == "loop" else "solid"
+        outline = Outline(path.points)
+        self.axes.add_patch(
+            FancyArrowPatch(
+                path=outline, arrowstyle="-|>,head_length=4.5,head_width=2.2", lw=1.0, edgecolor=ink, facecolor=ink,
+                ls=dashes, joinstyle="miter", capstyle="butt",
+            )
+        )  # fmt: skip
+        if path.arrow.label:
+            plain = path.arrow.lane == "loop"
+            paper = {"facecolor": self.colours["paper"], "edgecolor": "none", "pad": 1.0}
+            text = path.arrow.label if plain else math(path.arrow.label)
+            self._text(*path.label_at, text, size=8 if plain else 10, color=ink, ha=path.align, bbox=paper)
+
+    def _vertex(self, shape: Shape) -> None:
+        from matplotlib.patches import Circle, Rectangle
+
+        vertex, colours = shape.vertex, self.colours
+        style: dict[str, Any] = {"facecolor": colours[vertex.role], "edgecolor": colours["ink"], "lw": 1.0}
+        corner = (shape.x - shape.half_width, shape.y - shape.half_height)
+        if vertex.kind == "operator":
+            self.axes.add_patch(Circle((shape.x, shape.y), shape.half_height, **style))
+        else:
+            self.axes.add_patch(Rectangle(corner, 2 * shape.half_width, 2 * shape.half_height, **style))
+        if vertex.kind == "composite":
+            inner = 0.04
+            at = (corner[0] + inner, corner[1] + inner)
+            extent = 2 * (shape.half_width - inner), 2 * (shape.half_height - inner)
+            self.axes.add_patch(Rectangle(at, *extent, fill=False, edgecolor=colours["ink"], lw=0.6))
+        plain = vertex.kind == "composite"
+        letters = visible(vertex.label)
+        size = 8.5 if plain else 12 if letters < 3 else 11 if vertex.kind != "operator" else 9 if letters < 7 else 6.5
+        self._text(shape.x, shape.y, vertex.label if plain else math(vertex.label), size=size)
+        self._notes(shape)
+
+    def _notes(self, shape: Shape) -> None:
+        paper = {"facecolor": self.colours["paper"], "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+        lines = shape.vertex.notes if shape.notes_below else shape.vertex.notes[::-1]
+        for number, line in enumerate(lines):
+            away = shape.half_height + LINE * (number + 0.62)
+            x, y = (shape.x, shape.y - away) if shape.notes_below else (shape.x + 0.06, shape.y + away)
+            self._text(
+                x,
+                y,
+                line,
+                size=7,
+                color=self.colours["faint"],
+                ha="center" if shape.notes_below else "left",
+                bbox=paper,
+            )

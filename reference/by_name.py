@@ -1,0 +1,65 @@
+"""What a user names on the command line as `module:name`, looked for in the current folder first."""
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+from reference.files import BadInput
+
+
+@contextmanager
+def current_folder_first() -> Iterator[None]:
+    """Let modules in the current folder be found before others of the same name."""
+    folder = os.getcwd()
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
+
+
+def named(name: str) -> Any:
+    """What `module:dotted.name` stands for.
+
+    Raises:
+        BadInput: not of that form, nothing there of that name, or a module that raises when imported.
+    """
+    module_name, colon, path = name.partition(":")
+    if not colon or not module_name or not path or not all(part.isidentifier() for part in path.split(".")):
+        raise BadInput(f"expected module:name, as in mymodule:my_function, got {name!r}")
+    found = _module(module_name)
+    at = module_name
+    for part in path.split("."):
+        if not hasattr(found, part):
+            near = get_close_matches(part, [known for known in dir(found) if not known.startswith("__")])
+            hint = f"; did you mean {' or '.join(near)}?" if near else ""
+            raise BadInput(f"{at} has no name {part!r}{hint}")
+        found = getattr(found, part)
+        at = f"{at}.{part}"
+    return found
+
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if name == missing or name.startswith(f"{missing}."):
+            raise BadInput(
+                f"there is no module {missing!r} in {sys.path[0]} (where Python looks first) or elsewhere"
+            ) from error
+        raise BadInput(f"importing {name} raised {told(error)}") from error
+    except (Exception, SystemExit) as error:
+        raise BadInput(f"importing {name} raised {told(error)}") from error
+
+
+def told(error: BaseException) -> str:
+    """An exception in one line."""
+    from reference.anybody.faults import one_line
+
+    return one_line(error)

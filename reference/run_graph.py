@@ -1,0 +1,88 @@
+"""`manual-backprop graph`: the computational graph of a network as a picture or as text (G1)."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import manual_backprop as mb
+from manual_backprop.graph import Graph, backward_graph, forward_graph
+from reference.by_name import current_folder_first, named, told
+from reference.files import BadInput, require_writable, write_atomically
+
+EXAMPLES = 32  # in the batch that --values shows
+FORMS = ".svg .png .mmd .dot"
+
+
+def run(arguments: Namespace) -> int:
+    """Draw, and write or print; the exit status is 0.
+
+    Raises:
+        BadInput: a file, a name or an argument that cannot be used.
+    """
+    out = None if arguments.out is None else Path(arguments.out)
+    if out is not None:
+        if out.suffix not in FORMS.split():
+            raise BadInput(f"--out {out} ends in {out.suffix or 'nothing'}; write one of {FORMS.replace(' ', ', ')}")
+        require_writable(out)
+    objective = _objective(arguments)
+    graph = _graph(objective, arguments)
+    if out is None:
+        print(graph.mermaid(), end="")
+        return 0
+    content = _content(graph, out.suffix, arguments.theme)
+    write_atomically(out, lambda file: file.write(content))
+    print(f"wrote {out}: {len(graph.vertices)} vertices, {len(graph.arrows)} arrows, of {objective.net}")
+    return 0
+
+
+def _objective(arguments: Namespace) -> mb.Objective:
+    """The user's own, or an MLP of these sizes."""
+    if arguments.target is not None:
+        if arguments.sizes is not None:
+            raise BadInput("give --sizes for an MLP or the name of an objective of yours, not both")
+        with current_folder_first():
+            found = named(arguments.target)
+        if not isinstance(found, mb.Objective):
+            raise BadInput(f"{arguments.target} is a {type(found).__name__}, not a manual_backprop.Objective")
+        return found
+    if arguments.sizes is None:
+        raise BadInput("give --sizes, such as --sizes 64,128,10, or module:name of an objective of yours")
+    try:
+        hidden = mb.activations.get(arguments.activation)
+        net = mb.mlp(arguments.sizes, hidden, arguments.output_activation)
+    except ValueError as error:
+        raise BadInput(str(error)) from error
+    return mb.Objective(net, mb.losses.TABLE[arguments.loss], mb.Frobenius(arguments.lam) if arguments.lam else None)
+
+
+def _graph(objective: mb.Objective, arguments: Namespace) -> Graph:
+    draw = backward_graph if arguments.backward else forward_graph
+    opened: Any = True if arguments.open is None else arguments.open
+    if not arguments.values:
+        return draw(objective, opened=opened)
+    if arguments.target is not None:
+        raise BadInput("--values draws a batch for an MLP of --sizes; for an objective of yours use Python")
+    of_params, of_x, of_y = jax.random.split(jax.random.key(arguments.seed), 3)
+    x = jax.random.normal(of_x, (EXAMPLES, arguments.sizes[0]))
+    return draw(objective, objective.net.init(of_params), x, _targets(of_y, arguments), opened=opened)
+
+
+def _targets(key: Any, arguments: Namespace) -> Any:
+    """Targets that the loss takes: classes, yes or no, or values."""
+    outputs = arguments.sizes[-1]
+    if arguments.loss == "softmax_cross_entropy":
+        return jax.random.randint(key, (EXAMPLES,), 0, outputs)
+    if "binary" in arguments.loss:
+        return jax.random.bernoulli(key, 0.5, (EXAMPLES, outputs)).astype(float)
+    return jax.random.normal(key, (EXAMPLES, outputs))
+
+
+def _content(graph: Graph, form: str, theme: Any) -> bytes:
+    try:
+        if form == ".png":
+            return graph.png(theme=theme)
+        return {".svg": lambda: graph.svg(theme=theme), ".mmd": graph.mermaid, ".dot": graph.dot}[form]().encode()
+    except ImportError as error:
+        raise BadInput(told(error)) from error

@@ -1,0 +1,410 @@
+"""The computational graph (G1): what it says is computed again from its arrows alone, and held against jax.grad."""
+
+import re
+import subprocess
+import sys
+from hashlib import sha256
+from itertools import combinations, pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import manual_backprop as mb
+import reference
+from manual_backprop.graph import layout
+from reference import autodiff, cli
+from reference.model import ACTIVATIONS
+from tests.helpers import assert_close, batch, fast, generic
+from tests.test_layer_check import Convolution
+
+BLOCK = mb.Residual(mb.Serial((mb.Dense(4, 3, "tanh"), mb.Dense(3, 4, "sigmoid"))))
+CHAINS = {
+    "one layer": mb.mlp((4, 3)),
+    "mlp": mb.mlp((4, 5, 6, 3), ("tanh", "softplus")),
+    "residual": mb.Serial((BLOCK, mb.Dense(4, 3))),
+    "residual within": mb.Serial((mb.Residual(mb.Residual(mb.Dense(4, 4, "silu"))), mb.Dense(4, 3))),
+    "ends in a sum": mb.Serial((mb.Dense(4, 3, "tanh"), mb.Residual(mb.Dense(3, 3, "tanh")))),
+}  # fmt: skip
+COMPOSITES = mb.Serial(
+    (
+        mb.Dense(4, 4, "tanh"),
+        mb.Tied(mb.Serial((mb.Dense(4, 4, "relu"), mb.Repeat(mb.Dense(4, 4), 2))), 3),
+        mb.Repeat(BLOCK, 8),
+        mb.Dense(4, 3),
+    )
+)
+DRAWN = {**CHAINS, "composites": COMPOSITES} | {f"{n} layers": mb.mlp((4,) * (n + 1)) for n in range(1, 9)}
+BOTH = (mb.forward_graph, mb.backward_graph)
+
+
+def problem(net, n=1, lam=0.1):
+    objective = mb.Objective(net, mb.softmax_cross_entropy, None if lam is None else mb.Frobenius(lam))
+    return objective, generic(net), batch(4, n), jnp.arange(n) % 3
+
+
+def by_layer(net, params):
+    """Parameters of every layer, from 1 on."""
+    blocks = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, mb.Affine))
+    return dict(enumerate(blocks, 1))
+
+
+def computed_forward(graph, layers, x, y):
+    """Every vertex's value, from the arrows and the labels of the circles alone."""
+    values = {"x": x, "y": y}
+    for number, block in layers.items():
+        values |= {f"W_{number}": block.W, f"b_{number}": block.b}
+    for vertex in graph.vertices:
+        if vertex.key in values:
+            continue
+        entering = {arrow.tail for arrow in graph.into(vertex.key)}
+        weights = [values[key] for key in entering if key.startswith("W_")]
+        others = [values[key] for key in sorted(entering) if not key.startswith("W_")]
+        if vertex.label == "‖·‖_F^2":
+            lam = float(vertex.notes[-1].removeprefix("λ = "))
+            values[vertex.key] = lam / 2 * sum(jnp.sum(W * W) for W in weights)
+        elif vertex.label == "×":
+            values[vertex.key] = others[0] @ weights[0].T
+        elif vertex.label == "+":
+            rows = [jnp.broadcast_to(value, jnp.broadcast_shapes(*map(jnp.shape, others))) for value in others]
+            values[vertex.key] = sum(rows[1:], rows[0])
+        elif vertex.label.startswith("f_"):
+            values[vertex.key] = ACTIVATIONS[vertex.notes[0]](others[0])
+        elif vertex.label == "l":
+            logits = next(value for value in others if value is not y)
+            values[vertex.key] = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, y))
+        else:
+            (values[vertex.key],) = others
+    return values
+
+
+@pytest.mark.parametrize("lam", [0.25, None])
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_forward_graph_computes_the_objective(name, lam):
+    objective, params, x, y = problem(CHAINS[name], 5, lam)
+    with jax.numpy_rank_promotion("allow"):
+        values = computed_forward(mb.forward_graph(objective), by_layer(objective.net, params), x, y)
+    J, _ = fast(reference.value_and_grad(objective))(params, x, y)
+    assert_close(values["J"], J)
+
+
+def local(label, forward, layers):
+    """The local derivative that an arrow's label names, as what is done to a row vector."""
+    number = int((re.findall(r"\((\d+)\)", label) or ["0"])[-1])
+    key = re.sub(r"\W+", "_", label.removesuffix("^T").replace("'", "p")).strip("_")
+    if label in ("1", "I"):
+        return lambda g: g
+    if label == "dl/do":
+        logits = next(forward[k] for k in reversed(list(forward)) if k[:2] in ("a_", "h_") or k[:3] == "hp_")
+        return lambda g: g * (jax.nn.softmax(logits) - jax.nn.one_hot(forward["y"], logits.shape[-1]))
+    if label.startswith("(W"):
+        return lambda g: g @ layers[number].W
+    if label.startswith("diag"):
+        f = ACTIVATIONS[forward["activations"][number]]
+        return lambda g: g * jax.vmap(jax.vmap(jax.grad(f)))(forward[f"z_{number}"])
+    if label.startswith("lambda"):
+        return lambda g: g * 0.1 * layers[number].W
+    assert label.endswith("^T"), label
+    return lambda g: jnp.einsum("ni,nj->ij", g, forward[key])
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_the_backward_graph_computes_every_gradient(name):
+    objective, params, x, y = problem(CHAINS[name])
+    layers = by_layer(objective.net, params)
+    with jax.numpy_rank_promotion("allow"):
+        forward = computed_forward(mb.forward_graph(objective), layers, x, y)
+    forward["activations"] = {i: layer.f.name for i, layer in enumerate(objective.net.layers(), 1)}
+    graph = mb.backward_graph(objective)
+    values = {"dJ": jnp.ones(())}
+    for vertex in graph.vertices[1:]:
+        arriving = [local(a.label, forward, layers)(values[a.tail]) for a in graph.into(vertex.key)]
+        values[vertex.key] = sum(arriving[1:], arriving[0])
+    _, gradients = fast(reference.value_and_grad(objective))(params, x, y)
+    for number, block in by_layer(objective.net, gradients).items():
+        assert_close(values[f"dW_{number}"], block.W)
+        assert_close(values[f"db_{number}"][0], block.b)
+    for number, delta in enumerate(jax.tree.leaves(fast(lambda *a: reference.deltas(objective, *a))(params, x, y)), 1):
+        assert_close(values[f"delta_{number}"], delta)
+    assert_close(values["dx"], fast(lambda *a: autodiff.d_x(objective, *a))(params, x, y))
+
+
+def test_a_two_layer_graph_is_the_published_one():
+    """Which operator needs which variable, as D2L section 5.3 draws it, with the note's biases."""
+    objective, *_ = problem(mb.mlp((4, 5, 3)))
+    graph = mb.forward_graph(objective)
+    needs = {v.key: {a.tail for a in graph.into(v.key)} for v in graph.vertices if v.kind == "operator"}
+    assert needs == {
+        "times_1": {"x", "W_1"}, "plus_1": {"times_1", "b_1"}, "f_1": {"z_1"},
+        "times_2": {"a_1", "W_2"}, "plus_2": {"times_2", "b_2"}, "f_2": {"z_2"},
+        "loss": {"a_2", "y"}, "norm": {"W_1", "W_2"}, "plus": {"L", "s"},
+    }  # fmt: skip
+    squares = {v.key for v in graph.vertices if v.kind == "variable"}
+    assert squares == {"x", "y", "W_1", "b_1", "W_2", "b_2", "z_1", "a_1", "z_2", "a_2", "L", "s", "J"}
+
+
+def test_deltas_carry_their_equations():
+    graph = mb.backward_graph(problem(mb.mlp((4, 5, 5, 3)))[0])
+    assert [graph[f"delta_{i}"].notes for i in (1, 2, 3)] == [("(B2)",), ("(B2)",), ("(B1)",)]
+    assert graph["dx"].notes == ("(B5)",)
+    assert graph["dW_1"].notes == ("(B4)",)
+
+
+def test_blocks_that_repeat_are_drawn_once_with_numbered_layers():
+    graph = mb.forward_graph(problem(COMPOSITES)[0])
+    labels = {vertex.label for vertex in graph.vertices}
+    assert {"z^(2+3k)", "z^(3+3k+j)", "z^(11+2k)", "h^(12+2k)", "z^(27)"} <= labels
+    assert {"W^(2)", "W^(3+j)", "W^(11+2k)"} <= labels  # of tied blocks the parameters are the same for every k
+    assert "W^(2+3k)" not in labels
+    loops = {(arrow.tail, arrow.head, arrow.label) for arrow in graph.arrows if arrow.lane == "loop"}
+    assert loops == {
+        ("a_3_3k_j", "times_3_3k_j", "j+1"), ("a_3_3k_j", "times_2_3k", "k+1"), ("h_12_2k", "times_11_2k", "k+1"),
+    }  # fmt: skip
+    assert [box.label for box in graph.boxes][-1] == "Repeat: 8 blocks, k = 0..7"
+
+
+@pytest.mark.parametrize("draw", BOTH)
+def test_composites_open_by_levels(draw):
+    objective, *_ = problem(COMPOSITES)
+    closed, once, everything = (draw(objective, opened=levels) for levels in (False, 1, True))
+    assert not closed.boxes
+    assert [box.label.split(":")[0] for box in once.boxes] == ["Tied", "Repeat"]
+    assert [box.label.split(":")[0] for box in everything.boxes] == ["Repeat", "Tied", "Residual", "Repeat"]
+    assert len(closed.vertices) < len(once.vertices) < len(everything.vertices)
+
+
+def test_closed_composites_are_boxes_between_variables():
+    graph = mb.forward_graph(problem(COMPOSITES)[0], opened=False)
+    assert [v.label for v in graph.vertices if v.kind == "composite"] == ["Tied: 3 blocks", "Repeat: 8 blocks"]
+    assert {(a.tail, a.head) for a in graph.arrows} >= {("a_1", "box_10"), ("box_10", "a_10"), ("box_10", "norm")}
+    back = mb.backward_graph(problem(COMPOSITES)[0], opened=False)
+    assert [a.label for a in back.into("da_10")] == ["dh^(26)/da^(10)"]
+
+
+def test_a_family_of_your_own_is_drawn_by_its_parameters():
+    layer = Convolution()
+    objective = mb.Objective(layer, mb.squared_error, mb.Frobenius(0.1))
+    graph = mb.forward_graph(objective)
+    names = {field for field in vars(layer.init(jax.random.key(0)))}
+    assert {a.tail for a in graph.into("Convolution_1")} == {"x", *(f"{name}_1" for name in names)}
+    assert graph["Convolution_1"].notes == ("Convolution",)
+    labels = {a.label for a in mb.backward_graph(objective).arrows}
+    assert "dz^(1)/dx" in labels
+    assert {f"dz^(1)/d{name}^(1)" for name in names} <= labels
+
+
+def test_values_are_those_of_the_step():
+    objective, params, x, y = problem(CHAINS["mlp"], 6)
+    step = fast(lambda *a: mb.backprop(objective, *a))(params, x, y)
+    forward = mb.forward_graph(objective, params, x, y)
+    backward = mb.backward_graph(objective, params, x, y)
+
+    def shown(array):
+        return "×".join(map(str, array.shape)), f"‖·‖ {np.linalg.norm(array):.3g}"
+
+    assert forward["x"].notes == shown(x)
+    assert forward["z_2"].notes == shown(step.trace[1].z)
+    assert forward["W_3"].notes == shown(params[2].W)
+    assert forward["J"].notes == (f"{float(step.value):.4g}",)
+    assert forward["s"].notes == (f"{float(step.penalty):.4g}",)
+    assert backward["delta_2"].notes[1:] == shown(step.deltas[1])
+    assert backward["dW_1"].notes[1:] == shown(step.gradients[0].W)
+    assert backward["dx"].notes[1:] == shown(step.d_x)
+
+
+def boxes(page):
+    return {
+        key: (s.x - s.half_width, s.y - s.half_height, s.x + s.half_width, s.y + s.half_height)
+        for key, s in page.shapes.items()
+    }
+
+
+def apart(one, other):
+    return one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+
+
+@pytest.mark.parametrize("draw", BOTH)
+@pytest.mark.parametrize("name", DRAWN)
+def test_nothing_lies_on_anything_and_all_is_on_the_page(name, draw):
+    page = layout.lay_out(draw(problem(DRAWN[name])[0]))
+    shapes = boxes(page)
+    for (one, a), (other, b) in combinations(shapes.items(), 2):
+        assert apart(a, b), (one, other)
+    corners = [point for box in shapes.values() for point in (box[:2], box[2:])]
+    corners += [point for path in page.paths for point in path.points]
+    corners += [point for f in page.frames for point in ((f.left, f.bottom), (f.right, f.top))]
+    assert all(0 <= x <= page.width and 0 <= y <= page.height for x, y in corners)
+    assert page.width < 12
+    for path in page.paths:
+        half = 0.03 * layout.visible(path.arrow.label)
+        left, right = {"center": (half, half), "left": (0, 2 * half), "right": (2 * half, 0)}[path.align]
+        x, y = path.label_at
+        label = (x - left, y - 0.05, x + right, y + 0.05)
+        assert not path.arrow.label or all(apart(label, box) for box in shapes.values()), path
+
+
+@pytest.mark.parametrize("draw", BOTH)
+def test_arrows_begin_and_end_at_their_vertices_and_bend_squarely(draw):
+    page = layout.lay_out(draw(problem(COMPOSITES)[0]))
+    for path in page.paths:
+        for key, (x, y) in ((path.arrow.tail, path.points[0]), (path.arrow.head, path.points[-1])):
+            shape = page.shapes[key]
+            across, up = abs(x - shape.x) / shape.half_width, abs(y - shape.y) / shape.half_height
+            on_circle = shape.vertex.kind == "operator" and np.hypot(across, up) == pytest.approx(1)
+            assert on_circle or max(across, up) == pytest.approx(1)
+        if len(path.points) > 2:
+            assert all(a[0] == b[0] or a[1] == b[1] for a, b in pairwise(path.points))
+
+
+def test_frames_hold_their_vertices_and_no_other():
+    graph = mb.forward_graph(problem(COMPOSITES)[0])
+    page = layout.lay_out(graph)
+    for box in graph.boxes:
+        frames = [f for f in page.frames if f.label == box.label]
+        assert frames
+    for key, (left, bottom, right, top) in boxes(page).items():
+        around = [f for f in page.frames if f.left < left and right < f.right and f.bottom < bottom and top < f.top]
+        assert len(around) == sum(key in box.members for box in graph.boxes), key
+
+
+@pytest.mark.parametrize("draw", BOTH)
+def test_text_forms_declare_what_they_join(draw):
+    graph = draw(problem(COMPOSITES)[0])
+    keys = {vertex.key for vertex in graph.vertices}
+    assert len(keys) == len(graph.vertices)
+    mermaid, dot = graph.mermaid(), graph.dot()
+    assert mermaid.startswith("flowchart LR\n")
+    assert set(re.findall(r"^ *(\w+)[\[(]+\"", mermaid, re.M)) == keys
+    assert set(re.findall(r"^ *(\w+) \[label", dot, re.M)) == keys
+    joined = {(arrow.tail, arrow.head) for arrow in graph.arrows}
+    assert set(re.findall(r"^ *(\w+) -\.?->(?:\|\".*?\"\|)? (\w+)$", mermaid, re.M)) == joined
+    assert set(re.findall(r"^ *(\w+) -> (\w+)", dot, re.M)) == joined
+    assert mermaid.count("subgraph") == len(graph.boxes) == len(re.findall(r"^ *end$", mermaid, re.M))
+    assert dot.count("{") == dot.count("}") == 1 + len(graph.boxes)
+
+
+def test_quotes_in_a_name_stay_text():
+    odd = mb.Activation('a"<b>\\', f=jnp.sin, df=lambda z, a: jnp.cos(z))
+    graph = mb.forward_graph(mb.Objective(mb.Dense(2, 2, odd), mb.squared_error))
+    assert 'a#quot;#lt;b#gt;\\"))' in graph.mermaid()
+    assert r"a\"<b>\\" in graph.dot()
+    assert graph.svg()
+
+
+def test_pictures_are_the_same_bytes_in_every_process_and_whatever_the_settings():
+    code = """
+import hashlib, matplotlib
+matplotlib.rcParams.update({"font.size": 20, "svg.fonttype": "none", "lines.linewidth": 5, "savefig.dpi": 33})
+import manual_backprop as mb
+graph = mb.backward_graph(mb.Objective(mb.mlp((4, 5, 3)), mb.squared_error, mb.Frobenius(0.1)))
+print(hashlib.sha256(graph.svg().encode() + graph.png(theme="dark", dpi=60)).hexdigest())
+assert matplotlib.rcParams["font.size"] == 20
+"""
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert there.returncode == 0, there.stderr
+    graph = mb.backward_graph(mb.Objective(mb.mlp((4, 5, 3)), mb.squared_error, mb.Frobenius(0.1)))
+    assert there.stdout.strip() == sha256(graph.svg().encode() + graph.png(theme="dark", dpi=60)).hexdigest()
+
+
+def test_pictures_are_pictures():
+    graph = mb.forward_graph(problem(CHAINS["one layer"])[0])
+    svg = graph._repr_svg_()
+    assert svg.startswith("<?xml")
+    assert "Date" not in svg
+    assert svg != graph.svg(theme="dark")
+    assert graph.png(dpi=50).startswith(b"\x89PNG")
+    assert len(graph.png(dpi=50)) < len(graph.png(dpi=100))
+
+
+def test_bad_input_is_refused(without_hook):
+    objective, params, x, y = problem(CHAINS["mlp"])
+    graph = mb.forward_graph(objective)
+    for call, error, text in (
+        (lambda: mb.forward_graph(objective.net), TypeError, "Objective.net, loss. makes one"),
+        (lambda: mb.forward_graph(objective, params), ValueError, "needs params, x and y, got only params"),
+        (lambda: mb.backward_graph(objective, params, x), ValueError, "got only params and x"),
+        (lambda: mb.forward_graph(objective, opened=-1), ValueError, "0 or more levels"),
+        (lambda: mb.forward_graph(objective, opened="all"), TypeError, "a number of levels"),
+        (lambda: mb.forward_graph(objective, params, batch(3, 1), y), ValueError, "Dense"),
+        (lambda: graph.svg(theme="sepia"), ValueError, "light, dark, got 'sepia'"),
+        (lambda: graph.png(dpi=0), ValueError, "dpi must be above 0"),
+        (lambda: graph["z_9"], KeyError, "there are x, times_1"),
+        (lambda: jax.jit(lambda p: mb.forward_graph(objective, p, x, y) and 1)(params), ValueError, "under jit"),
+    ):
+        with pytest.raises(error, match=text):
+            call()
+
+
+def test_without_matplotlib_the_text_is_left(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    graph = mb.forward_graph(problem(CHAINS["one layer"])[0])
+    with pytest.raises(ImportError, match="needs matplotlib.*mermaid"):
+        graph.svg()
+    assert "flowchart" in graph.mermaid()
+
+
+def run(capsys, *arguments):
+    status = cli.main(["graph", *arguments])
+    return status, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("form", ["svg", "png", "mmd", "dot"])
+def test_the_command_writes_every_form(capsys, tmp_path, form):
+    out = tmp_path / f"graph.{form}"
+    status, said, _ = run(capsys, "--sizes", "4,5,3", "--backward", "--out", str(out))
+    objective = mb.Objective(mb.mlp((4, 5, 3)), mb.softmax_cross_entropy, mb.Frobenius(1e-4))
+    graph = mb.backward_graph(objective)
+    expected = {"svg": graph.svg, "png": graph.png, "mmd": graph.mermaid, "dot": graph.dot}[form]()
+    assert out.read_bytes() == (expected if isinstance(expected, bytes) else expected.encode())
+    assert status == 0
+    assert "12 vertices, 13 arrows" in said
+    assert not [p for p in tmp_path.iterdir() if p != out]
+
+
+@pytest.mark.parametrize("loss", ["softmax_cross_entropy", "huber", "binary_cross_entropy"])
+def test_the_command_shows_values_for_every_kind_of_target(capsys, loss):
+    last = "sigmoid" if loss == "binary_cross_entropy" else "identity"
+    with jax.enable_x64(False):
+        status, said, _ = run(capsys, "--sizes", "4,3", "--values", "--loss", loss, "--output-activation", last)
+    assert status == 0
+    assert "32×3<br/>‖·‖" in said
+
+
+def test_the_command_knows_every_loss():
+    assert set(cli.LOSSES) == set(mb.losses.TABLE)
+
+
+def test_the_command_draws_an_objective_of_yours(capsys, tmp_path, monkeypatch):
+    (tmp_path / "of_mine.py").write_text(
+        "import manual_backprop as mb\nnet = mb.Residual(mb.Dense(3, 3))\nJ = mb.Objective(net, mb.squared_error)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    status, said, _ = run(capsys, "of_mine:J")
+    assert status == 0
+    assert "Residual: x + f(x)" in said
+    assert "subgraph" not in run(capsys, "of_mine:J", "--open", "0")[1]
+    assert run(capsys, "of_mine:net")[2].endswith("of_mine:net is a Residual, not a manual_backprop.Objective\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "give --sizes"),
+        (["--sizes", "4"], "at least inputs and outputs"),
+        (["--sizes", "4,3", "--activation", "swoosh"], "no activation is called"),
+        (["--sizes", "4,3", "--out", "graph.jpg"], "write one of .svg"),
+        (["--sizes", "4,3", "--out", "nowhere/graph.svg"], "does not exist"),
+        (["a:b", "--sizes", "4,3"], "not both"),
+        (["no_such_module:b"], "there is no module"),
+        (["tests.test_graph:OBJECTIVE", "--values"], "use Python"),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_draw(capsys, arguments, text):
+    status, said, error = run(capsys, *arguments)
+    assert (status, said) == (2, "")
+    assert text in error
+
+
+OBJECTIVE = mb.Objective(mb.Dense(2, 2), mb.squared_error)
