@@ -5,7 +5,7 @@ next row through the gap between the rows; from weights to their penalty over th
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from manual_backprop.graph.model import Arrow, Box, Graph, Vertex
@@ -292,16 +292,24 @@ class _Layout:
         return Path(arrow, tuple(points), (middle, lanes[0]))
 
 
-def _rows(chunks: Iterable[float]) -> tuple[list[_Row], list[int]]:
-    """Chunks into rows, each as full as the page allows; and the row of every chunk."""
-    rows, row_of = [_Row([], 0.0)], []
+def _rows(chunks: Sequence[float]) -> tuple[list[_Row], list[int]]:
+    """Chunks into as few rows as the page allows, none wider than it must be for that; and the row of every chunk."""
+    few = len(_filled(chunks, PAGE))
+    spans = {sum(chunks[i:j]) for i in range(len(chunks)) for j in range(i + 1, len(chunks) + 1)}
+    tight = min((width for width in spans if len(_filled(chunks, width)) == few), default=PAGE)
+    rows = _filled(chunks, tight)
+    return rows, [number for number, row in enumerate(rows) for _ in row.chunks]
+
+
+def _filled(chunks: Sequence[float], limit: float) -> list[_Row]:
+    """Rows, each as full as the limit allows; a chunk that is wider has one to itself."""
+    rows = [_Row([], 0.0)]
     for number, width in enumerate(chunks):
-        if rows[-1].chunks and rows[-1].width + width > PAGE:
+        if rows[-1].chunks and rows[-1].width + width > limit + 1e-9:
             rows.append(_Row([], 0.0))
         rows[-1].chunks.append(number)
         rows[-1].width += width
-        row_of.append(len(rows) - 1)
-    return rows, row_of
+    return rows
 
 
 def _border(shape: Shape, towards: Point) -> Point:

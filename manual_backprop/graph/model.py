@@ -71,7 +71,7 @@ class Box:
     height: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Graph:
     """Vertices, arrows and boxes, each in the order of computation.
 
@@ -88,6 +88,9 @@ class Graph:
     arrows: tuple[Arrow, ...]
     boxes: tuple[Box, ...]
     chunks: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        return f"Graph({self.title!r}, {len(self.vertices)} vertices, {len(self.arrows)} arrows)"
 
     def __getitem__(self, key: str) -> Vertex:
         """The vertex with this key.
