@@ -1,0 +1,136 @@
+"""The README's pictures, each on light and on dark paper: `python docs/pictures.py` writes docs/pictures/*.svg.
+
+Needs matplotlib (extra `cli`). The graphs are the same bytes on every machine; in the others the last bits of rounding
+show, which differ from one processor to the next.
+"""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from matplotlib.colors import BoundaryNorm
+from matplotlib.figure import Figure
+
+import manual_backprop as mb
+import reference
+from manual_backprop.graph.picture import COLOURS
+from reference.files import write_atomically
+
+FOLDER = Path(__file__).resolve().parent / "pictures"
+SERIES = {
+    "light": ("#0969da", "#bc4c00", "#1a7f37", "#8250df"),
+    "dark": ("#58a6ff", "#f0883e", "#56d364", "#bc8cff"),
+}
+
+
+def objective() -> mb.Objective:
+    """The network of the README."""
+    return mb.Objective(mb.mlp((64, 128, 10)), mb.softmax_cross_entropy, mb.Frobenius(1e-4))
+
+
+def forward_graph(theme: Any) -> str:
+    """(G1) as the note and D2L draw it."""
+    return mb.forward_graph(objective()).svg(theme=theme)
+
+
+def backward_graph(theme: Any) -> str:
+    """Local derivatives on the arrows, delta at every z."""
+    return mb.backward_graph(objective()).svg(theme=theme)
+
+
+def heat_map(theme: str) -> str:
+    """|by hand - jax.grad| of every weight: the right gradient, and one in which f' of layer 2 was forgotten."""
+    net = mb.mlp((24, 20, 16, 10), activation="tanh")
+    problem = mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(1e-3))
+    params = net.init(jax.random.key(0))
+    x, y = jax.random.normal(jax.random.key(1), (32, 24)), jnp.arange(32) % 10
+    _, right = jax.jit(mb.value_and_grad(problem))(params, x, y)
+    _, automatic = jax.jit(reference.value_and_grad(problem))(params, x, y)
+    step = jax.jit(lambda p, x, y: mb.backprop(problem, p, x, y, rule=forgetful()))(params, x, y)
+    figure = Figure(figsize=(8.6, 4.6), layout="constrained")
+    axes = figure.subplots(2, 3, width_ratios=(24, 20, 16))
+    norm = BoundaryNorm(np.arange(-19, -0.5, 1.0), 256)
+    for row, (gradients, said) in enumerate(((right, "by hand"), (step.gradients, "f' of layer 2 forgotten"))):
+        for layer, (ours, theirs) in enumerate(zip(gradients, automatic, strict=True)):
+            away = np.abs(np.asarray(ours.W) - np.asarray(theirs.W))
+            at = axes[row, layer]
+            with np.errstate(divide="ignore"):
+                shown = at.imshow(np.maximum(np.log10(away), -18.9), norm=norm, cmap="viridis", aspect="auto")
+            at.set_title(rf"$W^{{({layer + 1})}}$: {said}", fontsize=10)
+            at.set(xticks=[], yticks=[])
+    figure.colorbar(shown, ax=axes, label=r"$\log_{10}$ |by hand - jax.grad|", ticks=range(-18, 0, 3))
+    return text(figure, theme)
+
+
+def forgetful() -> Any:
+    """A sweep that forgets f' in layer 2."""
+    return mb.rules.on_delta((None, lambda site: site.delta / site.layer.f.df(site.trace.z, site.trace.a), None))
+
+
+def error_terms(theme: str) -> str:
+    """||delta^(l)|| from the last layer of 24 down to the first, before any training."""
+    depth, width = 24, 128
+    figure = Figure(figsize=(7.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    layers = np.arange(1, depth + 1)
+    for colour, name in zip(SERIES[theme], ("relu", "tanh", "gelu", "sigmoid"), strict=True):
+        net = mb.mlp((64, *(width,) * (depth - 1), 10), activation=name)
+        x, y = jax.random.normal(jax.random.key(1), (64, 64)), jnp.arange(64) % 10
+        problem = mb.Objective(net, mb.softmax_cross_entropy)
+        step = jax.jit(lambda p, x, y, of=problem: mb.backprop(of, p, x, y))(net.init(jax.random.key(0)), x, y)
+        norms = [float(jnp.sqrt(jnp.mean(jnp.sum(delta**2, axis=1)))) for delta in step.deltas]
+        axes.semilogy(layers, norms, color=colour, lw=1.8, label=name)
+    axes.set(xlabel="layer $l$", ylabel=r"$\|\delta^{(l)}\|$, root mean square", xlim=(1, depth))
+    axes.legend(ncols=4, loc="lower right", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    return text(figure, theme)
+
+
+def text(figure: Figure, theme: str) -> str:
+    """A figure as SVG, in the theme's ink and paper."""
+    colours = COLOURS[theme]
+    figure.set_facecolor(colours["paper"])
+    for axes in figure.axes:
+        axes.set_facecolor(colours["paper"])
+        axes.tick_params(colors=colours["ink"])
+        for label in (axes.title, axes.xaxis.label, axes.yaxis.label):
+            label.set_color(colours["ink"])
+        for spine in axes.spines.values():
+            spine.set_edgecolor(colours["frame"])
+        for entry in axes.get_legend().get_texts() if axes.get_legend() else ():
+            entry.set_color(colours["ink"])
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return file.getvalue().decode()
+
+
+PICTURES: dict[str, Callable[[Any], str]] = {
+    "forward_graph": forward_graph,
+    "backward_graph": backward_graph,
+    "heat_map": heat_map,
+    "error_terms": error_terms,
+}
+
+
+def main() -> None:
+    """Make them all."""
+    FOLDER.mkdir(exist_ok=True)
+    with jax.enable_x64(True), matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"svg.hashsalt": "manual-backprop", "mathtext.fontset": "cm"})
+        for name, make in PICTURES.items():
+            for theme in COLOURS:
+                path = FOLDER / f"{name}.{theme}.svg"
+                content = make(theme).encode()
+                write_atomically(path, lambda file, content=content: file.write(content))
+                print(f"{path.name}: {len(content) / 1000:.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

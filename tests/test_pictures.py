@@ -1,0 +1,42 @@
+"""The README's pictures: all there on both papers, the graphs as the library draws them now."""
+
+import importlib.util
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+_spec = importlib.util.spec_from_file_location("docs_pictures", ROOT / "docs" / "pictures.py")
+pictures = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(pictures)
+THEMES = ("light", "dark")
+
+
+def stored(name: str, theme: str) -> str:
+    return (pictures.FOLDER / f"{name}.{theme}.svg").read_text()
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("name", ["forward_graph", "backward_graph"])
+def test_stored_graphs_are_what_is_drawn_now(name, theme):
+    assert stored(name, theme) == pictures.PICTURES[name](theme), "run python docs/pictures.py"
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_a_readme_shows_every_picture_on_both_papers(name):
+    shown = re.findall(r'(?:src|srcset)="docs/pictures/([\w.]+)"', (ROOT / name).read_text())
+    there = [path.name for path in pictures.FOLDER.iterdir()]
+    assert sorted(shown) == sorted(there) == sorted(f"{p}.{theme}.svg" for p in pictures.PICTURES for theme in THEMES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "theme"), [("heat_map", "light"), ("error_terms", "dark")])
+def test_measured_pictures_can_be_made_again(name, theme):
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        made = pictures.PICTURES[name](theme)
+    for svg in (made, stored(name, theme)):
+        assert f"fill: {pictures.COLOURS[theme]['paper']}" in svg  # the paper
+        assert f"fill: {pictures.COLOURS[theme]['ink']}" in svg  # titles and labels
+    assert re.search(r'viewBox="[\d. ]+"', made)[0] == re.search(r'viewBox="[\d. ]+"', stored(name, theme))[0]
