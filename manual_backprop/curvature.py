@@ -169,7 +169,8 @@ def fisher_diagonal(
     """The diagonal of sum_n w_n J_n^T H_n J_n, by default the mean over examples: sum_k (delta_k^2)^T a^2.
 
     With labels "all" it is that of the Gauss-Newton matrix of L; the regulariser's lam is not in it. Arguments
-    and errors as for `fisher_deltas`; one column at a time, so memory does not grow with the number of outputs.
+    and errors as for `fisher_deltas`. The columns lie in memory together, as one (K, *output) array; they go back one
+    at a time, so nothing else grows with their number K (with labels "all" and softmax, the number of outputs).
     """
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")

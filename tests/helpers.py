@@ -1,5 +1,8 @@
 """Networks, data and comparisons that several test files share."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -16,9 +19,22 @@ FAST = quick()  # the tests compile much and run little
 TOLERANCE = 1e-12  # relative to the largest entry of a leaf, float64
 
 
-def fast(function: Any) -> Any:
+def fast(function: Any, **given: Any) -> Any:
     """`function` compiled, quickly."""
-    return jax.jit(function, compiler_options=FAST)
+    return jax.jit(function, compiler_options=FAST, **given)
+
+
+def quick_flags() -> str:
+    """XLA_FLAGS for another process to compile quickly too, besides those of this one."""
+    flags = [f"--{name}={str(value).lower()}" for name, value in (FAST or {}).items()]
+    return " ".join([*os.environ.get("XLA_FLAGS", "").split(), *flags])
+
+
+def in_its_own_process(code: str) -> subprocess.CompletedProcess:
+    """Python on `code`, with x64 as JAX has it of itself."""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_X64"}
+    environment["XLA_FLAGS"] = quick_flags()
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
 
 
 def check(*args: Any, **given: Any) -> reference.Report:

@@ -1,4 +1,7 @@
-"""Published claims, asserted by the functions of benchmarks.experiments at a smaller size; and that they can fail."""
+"""Published claims, asserted by the functions of benchmarks.experiments at a smaller size; and that they can fail.
+
+Also what benchmarks.readings holds its times to, at which batches.
+"""
 
 import json
 import math
@@ -9,8 +12,10 @@ import numpy as np
 import pytest
 from helpers import assert_close, fast
 
+from benchmarks import readings
 from benchmarks.experiments import CLAIMS, Bound, Claim, Finding, alignment, curvature, examples, forward
 from benchmarks.experiments.__main__ import chosen, main
+from benchmarks.experiments.claims import least_mean
 from reference.files import BadInput
 
 EXACT = {
@@ -26,7 +31,7 @@ EXACT = {
 }
 SLOW = {
     "FA-aligns": {"seeds": (5, 6), "epochs": 20},
-    "FA-learns": {"seeds": (5, 6), "epochs": 20},
+    "FA-learns": {"seeds": (5, 6, 7, 8, 9), "epochs": 20},
     "DFA-aligns": {"seeds": (5,), "epochs": 10},
     "uSF-aligns": {"seeds": (5,), "epochs": 5},
     "frSF-aligns": {"seeds": (5,), "epochs": 5},
@@ -86,6 +91,15 @@ def finding(measured=0.0, control=2.0):
 def test_a_claim_without_its_control_does_not_hold(wrong):
     assert finding().verdict == "holds"
     assert finding(**wrong).verdict == "does not hold"
+
+
+def test_a_mean_is_held_to_its_lower_end():
+    """Four values of mean 5 and deviation 1: their mean's standard error is 1/2."""
+    spread = math.sqrt(3) / 2  # so that sum (x - 5)^2 / 3 = 1
+    values = [5 - spread, 5 - spread, 5 + spread, 5 + spread]
+    assert least_mean(values) == pytest.approx(4.0, abs=1e-12)
+    assert least_mean([5.0, 5.0, 5.0]) == 5.0
+    assert math.isnan(least_mean([5.0])) and not Bound("it", least_mean([5.0]), ">=", 0.0).holds
 
 
 def test_feedback_that_nothing_learns_with_does_not_align():
@@ -170,3 +184,37 @@ def test_a_claim_runs_in_float64_whatever_the_flag():
     with jax.enable_x64(False):
         assert seen.run() == jnp.float32
         assert seen() == jnp.float64
+
+
+def row(batch, time):
+    cost = readings.Cost(time, 2.0, 1, 1)
+    return readings.Measured("squared_norms", batch, cost, cost, "", 0.0)
+
+
+@pytest.mark.parametrize(
+    "times, verdict, values",
+    [
+        ({32: 0.8, 128: 0.9, 512: 0.7}, "ok", "0.8, 0.9, 0.7"),
+        ({32: 0.8, 128: 0.9, 512: 0.91}, "MISSED", "0.8, 0.9, 0.91"),
+        ({32: 0.91}, "MISSED", "0.91, -, -"),
+        ({128: 0.9}, "ok in part", "-, 0.9, -"),
+        ({64: 0.9}, "not measured", "-, -, -"),
+        ({32: math.nan, 128: 0.9, 512: 0.7}, "MISSED", "nan, 0.9, 0.7"),
+    ],
+)
+def test_an_expectation_is_of_every_batch(times, verdict, values):
+    norms = readings.EXPECTATIONS[0]
+    found = norms.verdict([row(batch, time) for batch, time in times.items()])
+    assert found == (verdict, f"squared_norms, gradients <= 0.9 at batch 32, 128, 512: {values}")
+
+
+def test_the_issues_numbers_are_expected_at_its_batches():
+    every = (32, 128, 512)
+    assert [(e.row, e.bound, e.at_least, e.batches) for e in readings.EXPECTATIONS] == [
+        ("squared_norms", 0.9, False, every),
+        ("gradient + squared_norms", 1.25, False, every),
+        ("clipped_gradients", 1.25, False, every),
+        ("clipped_gradients", 50, True, (128,)),
+        ("clipped_gradients", 300, True, (128,)),
+        ("hessian_vector_product", 2.1, False, every),
+    ]

@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import generic
+from helpers import assert_close, fast, generic
+from test_readings import PlainDense
 
 import manual_backprop as mb
-from manual_backprop.layers import Affine, OuterProduct
+from manual_backprop.layers import Affine, Layer, OuterProduct
 from reference import check_layer
 
 X = jnp.sin(jnp.arange(60.0)).reshape(5, 4, 3)
@@ -56,8 +57,8 @@ class BrokenDense(mb.Dense):
         right = super().gradient_tangent(saved, delta, da_in, ddelta, weights)
         return Affine(right.W, right.b + 0.001) if self.mistake == "gradient_tangent" else right
 
-    def pushforward_params(self, saved: Any, dparams: Any) -> Any:
-        right = super().pushforward_params(saved, dparams)
+    def pushforward_params(self, params: Any, a_in: Any, saved: Any, dparams: Any) -> Any:
+        right = super().pushforward_params(params, a_in, saved, dparams)
         return right + 0.001 if self.mistake == "pushforward_params" else right
 
 
@@ -76,3 +77,47 @@ def test_a_wrong_fast_form_is_named(mistake):
     report = check_layer(layer, generic(layer), X)
     failed = {row.path.split(".W")[0].split(".b")[0] for row in report.rows if row.verdict == "fail"}
     assert failed == {mistake if mistake.startswith(("grad", "push")) else f"factor.{mistake}"}
+
+
+class Tangentless(PlainDense):
+    """Dense's maps, and a factor that knows its gradient alone: tangents by the general forms."""
+
+    pushforward_params = Layer.pushforward_params
+    gradient_tangent = Layer.gradient_tangent
+
+
+def around(dense: Any) -> mb.Serial:
+    """One family as first layer, within every composite, and last."""
+    inner = (mb.Repeat(mb.Residual(dense(4, 4, "softplus")), 2), mb.Tied(dense(4, 4, "sigmoid"), 2))
+    return mb.Serial((dense(3, 4, "tanh"), *inner, dense(4, 2)))
+
+
+def test_tangents_have_general_forms():
+    layer = Tangentless(3, 2, "tanh")
+    for x in (X, X[:, 0]):
+        check_layer(layer, generic(layer), x).raise_if_failed()
+    saved, delta, dparams = X[:, 0], jnp.cos(X[:, 1, :2]), generic(layer, 1)
+    assert_close(*(tangents(family(3, 2), saved, delta, dparams) for family in (Tangentless, mb.Dense)))
+
+
+def tangents(layer: Layer, saved: Any, delta: Any, dparams: Any) -> tuple[Any, ...]:
+    """Along a change of what entered, and along none; with weights and without."""
+    params, da, ddelta, weights = generic(layer), jnp.sin(3 * saved), jnp.sin(delta), jnp.linspace(0.1, 0.5, len(saved))
+    return (
+        layer.pushforward_params(params, saved, saved, dparams),
+        *(layer.gradient_tangent(saved, delta, da, ddelta, w) for w in (None, weights)),
+        *(layer.gradient_tangent(saved, delta, None, ddelta, w) for w in (None, weights)),
+    )
+
+
+@pytest.mark.parametrize("net", [lambda dense: dense(3, 2, "tanh"), around], ids=["one layer", "composites"])
+def test_a_family_without_tangents_has_the_hessian_products_of_dense(net):
+    y, weights = jnp.cos(X[..., :2]), jnp.linspace(0.1, 0.5, len(X))
+    objectives = [mb.Objective(net(dense), mb.squared_error, mb.Frobenius(0.1)) for dense in (mb.Dense, Tangentless)]
+    params, v = generic(net(mb.Dense), 1), generic(net(mb.Dense), 2)
+
+    def products(params: Any, v: Any) -> Any:
+        return [[mb.hessian_vector_product(J, params, X, y, v, weights=w) for w in (None, weights)] for J in objectives]
+
+    dense, general = fast(products)(params, v)
+    assert_close(general, dense)

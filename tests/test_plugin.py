@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 
 import jax
 import pytest
+from helpers import quick_flags
 
 PROJECT = """
 import jax, jax.numpy as jnp, numpy as np, pytest
@@ -60,7 +61,8 @@ def test_each(assert_gradients_match, gradient_case):
 
 def run(pytester: pytest.Pytester, *arguments: str, processes: int = 0) -> pytest.RunResult:
     installed = any(point.name == "manual_backprop" for point in entry_points(group="pytest11"))
-    arguments = (*([] if installed else ["-p", "reference.pytest_plugin"]), *arguments)
+    ours = [] if installed else ["-p", "reference.pytest_plugin"]
+    arguments = (*ours, "-p", "no:hypothesispytest", *arguments)  # which imports hypothesis anew at the end of a run
     if processes:
         return pytester.runpytest_subprocess("-n", str(processes), *arguments)
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
@@ -68,7 +70,8 @@ def run(pytester: pytest.Pytester, *arguments: str, processes: int = 0) -> pytes
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester) -> pytest.Pytester:
+def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    monkeypatch.setenv("XLA_FLAGS", quick_flags())  # for the processes that it starts
     pytester.makeini("[pytest]\naddopts = --strict-markers\n")
     return pytester
 

@@ -278,13 +278,13 @@ def test_private_noise_is_of_the_deviation_that_was_asked_for():
 
 def test_a_private_step_is_optaxs_without_its_vmap():
     """Clipped sum, noise, division by N: with noise 0, equal to optax's aggregate of per-example gradients."""
-    at, _, params = chain((N,))
+    (net, *at), _, params = chain((N,))
     key = jax.random.key(3)
     ours = optax.chain(mb.training.private_noise(1.0, 0.0, key), optax.scale(1 / N))
     theirs = optax.contrib.differentially_private_aggregate(1.0, 0.0, key)
     with jax.numpy_dtype_promotion("standard"):
-        update, _ = ours.update(mb.clipped_gradients(*at, 1.0), ours.init(params))
-        expected, _ = theirs.update(mb.per_example_gradients(*at), theirs.init(params))
+        update, _ = fast(lambda *at: ours.update(mb.clipped_gradients(net, *at, 1.0), ours.init(params)))(*at)
+        expected, _ = fast(lambda *at: theirs.update(mb.per_example_gradients(net, *at), theirs.init(params)))(*at)
     assert_close(update, expected)
 
 

@@ -31,6 +31,12 @@ def problem(net: Any, positions: tuple[int, ...] = ()) -> tuple[Any, Any, jax.Ar
     return mb.Objective(net, mb.squared_error), generic(net, 0), x, y
 
 
+@partial(fast, static_argnums=0)
+def stepped(objective: mb.Objective, params: Any, x: Any, y: Any, rule: Any) -> mb.Step:
+    """The step under a rule, compiled once for all tests of an objective and a kind of rule."""
+    return mb.backprop(objective, params, x, y, rule=rule)
+
+
 @jax.custom_vjp
 def lying(a: Any, W: Any, b: Any, B: Any) -> Any:
     """W a + b, which says that its derivative by a is B."""
@@ -91,16 +97,21 @@ def test_rules_with_other_weights_equal_jax_grad_of_lying_layers(net):
         return (step.gradients, step.d_x / N), lean
 
     theirs = fast(jax.grad(partial(by_lying, net), argnums=(0, 2)))
-    for name, (rule, feedback) in cases.items():
+    for rule, feedback in cases.values():
         full, lean = ours(params, rule)
-        assert_close(full, theirs(params, feedback, x, y)), name
+        assert_close(full, theirs(params, feedback, x, y))
         assert_close(lean, full, 1e-13)
 
 
 def test_feedback_that_is_the_parameters_is_backpropagation():
     objective, params, x, y = problem(NET)
-    rule = rules.FeedbackAlignment(params)
-    assert_close(mb.backprop(objective, params, x, y, rule=rule), mb.backprop(objective, params, x, y), 0)
+
+    @fast
+    def both(params: Any) -> Any:
+        by_rule = mb.backprop(objective, params, x, y, rule=rules.FeedbackAlignment(params))
+        return by_rule, mb.backprop(objective, params, x, y)
+
+    assert_close(*both(params), 0)
 
 
 def test_direct_feedback_equals_jax_grad_layer_by_layer():
@@ -108,23 +119,26 @@ def test_direct_feedback_equals_jax_grad_layer_by_layer():
     objective, params, x, y = problem(MLP)
     B = rules.direct_feedback(MLP, jax.random.key(2))
     assert B[-1] is None
-    step = fast(lambda p, rule: mb.backprop(objective, p, x, y, rule=rule))(params, rules.DirectFeedbackAlignment(B))
-    output, trace = mb.forward(MLP, params, x)
-    entered = (x, trace[0].a, trace[1].a)
+    step = stepped(objective, params, x, y, rules.DirectFeedbackAlignment(B))
+    output, entered = step.output, (x, step.trace[0].a, step.trace[1].a)
     error = output * (1 - output) * (output - y)  # delta of the output, not dl/do
 
-    def alone(p: Any, layer: int) -> Any:
+    @fast
+    def alone(params: Any) -> Any:
+        return tuple(jax.grad(of_layer)(params[layer], layer) for layer in range(3))
+
+    def of_layer(p: Any, layer: int) -> Any:
         a = autodiff.model.ACTIVATIONS[MLP.nodes[layer].f.name](entered[layer] @ p.W.T + p.b[None])
         return jnp.sum(a * (error @ B[layer])) / N if layer < 2 else 0.5 * jnp.sum((a - y) ** 2) / N
 
-    assert_close(step.gradients, tuple(jax.grad(alone)(params[layer], layer) for layer in range(3)))
+    assert_close(step.gradients, alone(params))
 
 
 def test_direct_feedback_through_composites_reaches_every_layer_unmixed():
     """delta_l = f_l'(z_l) * (B_l^T e) for every block of a Repeat, use of a Tied and position."""
     objective, params, x, y = problem(NET, (2,))
     B = rules.direct_feedback(NET, jax.random.key(2))
-    step = fast(lambda p, rule: mb.backprop(objective, p, x, y, rule=rule))(params, rules.DirectFeedbackAlignment(B))
+    step = stepped(objective, params, x, y, rules.DirectFeedbackAlignment(B))
     error = step.output - y
 
     def softplus_slope(z: Any) -> Any:
@@ -144,7 +158,7 @@ def test_direct_feedback_where_the_last_layer_stands_elsewhere_too():
     net = mb.Serial((mb.Dense(3, 2), mb.Serial((layer, layer))))
     objective, params, x, y = problem(net)
     B = rules.direct_feedback(net, jax.random.key(0))
-    step = mb.backprop(objective, params, x, y, rule=rules.DirectFeedbackAlignment(B))
+    step = stepped(objective, params, x, y, rules.DirectFeedbackAlignment(B))
     assert B[1][1] is None
     error = (1 - step.output**2) * (step.output - y)
     assert_close(step.deltas[1][0], (1 - jnp.tanh(step.trace[1][0].z) ** 2) * (error @ B[1][0]))
@@ -152,13 +166,12 @@ def test_direct_feedback_where_the_last_layer_stands_elsewhere_too():
 
 def test_readings_under_another_rule():
     """Norms of feedback alignment's per-example gradients, and their clipped sum."""
-    objective, params, x, y = problem(NET)
-    step = mb.backprop(objective, params, x, y, rule=rules.FeedbackAlignment(generic(NET, 7)))
-    each = mb.per_example_gradients(NET, step.trace, step.deltas)
+    step = stepped(*problem(NET), rules.FeedbackAlignment(generic(NET, 7)))
+    each = fast(partial(mb.per_example_gradients, NET))(step.trace, step.deltas)
     rows = np.concatenate([np.asarray(g).reshape(N, -1) for g in jax.tree.leaves(each)], 1)
     norms = np.linalg.norm(rows, axis=1)
-    assert_close(mb.squared_norms(NET, step.trace, step.deltas), norms**2)
-    clipped = mb.clipped_gradients(NET, step.trace, step.deltas, float(np.median(norms)))
+    assert_close(fast(partial(mb.squared_norms, NET))(step.trace, step.deltas), norms**2)
+    clipped = fast(partial(mb.clipped_gradients, NET))(step.trace, step.deltas, jnp.asarray(np.median(norms)))
     expected = np.minimum(1, np.median(norms) / norms) @ rows
     assert_close(jax.flatten_util.ravel_pytree(clipped)[0], expected)
 
@@ -172,7 +185,7 @@ def test_kolen_pollack_gives_both_the_same_update_and_its_own_decay():
     optimizer = optax.sgd(0.1)
     step = mb.training.make_kolen_pollack_step(objective, optimizer)
     apart = jax.tree.map(jnp.subtract, params, feedback)
-    at = mb.backprop(objective, params, x, y, rule=rules.KolenPollack(feedback))
+    at = stepped(objective, params, x, y, rules.KolenPollack(feedback))
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, at.gradients)
     new, back, _, J = step(*jax.tree.map(jnp.copy, (params, feedback)), optimizer.init((params, feedback)), x, y)
     assert_close((new, J), (expected, at.value))
@@ -185,12 +198,8 @@ def test_kolen_pollack_gives_both_the_same_update_and_its_own_decay():
 
 def edited(edit: Any, net: Any = MLP, **given: Any) -> tuple[Any, Any]:
     """(step under the edit, step without)."""
-    objective, params, x, y = problem(net)
-
-    def step(rule: Any) -> Any:
-        return fast(lambda p, rule: mb.backprop(objective, p, x, y, rule=rule))(params, rule)
-
-    return step(rules.on_delta(edit, **given)), step(rules.backprop)
+    at = problem(net)
+    return stepped(*at, rules.on_delta(edit, **given)), stepped(*at, rules.backprop)
 
 
 def test_top_k_keeps_the_largest():
@@ -237,7 +246,7 @@ def test_straight_through_is_jaxs_own_idiom():
         return 0.5 * jnp.sum((a @ params[1].W.T + params[1].b[None] - y) ** 2) / N
 
     assert np.any(found.gradients[0].W)
-    assert_close(found.gradients, jax.grad(J)(params))
+    assert_close(found.gradients, fast(jax.grad(J))(params))
 
 
 def test_guided_backpropagation_lets_through_what_is_positive():
@@ -277,8 +286,8 @@ def test_an_edit_above_another_rule():
     objective, params, x, y = problem(MLP)
     B = generic(MLP, 7)
     beneath = rules.FeedbackAlignment(B)
-    both = mb.backprop(objective, params, x, y, rule=rules.on_delta((None, edits.TopK(1), None), beneath=beneath))
-    alone = mb.backprop(objective, params, x, y, rule=beneath)
+    both = stepped(objective, params, x, y, rules.on_delta((None, edits.TopK(1), None), beneath=beneath))
+    alone = stepped(objective, params, x, y, beneath)
     largest = np.abs(alone.deltas[1]) == np.abs(alone.deltas[1]).max(1, keepdims=True)
     assert_close(both.deltas[1], np.where(largest, alone.deltas[1], 0))
     assert_close(both.deltas[0], (1 - np.tanh(alone.trace[0].z) ** 2) * (both.deltas[1] @ B[1].W))

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 import manual_backprop as mb
-from benchmarks.experiments.claims import Bound, Finding, Seeds, claim
+from benchmarks.experiments.claims import Bound, Finding, Seeds, claim, least_mean
 from benchmarks.experiments.digits import (
     BATCH,
     NET,
@@ -32,6 +32,8 @@ from manual_backprop.layers.base import Rule
 # On seeds 0 to 4, pixels of unit variance left backprop itself less than 4 points above readout only, and feedback as
 # small as W left FA 3: hence pixels in [0, 1] and SPREAD. The seeds here had no say in either.
 SEEDS = (5, 6, 7, 8, 9)
+# Points above readout only differ by seed, 3.5 to 8.3 for FA: of five seeds the mean less two standard errors was 3.9.
+TEN_SEEDS = (*SEEDS, 10, 11, 12, 13, 14)
 EPOCHS = 30
 SPREAD = 0.3  # deviation of feedback, for every rule: that of uniform numbers in [-0.5, 0.5]
 DECAY = 1e-3  # lambda of Kolen-Pollack
@@ -147,20 +149,20 @@ def stranger(name: str, seed: int) -> Rule:
     return make_rule(name, key)
 
 
-def learns(name: str, seeds: Seeds = SEEDS, epochs: int = EPOCHS) -> Finding:
+def learns(name: str, seeds: Seeds = TEN_SEEDS, epochs: int = EPOCHS) -> Finding:
     """Points of accuracy below backprop's; control: points above a network whose hidden layers stay as drawn.
 
-    The first is the worst seed's; the control is the mean over seeds, and the note has its worst.
+    The first is the worst seed's; the control is of the mean over seeds, and the note has that and its worst.
     """
     own, true, frozen = ([test_accuracy(n, seed, epochs) for seed in seeds] for n in (name, "BP", "readout"))
     behind = max(t - o for t, o in zip(true, own, strict=True))
     ahead = [o - f for o, f in zip(own, frozen, strict=True)]
     return Finding(
         Bound("most points below backprop", behind, "<=", 2.0),
-        Bound("mean points above readout only", sum(ahead) / len(ahead), ">=", 4.0),
+        Bound("points above readout only, mean - 2 standard errors", least_mean(ahead), ">=", 4.0),
         seeds,
-        f"least above readout only {min(ahead):.1f}; worst accuracy {min(own):.1f} %, backprop {min(true):.1f} %,"
-        f" readout only {min(frozen):.1f} %",
+        f"above readout only: mean {np.mean(ahead):.1f}, worst {min(ahead):.1f}; worst accuracy {min(own):.1f} %,"
+        f" backprop {min(true):.1f} %, readout only {min(frozen):.1f} %",
     )
 
 

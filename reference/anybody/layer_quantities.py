@@ -89,6 +89,7 @@ def by_hand(layer: Layer, params: Tree, a_in: Array, seed: int) -> dict[str, Tre
         "pushforward of a_in": push(none, da),
         "pushforward of params": push(dparams, still),
         "pushforward": push(dparams, da),
+        "pushforward_params": layer.pushforward_params(params, a_in, saved, dparams),
         "transport": tu,
         "factor": fu,
         "pushforward of sum": push(jax.tree.map(lambda leaf: 2 * leaf, dparams), -3 * da),
@@ -98,8 +99,6 @@ def by_hand(layer: Layer, params: Tree, a_in: Array, seed: int) -> dict[str, Tre
         "factor of sum": fsum,
         "sum of factors": jax.tree.map(lambda a, b: 2 * a - 3 * b, fu, fv),
     }
-    alone = layer.pushforward_params(saved, dparams)
-    found["pushforward_params"] = found["pushforward of params"] if alone is None else alone
     if not jax.tree.leaves(params):
         return found | dict.fromkeys(READINGS, ())
     found["gradient_tangent"] = layer.gradient_tangent(saved, u, da, v, weights) if layer.bilinear else ()
