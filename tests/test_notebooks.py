@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import jupytext
 import nbformat
 import pytest
 
@@ -130,6 +131,11 @@ def test_versions_of_the_tools_are_told() -> None:
         notebook.metadata.setdefault(where, nbformat.from_dict({}))[key] = "1.2.3"
         (told,) = build.wrong_with(notebook)
         assert where in told
+
+
+def test_an_editor_with_jupytext_pairs_them() -> None:
+    config = jupytext.config.load_jupytext_configuration_file(str(build.HERE / "jupytext.toml"))
+    assert config.default_formats(str(build.HERE / "2_error_terms.ipynb")) == "ipynb,py:percent"
 
 
 def test_a_pair_that_differs_is_seen() -> None:
