@@ -7,10 +7,12 @@ next row through the gap between the rows; from weights to their penalty over th
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from manual_backprop.graph.model import Arrow, Box, Graph, Vertex
 
 PAGE = 9.8  # the widest row
+MANY = 64  # more chunks than any row has
 MARGIN = 0.5  # left and right of the rows
 HALF = 0.21  # half the height of a square, and the radius of a circle
 LINE = 0.135  # one line of notes
@@ -101,6 +103,7 @@ def lay_out(graph: Graph) -> Page:
 class _Layout:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
+        self.vertices = {vertex.key: vertex for vertex in graph.vertices}
         self.rows, self.row_of = _rows(graph.chunks)
         self.levels = self._levels()
         for row in range(len(self.rows)):
@@ -136,7 +139,7 @@ class _Layout:
         )
 
     def _row(self, key: str) -> int:
-        return self.row_of[self.graph[key].place.chunk]
+        return self.row_of[self.vertices[key].place.chunk]
 
     def _x(self, vertex: Vertex) -> float:
         chunks = self.rows[self.row_of[vertex.place.chunk]].chunks
@@ -161,7 +164,7 @@ class _Layout:
             for a in self.graph.arrows
             if vertex.key in (a.tail, a.head) and a.lane == "straight"
         }
-        return all(self.graph[key].place.y > 0 for key in joined)
+        return all(self.vertices[key].place.y > 0 for key in joined)
 
     def _of_row(self, row: int) -> list[Vertex]:
         return [vertex for vertex in self.graph.vertices if self.row_of[vertex.place.chunk] == row]
@@ -181,11 +184,11 @@ class _Layout:
         return levels
 
     def _span(self, arrow: Arrow) -> tuple[int, float]:
-        tail, head = self.graph[arrow.tail], self.graph[arrow.head]
+        tail, head = self.vertices[arrow.tail], self.vertices[arrow.head]
         return abs(self._row(arrow.tail) - self._row(arrow.head)), abs(self._x(tail) - self._x(head))
 
     def _interval(self, arrow: Arrow, row: int) -> tuple[float, float]:
-        ends = [self._x(self.graph[key]) for key in (arrow.tail, arrow.head) if self._row(key) == row]
+        ends = [self._x(self.vertices[key]) for key in (arrow.tail, arrow.head) if self._row(key) == row]
         return (min(ends), max(ends)) if len(ends) == 2 else (0.0, ends[0])
 
     def _notes_depth(self, row: int) -> int:
@@ -295,8 +298,8 @@ class _Layout:
 def _rows(chunks: Sequence[float]) -> tuple[list[_Row], list[int]]:
     """Chunks into as few rows as the page allows, none wider than it must be for that; and the row of every chunk."""
     few = len(_filled(chunks, PAGE))
-    spans = {sum(chunks[i:j]) for i in range(len(chunks)) for j in range(i + 1, len(chunks) + 1)}
-    tight = min((width for width in spans if len(_filled(chunks, width)) == few), default=PAGE)
+    widths = {round(width, 6) for first in range(len(chunks)) for width in accumulate(chunks[first : first + MANY])}
+    tight = min((width for width in widths if width <= PAGE and len(_filled(chunks, width)) == few), default=PAGE)
     rows = _filled(chunks, tight)
     return rows, [number for number, row in enumerate(rows) for _ in row.chunks]
 

@@ -159,7 +159,7 @@ def _of_composite(
 ) -> Iterator[Piece]:
     within, block, letter = index, node.block, ""
     if isinstance(node, Repeat | Tied):
-        letter = LOOPS[len(index.loops)]
+        letter = LOOPS[len(index.loops) :][:1] or f"k{len(index.loops)}"
         within = replace(index, loops=(*index.loops, (depth(block), letter)))
         if isinstance(node, Tied):
             shared = shared or index
