@@ -117,7 +117,8 @@ def _parser() -> argparse.ArgumentParser:
     graph.add_argument("--sizes", type=_widths, metavar="M,M,...", help="inputs, neurons of every layer, outputs")
     graph.add_argument("--activation", default="tanh", help="of the hidden layers (default tanh)")
     graph.add_argument("--output-activation", default="identity", help="of the last layer (default identity)")
-    graph.add_argument("--loss", choices=LOSSES, default=LOSSES[0], help=f"default {LOSSES[0]}")
+    losses = f"{LOSSES[0]} (default), {', '.join(LOSSES[1:])}"
+    graph.add_argument("--loss", choices=LOSSES, default=LOSSES[0], metavar="NAME", help=losses)
     graph.add_argument("--lam", type=_coefficient, default=1e-4, help="of the regulariser (default 0.0001; 0: none)")
     graph.add_argument("--backward", action="store_true", help="the gradients instead of the values")
     graph.add_argument("--open", type=_natural, metavar="N", help="levels of composites to open (default all)")
