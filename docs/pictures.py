@@ -1,7 +1,7 @@
 """The README's pictures, each on light and on dark paper: `python docs/pictures.py` writes docs/pictures/*.svg.
 
-Needs matplotlib (extra `cli`). The graphs are the same bytes on every machine; in the others the last bits of rounding
-show, which differ from one processor to the next.
+Needs matplotlib (extra `cli`). The graphs are the same bytes wherever matplotlib is of the same
+version; in the others the last bits of rounding show, which differ from one processor to the next.
 """
 
 import io
@@ -41,6 +41,13 @@ def forward_graph(theme: Any) -> str:
 def backward_graph(theme: Any) -> str:
     """Local derivatives on the arrows, delta at every z."""
     return mb.backward_graph(objective()).svg(theme=theme)
+
+
+def composite_graph(theme: Any) -> str:
+    """Composites, opened: a residual block, and a chain of which one block is drawn for all."""
+    block = mb.Residual(mb.Serial((mb.Dense(64, 64, "gelu"), mb.Dense(64, 64))))
+    net = mb.Serial((block, mb.Repeat(block, 8), mb.Dense(64, 10)))
+    return mb.forward_graph(mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(1e-4))).svg(theme=theme)
 
 
 def heat_map(theme: str) -> str:
@@ -113,6 +120,7 @@ def text(figure: Figure, theme: str) -> str:
 PICTURES: dict[str, Callable[[Any], str]] = {
     "forward_graph": forward_graph,
     "backward_graph": backward_graph,
+    "composite_graph": composite_graph,
     "heat_map": heat_map,
     "error_terms": error_terms,
 }

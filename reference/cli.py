@@ -15,15 +15,24 @@ LOSSES = (
 )
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be a whole number, or several with commas between, got {text!r}"
+        ) from None
+
+
 def _positive(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {value}")
     return value
 
 
 def _natural(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"must be 0 or more, got {value}")
     return value
@@ -115,11 +124,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     graph.add_argument("target", nargs="?", metavar="TARGET", help="module:name of a manual_backprop.Objective")
     graph.add_argument("--sizes", type=_widths, metavar="M,M,...", help="inputs, neurons of every layer, outputs")
-    graph.add_argument("--activation", default="tanh", help="of the hidden layers (default tanh)")
-    graph.add_argument("--output-activation", default="identity", help="of the last layer (default identity)")
+    graph.add_argument("--activation", help="of the hidden layers (default tanh)")
+    graph.add_argument("--output-activation", help="of the last layer (default identity)")
     losses = f"{LOSSES[0]} (default), {', '.join(LOSSES[1:])}"
-    graph.add_argument("--loss", choices=LOSSES, default=LOSSES[0], metavar="NAME", help=losses)
-    graph.add_argument("--lam", type=_coefficient, default=1e-4, help="of the regulariser (default 0.0001; 0: none)")
+    graph.add_argument("--loss", choices=LOSSES, metavar="NAME", help=losses)
+    graph.add_argument("--lam", type=_coefficient, help="of the regulariser (default 0.0001; 0: none)")
     graph.add_argument("--backward", action="store_true", help="the gradients instead of the values")
     graph.add_argument("--open", type=_natural, metavar="N", help="levels of composites to open (default all)")
     graph.add_argument("--values", action="store_true", help="show shapes and norms, on a batch of 32 random examples")

@@ -1,5 +1,7 @@
 """`manual-backprop graph`: the computational graph of a network as a picture or as text (G1)."""
 
+import io
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from reference.by_name import current_folder_first, named, told
 from reference.files import BadInput, require_writable, write_atomically
 
 EXAMPLES = 32  # in the batch that --values shows
+MLP = {"activation": "tanh", "output_activation": "identity", "loss": "softmax_cross_entropy", "lam": 1e-4}
 FORMS = ".svg .png .mmd .dot"
 
 
@@ -24,24 +27,29 @@ def run(arguments: Namespace) -> int:
     out = None if arguments.out is None else Path(arguments.out)
     if out is not None:
         if out.suffix not in FORMS.split():
-            raise BadInput(f"--out {out} ends in {out.suffix or 'nothing'}; write one of {FORMS.replace(' ', ', ')}")
+            ending = f"ends in {out.suffix}" if out.suffix else "has no ending"
+            raise BadInput(f"--out {out} {ending}; write one of {FORMS.replace(' ', ', ')}")
         require_writable(out)
     objective = _objective(arguments)
     graph = _graph(objective, arguments)
     if out is None:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a console of one byte a letter has no λ
+            sys.stdout.reconfigure(encoding="utf-8")
         print(graph.mermaid(), end="")
         return 0
     content = _content(graph, out.suffix, arguments.theme)
     write_atomically(out, lambda file: file.write(content))
-    print(f"wrote {out}: {len(graph.vertices)} vertices, {len(graph.arrows)} arrows, of {objective.net}")
+    print(f"wrote {out}: {len(graph.vertices)} vertices, {len(graph.arrows)} arrows")
     return 0
 
 
 def _objective(arguments: Namespace) -> mb.Objective:
     """The user's own, or an MLP of these sizes."""
     if arguments.target is not None:
-        if arguments.sizes is not None:
-            raise BadInput("give --sizes for an MLP or the name of an objective of yours, not both")
+        for_mlp = ("sizes", "activation", "output_activation", "loss", "lam")
+        asked = [f"--{name.replace('_', '-')}" for name in for_mlp if getattr(arguments, name) is not None]
+        if asked:
+            raise BadInput(f"{', '.join(asked)} describe an MLP of ours; an objective of yours has its own, not both")
         with current_folder_first():
             found = named(arguments.target)
         if not isinstance(found, mb.Objective):
@@ -49,6 +57,8 @@ def _objective(arguments: Namespace) -> mb.Objective:
         return found
     if arguments.sizes is None:
         raise BadInput("give --sizes, such as --sizes 64,128,10, or module:name of an objective of yours")
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    vars(arguments).update({**MLP, **given})
     try:
         hidden = mb.activations.get(arguments.activation)
         net = mb.mlp(arguments.sizes, hidden, arguments.output_activation)
@@ -64,6 +74,8 @@ def _graph(objective: mb.Objective, arguments: Namespace) -> Graph:
         return draw(objective, opened=opened)
     if arguments.target is not None:
         raise BadInput("--values draws a batch for an MLP of --sizes; for an objective of yours use Python")
+    if arguments.loss == "binary_cross_entropy" and arguments.output_activation != "sigmoid":
+        raise BadInput("binary_cross_entropy takes probabilities; to show values add --output-activation sigmoid")
     of_params, of_x, of_y = jax.random.split(jax.random.key(arguments.seed), 3)
     x = jax.random.normal(of_x, (EXAMPLES, arguments.sizes[0]))
     return draw(objective, objective.net.init(of_params), x, _targets(of_y, arguments), opened=opened)

@@ -60,7 +60,7 @@ def autodiff_uses(source: str) -> list[str]:
 def test_manual_backprop_calls_no_autodiff(path):
     """`export` registers our backward with JAX, which differentiates nothing; that is all that is let pass."""
     allowed = {"jax.custom_vjp"} if path.name == "export.py" else set()
-    assert set(autodiff_uses(path.read_text())) <= allowed
+    assert set(autodiff_uses(path.read_text(encoding="utf-8"))) <= allowed
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ jax.jit(lambda *a: mb.gauss_newton_diagonal(objective, *a))(params, x, y)
 def imported(path: Path) -> set[str]:
     """Dotted names that a module imports: "package.module.Name"."""
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {name.name for name in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -118,12 +118,12 @@ def imported(path: Path) -> set[str]:
 def test_manual_backprop_knows_nothing_of_the_reference_or_the_outside(path):
     names = imported(path)
     assert not [n for n in names if n.startswith(("reference", "numpy.random", "sklearn", "rich", "jax.nn"))]
-    tree = ast.parse(path.read_text())
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     assert not [n for n in ast.walk(tree) if isinstance(n, ast.Call) and getattr(n.func, "id", "") in {"print", "open"}]
     # jax.nn is the reference's: here it serves to draw initial weights, and nothing else.
-    nn = re.findall(r"jax\.nn\.(\w+)", path.read_text())
+    nn = re.findall(r"jax\.nn\.(\w+)", path.read_text(encoding="utf-8"))
     assert set(nn) <= {"initializers"}
-    assert "config.update" not in path.read_text()
+    assert "config.update" not in path.read_text(encoding="utf-8")
 
 
 DESCRIPTIONS = {
@@ -144,7 +144,7 @@ def test_the_reference_takes_descriptions_alone(name):
     assert {n for n in imported(path) if n.startswith("manual_backprop")} <= allowed
     called = {
         node.func.attr
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
         if getattr(node.func.value, "id", "") != "bounds"  # the reference's own formulas
     }
@@ -193,12 +193,12 @@ def test_arrows_point_one_way():
 @pytest.mark.parametrize("tag", TAGS)
 def test_every_equation_is_cited_in_code_and_in_a_test(tag):
     def cites(path: Path) -> bool:
-        text = re.sub(r"\((\w\d)\)-\((\w)(\d)\)", _spread, path.read_text())
+        text = re.sub(r"\((\w\d)\)-\((\w)(\d)\)", _spread, path.read_text(encoding="utf-8"))
         return f"({tag})" in text
 
     assert any(map(cites, BY_HAND)), f"({tag}) is not cited in manual_backprop"
     assert any(cites(p) for p in TESTS if p.name != Path(__file__).name), f"({tag}) is not cited in a test"
-    assert f"({tag})" in (ROOT / "README.md").read_text(), f"({tag}) is not in the README's table"
+    assert f"({tag})" in (ROOT / "README.md").read_text(encoding="utf-8"), f"({tag}) is not in the README's table"
 
 
 def _spread(match: re.Match) -> str:
@@ -227,12 +227,12 @@ def test_locks_have_no_addresses():
     assert {ROOT / name for name in ("constraints.txt", "pyproject.toml")} | {*BY_HAND, *REFERENCE, *TESTS} <= {*found}
     for path in found:
         assert not host.search(path.read_text(errors="ignore")), path
-    pins = (ROOT / "constraints.txt").read_text().split("\n")
+    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").split("\n")
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; .+)?", line) for line in pins if line)
 
 
 def test_the_readme_is_short_and_its_example_runs():
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 320
     blocks = re.findall(r"```python\n(.*?)```", text, re.S)
     assert blocks
@@ -244,4 +244,4 @@ def test_the_readme_is_short_and_its_example_runs():
 def test_modules_stay_small():
     """A file has one job and fits a few screens."""
     for path in [*BY_HAND, *REFERENCE]:
-        assert len(path.read_text().splitlines()) <= 350, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path

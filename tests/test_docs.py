@@ -57,7 +57,7 @@ def documented(text: str) -> set[str]:
 
 @pytest.fixture(scope="module")
 def places() -> set[str]:
-    return set().union(*(documented(path.read_text()) for path in API))
+    return set().union(*(documented(path.read_text(encoding="utf-8")) for path in API))
 
 
 def public(package: ModuleType) -> set[str]:
@@ -107,30 +107,32 @@ def test_every_module_has_its_place(path, places, homes):
 
 
 def test_every_page_is_in_the_contents():
-    contents = (DOCS / "index.md").read_text()
+    contents = (DOCS / "index.md").read_text(encoding="utf-8")
     for path in API:
         assert f"\n{path.relative_to(DOCS).with_suffix('')}\n" in contents, path
         if path.name != "index.md":
-            assert f"({path.relative_to(DOCS / 'api')})" in (DOCS / "api" / "index.md").read_text(), path
+            assert f"({path.relative_to(DOCS / 'api')})" in (DOCS / "api" / "index.md").read_text(encoding="utf-8"), (
+                path
+            )
 
 
 def test_every_command_is_on_its_page():
     parser = cli._parser()
     (commands,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
-    text = (DOCS / "api" / "reference" / "command.md").read_text()
+    text = (DOCS / "api" / "reference" / "command.md").read_text(encoding="utf-8")
     assert set(re.findall(r"command-help:: (\w+)", text)) == set(commands)
 
 
 @pytest.mark.parametrize("tag", sorted({*TAGS, "G1"}))
 def test_every_equation_is_typeset_under_its_tag(tag):
-    text = (DOCS / "equations.md").read_text()
+    text = (DOCS / "equations.md").read_text(encoding="utf-8")
     assert re.search(rf"\(eq-{tag}\)=\n(?:(?!\n\n).)*\\tag\{{{tag}\}}", text, re.DOTALL)
 
 
 def markdown(path: Path) -> str:
     if path.suffix != ".ipynb":
-        return path.read_text()
-    cells = json.loads(path.read_text())["cells"]
+        return path.read_text(encoding="utf-8")
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     return "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
 
@@ -173,7 +175,7 @@ def test_the_test_for_links_can_fail():
 
 
 def test_the_front_page_runs():
-    (program,) = re.findall(r"```python\n(.*?)```", (DOCS / "index.md").read_text(), re.S)
+    (program,) = re.findall(r"```python\n(.*?)```", (DOCS / "index.md").read_text(encoding="utf-8"), re.S)
     told: dict[str, object] = {}
     exec(program, told)
     assert len(told["deltas"]) == 3  # type: ignore[arg-type]

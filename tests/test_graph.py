@@ -1,10 +1,14 @@
 """The computational graph (G1): what it says is computed again from its arrows alone, and held against jax.grad."""
 
+import dataclasses
+import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from hashlib import sha256
 from itertools import combinations, pairwise
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +18,12 @@ import pytest
 
 import manual_backprop as mb
 import reference
-from manual_backprop.graph import layout
+from manual_backprop.graph import layout, picture
+from manual_backprop.layers.base import Parameters
 from reference import autodiff, cli
 from reference.model import ACTIVATIONS
 from tests.helpers import assert_close, batch, fast, generic
-from tests.test_layer_check import Convolution
+from tests.test_layer_check import Convolution, X
 
 BLOCK = mb.Residual(mb.Serial((mb.Dense(4, 3, "tanh"), mb.Dense(3, 4, "sigmoid"))))
 CHAINS = {
@@ -112,23 +117,76 @@ def local(label, forward, layers):
 
 @pytest.mark.parametrize("name", CHAINS)
 def test_the_backward_graph_computes_every_gradient(name):
-    objective, params, x, y = problem(CHAINS[name])
+    assert_gradients(*problem(CHAINS[name]))
+
+
+def assert_gradients(objective, params, x, y, drawn=None, n=0):
+    """The graphs, of `drawn` with its chain of n blocks written out if given, against jax.grad of `objective`."""
     layers = by_layer(objective.net, params)
+    forward_graph, graph = (draw(drawn or objective) for draw in BOTH)
+    if drawn is not None:
+        forward_graph, graph = unrolled(forward_graph, n), unrolled(graph, n)
     with jax.numpy_rank_promotion("allow"):
-        forward = computed_forward(mb.forward_graph(objective), layers, x, y)
+        forward = computed_forward(forward_graph, layers, x, y)
     forward["activations"] = {i: layer.f.name for i, layer in enumerate(objective.net.layers(), 1)}
-    graph = mb.backward_graph(objective)
     values = {"dJ": jnp.ones(())}
     for vertex in graph.vertices[1:]:
         arriving = [local(a.label, forward, layers)(values[a.tail]) for a in graph.into(vertex.key)]
         values[vertex.key] = sum(arriving[1:], arriving[0])
-    _, gradients = fast(reference.value_and_grad(objective))(params, x, y)
+    J, gradients = fast(reference.value_and_grad(objective))(params, x, y)
+    assert_close(forward["J"], J)
     for number, block in by_layer(objective.net, gradients).items():
         assert_close(values[f"dW_{number}"], block.W)
         assert_close(values[f"db_{number}"][0], block.b)
     for number, delta in enumerate(jax.tree.leaves(fast(lambda *a: reference.deltas(objective, *a))(params, x, y)), 1):
         assert_close(values[f"delta_{number}"], delta)
     assert_close(values["dx"], fast(lambda *a: autodiff.d_x(objective, *a))(params, x, y))
+
+
+def unrolled(graph, n):
+    """The graph of a chain with its n blocks written out: numbers for the sums, and the loop's arrow between blocks."""
+    (box,) = [box for box in graph.boxes if box.label.startswith("Repeat")]
+    (loop,) = [arrow for arrow in graph.arrows if arrow.lane == "loop"]
+    backward = loop.tail.startswith("d")
+    inner, outer = (loop.tail, loop.head) if backward else (loop.head, loop.tail)
+    members, order = set(box.members), range(n)[:: -1 if backward else 1]
+
+    def numbered(text, k):
+        text = re.sub(r"(\d+)[+_](\d*)k", lambda m: str(int(m[1]) + k * int(m[2] or 1)), text)
+        return text.replace("c_k", f"c_{k}")
+
+    def at(key, k):
+        own = ("dc_k" if backward else "c_k") if key == inner else key
+        return numbered(own, k) if key in members else key
+
+    first = next(i for i, v in enumerate(graph.vertices) if v.key in members)
+    block = [v for v in graph.vertices if v.key in members]
+    copies = [replace(v, key=at(v.key, k), label=numbered(v.label, k)) for k in order for v in block]
+    around = [v for v in graph.vertices if v.key not in members]
+    arrows = []
+    for arrow in graph.arrows:
+        ends = {arrow.tail, arrow.head} & members
+        for k in range(n) if ends else [0]:
+            tail, head = at(arrow.tail, k), at(arrow.head, k)
+            if arrow is loop:
+                tail, head = (at(inner, k + 1), at(outer, k)) if backward else (at(outer, k), at(inner, k + 1))
+                if k + 1 == n:
+                    continue
+            elif arrow.lane != "penalty" and ((ends == {inner} and k > 0) or (ends == {outer} and k + 1 < n)):
+                continue  # into the first block alone, and out of the last
+            label = arrow.label.split(",")[0] if arrow is loop else numbered(arrow.label, k)
+            arrows.append(replace(arrow, tail=tail, head=head, label=label))
+    return replace(graph, vertices=(*around[:first], *copies, *around[first:]), arrows=tuple(arrows), boxes=())
+
+
+@pytest.mark.parametrize("block", [mb.Dense(4, 4, "tanh"), BLOCK, mb.Residual(mb.Residual(mb.Dense(4, 4, "tanh")))])
+def test_opened_chains_compute_the_objective_and_every_gradient(block):
+    n = 3
+    net = mb.Serial((mb.Repeat(block, n), mb.Dense(4, 3)))
+    objective, params, x, y = problem(net)
+    written = mb.Serial((*(block,) * n, mb.Dense(4, 3)))
+    parts = (*(jax.tree.map(lambda leaf, k=k: leaf[k], params[0]) for k in range(n)), params[1])
+    assert_gradients(mb.Objective(written, objective.loss, objective.regularizer), parts, x, y, objective, n)
 
 
 def test_a_two_layer_graph_is_the_published_one():
@@ -149,7 +207,8 @@ def test_deltas_carry_their_equations():
     graph = mb.backward_graph(problem(mb.mlp((4, 5, 5, 3)))[0])
     assert [graph[f"delta_{i}"].notes for i in (1, 2, 3)] == [("(B2)",), ("(B2)",), ("(B1)",)]
     assert graph["dx"].notes == ("(B5)",)
-    assert graph["dW_1"].notes == ("(B4)",)
+    assert graph["dW_1"].notes == ("(B4) (B6)",)
+    assert mb.backward_graph(problem(mb.mlp((4, 3)), lam=None)[0])["dW_1"].notes == ("(B4)",)
 
 
 def test_blocks_that_repeat_are_drawn_once_with_numbered_layers():
@@ -160,7 +219,7 @@ def test_blocks_that_repeat_are_drawn_once_with_numbered_layers():
     assert "W^(2+3k)" not in labels
     loops = {(arrow.tail, arrow.head, arrow.label) for arrow in graph.arrows if arrow.lane == "loop"}
     assert loops == {
-        ("a_3_3k_j", "times_3_3k_j", "j+1"), ("a_3_3k_j", "times_2_3k", "k+1"), ("h_12_2k", "times_11_2k", "k+1"),
+        ("a_3_3k_j", "c_3_3k_j", "j+1"), ("a_3_3k_j", "c_2_3k", "k+1"), ("h_12_2k", "c_11_2k", "k+1"),
     }  # fmt: skip
     assert [box.label for box in graph.boxes][-1] == "Repeat: 8 blocks, k = 0..7"
 
@@ -181,6 +240,104 @@ def test_closed_composites_are_boxes_between_variables():
     assert {(a.tail, a.head) for a in graph.arrows} >= {("a_1", "box_10"), ("box_10", "a_10"), ("box_10", "norm")}
     back = mb.backward_graph(problem(COMPOSITES)[0], opened=False)
     assert [a.label for a in back.into("da_10")] == ["dh^(26)/da^(10)"]
+
+
+def test_a_closed_backward_graph_arrow_by_arrow():
+    """Each composite passes its gradient on, gives its parameters theirs, and keeps (B1) for what the loss meets."""
+    graph = mb.backward_graph(problem(COMPOSITES)[0], opened=False)
+    signal = {(a.tail, a.head, a.label) for a in graph.arrows if a.lane == "straight" and "theta" not in a.head}
+    assert signal >= {
+        ("dh_26", "da_10", "dh^(26)/da^(10)"), ("da_10", "da_1", "da^(10)/da^(1)"),
+        ("da_27", "delta_27", "diag f_27'(z^(27))"),
+        ("delta_27", "dh_26", "(W^(27))^T"), ("delta_27", "dW_27", "(h^(26))^T"), ("delta_1", "dW_1", "x^T"),
+    }  # fmt: skip
+    thetas = {(a.tail, a.head, a.label, a.lane) for a in graph.arrows if "theta" in a.head}
+    assert thetas == {
+        ("da_10", "dtheta_10", "da^(10)/dtheta", "straight"), ("ds", "dtheta_10", "lambda W", "penalty"),
+        ("dh_26", "dtheta_26", "dh^(26)/dtheta", "straight"), ("ds", "dtheta_26", "lambda W", "penalty"),
+    }  # fmt: skip
+    assert graph["dtheta_10"].label == "dJ/dtheta"
+    assert [graph[key].notes for key in ("delta_1", "delta_27")] == [("(B2)",), ("(B1)",)]
+    plain = mb.backward_graph(problem(COMPOSITES, lam=None)[0], opened=False)
+    assert plain["dtheta_10"].label == "dL/dtheta"
+
+
+@pytest.mark.parametrize(
+    ("net", "opened", "tags"),
+    [
+        (mb.Serial((mb.Dense(4, 4), mb.Repeat(mb.Dense(4, 4), 3))), False, ["(B2)"]),
+        (mb.Serial((mb.Dense(4, 4), mb.Repeat(mb.Dense(4, 4), 3))), True, ["(B2)", "(B1) (B2)"]),
+        (mb.Residual(mb.Dense(4, 4)), True, ["(B2)"]),
+        (mb.Dense(4, 4), True, ["(B1)"]),
+    ],
+)
+def test_only_the_delta_that_the_loss_reaches_directly_is_of_b1(net, opened, tags):
+    graph = mb.backward_graph(mb.Objective(net, mb.squared_error), opened=opened)
+    deltas = [v for v in graph.vertices[::-1] if v.key.startswith("delta")]
+    assert [vertex.notes[0] for vertex in deltas] == tags
+
+
+def test_what_enters_is_named_for_every_block():
+    block = mb.Serial((mb.Residual(mb.Dense(4, 4)), mb.Dense(4, 4)))
+    net = mb.Serial((mb.Dense(4, 4), mb.Repeat(block, 3), mb.Tied(mb.Serial((block, mb.Repeat(mb.Dense(4, 4), 2))), 2)))
+    labels = {a.head: a.label for a in mb.backward_graph(mb.Objective(net, mb.squared_error), opened=1).arrows}
+    assert labels["dc_2_2k"] == "dh^(2+2k)/dc_k"
+    assert labels["dW_3_2k"] == labels["dW_3_2k"] == "(h^(2+2k))^T"
+    opened = {a.head: a.label for a in mb.backward_graph(mb.Objective(net, mb.squared_error)).arrows}
+    assert opened["dW_2_2k"] == "c_k^T"
+    assert opened["dW_10_j"] == "c_j^T"  # tied: W of every use k, but of block j
+    assert {"dW_8", "dW_9"} <= set(opened)
+
+
+def test_odd_names_are_drawn_as_they_are():
+    layer = Convolution()
+    for name in ("a", "z", "f", "elta", "W_", "input_projection_of_the_first_head"):
+        kind = dataclasses.make_dataclass("Odd", [(name, Any), ("c", Any)], bases=(Parameters,), frozen=True)
+        jax.tree_util.register_dataclass(kind)
+        odd = type("OddLayer", (Convolution,), {"init": lambda self, key, dtype=None, kind=kind: kind(X, X)})
+        for draw in BOTH:
+            graph = draw(mb.Objective(odd(), mb.squared_error))
+            assert len({v.key for v in graph.vertices}) == len(graph.vertices)
+            shapes = boxes(layout.lay_out(graph))
+            assert all(apart(a, b) for a, b in combinations(shapes.values(), 2))
+            assert graph.svg()
+    assert mb.forward_graph(mb.Objective(layer, mb.squared_error))
+
+
+def test_a_family_that_misnames_its_parameters_is_told():
+    lost = type("Lost", (mb.Dense,), {"operators": (("×", ("W",)),)})(2, 2)
+    with pytest.raises(ValueError, match=r"name the parameters \['W'\], but it has \['W', 'b'\]"):
+        mb.forward_graph(mb.Objective(lost, mb.squared_error))
+    vague = type("Vague", (mb.Dense,), {"local_derivatives": {"W": "{V}"}})(2, 2)
+    with pytest.raises(ValueError, match="it can name {W}, {b}, {a_in}"):
+        mb.backward_graph(mb.Objective(vague, mb.squared_error))
+
+
+def test_words_that_are_no_mathematics_are_drawn_as_words():
+    odd = mb.Activation("$\\foo$ 100%", f=jnp.sin, df=lambda z, a: jnp.cos(z))
+    kind = type("my_$Loss", (type(mb.huber),), {})
+    graph = mb.forward_graph(mb.Objective(mb.Dense(2, 2, odd), kind(), mb.Frobenius(0.12345)))
+    assert graph["f_1"].notes == ("$\\foo$ 100%",)
+    assert graph["loss"].notes == ("my", "$", "loss")
+    assert graph["norm"].notes[-1] == "λ = 0.12345"
+    assert graph.svg()
+
+
+def test_mathtext_says_what_the_label_says():
+    for label, expected in (
+        ("W^(2)", "$W^{(2)}$"), ("z^(3+2k)", "$z^{(3{+}2k)}$"), ("dL/da^(1)", r"$\partial L/\partial a^{(1)}$"),
+        ("dl/do", r"$\partial \ell/\partial o$"), ("delta^(1)", r"$\delta ^{(1)}$"), ("l", r"$\ell$"),
+        ("(W^(2))^T", r"$(W^{(2)})^{\mathrm{T}}$"), ("c_k^T", r"$c_{k}^{\mathrm{T}}$"),
+        ("dh'^(2)/dx", r"$\partial h'^{(2)}/\partial x$"), ("lambda W^(1)", r"$\lambda  W^{(1)}$"),
+    ):  # fmt: skip
+        assert picture.math(label) == expected
+
+
+def test_a_notebook_without_matplotlib_shows_words(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    graph = mb.forward_graph(OBJECTIVE)
+    assert graph._repr_svg_() is None
+    assert repr(graph).startswith("Graph('Forward: ")
 
 
 def test_a_family_of_your_own_is_drawn_by_its_parameters():
@@ -236,7 +393,7 @@ def test_nothing_lies_on_anything_and_all_is_on_the_page(name, draw):
     corners += [point for path in page.paths for point in path.points]
     corners += [point for f in page.frames for point in ((f.left, f.bottom), (f.right, f.top))]
     assert all(0 <= x <= page.width and 0 <= y <= page.height for x, y in corners)
-    assert page.width < 12
+    assert page.width < 12.5
     for path in page.paths:
         half = 0.03 * layout.visible(path.arrow.label)
         left, right = {"center": (half, half), "left": (0, 2 * half), "right": (2 * half, 0)}[path.align]
@@ -372,6 +529,15 @@ def test_the_command_shows_values_for_every_kind_of_target(capsys, loss):
     assert "32×3<br/>‖·‖" in said
 
 
+def test_the_command_prints_to_a_console_of_one_byte_a_letter():
+    code = "import sys; from reference.cli import main; sys.exit(main(['graph', '--sizes', '4,3']))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "cp1252"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "λ = 0.0001" in done.stdout.decode("utf-8")
+
+
 def test_the_command_knows_every_loss():
     assert set(cli.LOSSES) == set(mb.losses.TABLE)
 
@@ -396,7 +562,10 @@ def test_the_command_draws_an_objective_of_yours(capsys, tmp_path, monkeypatch):
         (["--sizes", "4,3", "--activation", "swoosh"], "no activation is called"),
         (["--sizes", "4,3", "--out", "graph.jpg"], "write one of .svg"),
         (["--sizes", "4,3", "--out", "nowhere/graph.svg"], "does not exist"),
-        (["a:b", "--sizes", "4,3"], "not both"),
+        (["a:b", "--sizes", "4,3"], "--sizes describe an MLP"),
+        (["a:b", "--lam", "0.1", "--loss", "huber"], "--loss, --lam describe an MLP"),
+        (["--sizes", "4,3", "--out", "graph"], "has no ending"),
+        (["--sizes", "4,3", "--values", "--loss", "binary_cross_entropy"], "add --output-activation sigmoid"),
         (["no_such_module:b"], "there is no module"),
         (["tests.test_graph:OBJECTIVE", "--values"], "use Python"),
     ],

@@ -398,7 +398,7 @@ EITHER: dict[str, tuple[Check, Change]] = {
     "another flag": (in_spans, once(r"`--quick`", "`--fast`")),
     "a lost flag": (in_spans, once(r"`--junit`", "junit")),
     "another name": (in_names, once(r"KolenPollack", "KolenAndPollack")),
-    "another dtype": (in_names, once(r"(\n[^`\n]*)bfloat16", r"\1float32", last=True)),
+    "another dtype": (in_names, once(r"bfloat16(?! on )", "float64", last=True)),
 }
 IN_CHINESE: dict[str, tuple[Check, Change]] = {
     "another number word": (in_figures, once("七篇", "八篇")),

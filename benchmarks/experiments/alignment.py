@@ -33,7 +33,8 @@ from manual_backprop.layers.base import Rule
 # small as W left FA 3: hence pixels in [0, 1] and SPREAD. The seeds here had no say in either.
 SEEDS = (5, 6, 7, 8, 9)
 # Points above readout only differ by seed, 3.5 to 8.3 for FA: of five seeds the mean less two standard errors was 3.9.
-TEN_SEEDS = (*SEEDS, 10, 11, 12, 13, 14)
+# So there are ten, and none that had been looked at when this was decided.
+TEN_SEEDS = tuple(range(15, 25))
 EPOCHS = 30
 SPREAD = 0.3  # deviation of feedback, for every rule: that of uniform numbers in [-0.5, 0.5]
 DECAY = 1e-3  # lambda of Kolen-Pollack

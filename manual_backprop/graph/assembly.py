@@ -1,5 +1,6 @@
 """What the forward and the backward graph are put together with: vertices in chunks, arrows, and boxes."""
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ GUTTER = 0.16  # left free for the edge of a box
 
 
 class Assembly:
-    """A graph in the making, from x to J; `line` is the key of the vertex that the signal has come to.
+    """A graph in the making, from x to J; `line` is the key of what the signal has come to, `entering` its name.
 
     The forward and the backward graph say how a layer, a closed composite and a sum are drawn, and which way an
     arrow points.
@@ -19,8 +20,9 @@ class Assembly:
 
     def __init__(self) -> None:
         self.line = ""
-        self.letter = "a"  # of what enters the next layer
+        self.entering = "x"
         self.penalised: list[tuple[str, str]] = []  # (key, label) of what the regulariser counts
+        self._keys: set[str] = set()
         self._chunks: list[float] = []
         self._vertices: list[Vertex] = []
         self._arrows: list[Arrow] = []
@@ -32,17 +34,18 @@ class Assembly:
         for piece in pieces:
             if isinstance(piece, LayerPiece):
                 self.layer(piece)
-                self.letter = "a"
+                self.entering = f"a^({piece.index})"
             elif isinstance(piece, Closed):
                 self.closed(piece)
-                self.letter = piece.output
+                self.entering = f"{piece.output}^({piece.index})"
             elif isinstance(piece, Enter):
                 self._enter(piece)
             elif isinstance(piece, Sum):
                 self.sum(piece, self._open[-1][1])
-                self.letter = piece.letter
+                self.entering = f"{piece.letter}^({piece.index})"
             else:
                 self._leave()
+                self.entering = piece.output
 
     def layer(self, piece: LayerPiece) -> None:
         """Draw a layer."""
@@ -56,8 +59,12 @@ class Assembly:
         """Draw where a residual block's output meets what entered it, the vertex `entered`."""
         raise NotImplementedError
 
+    def block_input(self, piece: Enter, label: str) -> None:
+        """Draw what enters a block that repeats: for the first what entered the chain, then what left the last."""
+        raise NotImplementedError
+
     def loop(self, loop: str, first: str, last: str) -> None:
-        """Draw that what leaves one block enters the next."""
+        """Draw that what leaves a block, `last`, enters the next one, as `first`."""
         raise NotImplementedError
 
     def chunk(self, width: float) -> None:
@@ -91,14 +98,25 @@ class Assembly:
         return Graph(title, tuple(self._vertices), tuple(self._arrows), tuple(self._boxes), tuple(self._chunks))
 
     def _place(self, key: str, kind: Kind, role: Role, label: str, x: float, y: float, notes: Iterable[str]) -> str:
+        key = self._fresh(key)
         self._vertices.append(Vertex(key, kind, role, label, Place(len(self._chunks) - 1, x, y), tuple(notes)))
+        return key
+
+    def _fresh(self, key: str) -> str:
+        """The key made of letters, digits and underscores, and like no other: a parameter may be called z."""
+        key = re.sub(r"\W", "_", key)
+        while key in self._keys:
+            key += "_"
+        self._keys.add(key)
         return key
 
     def _enter(self, piece: Enter) -> None:
         self.chunk(GUTTER)
-        self._open.append((piece, self.line, len(self._vertices), len(self._boxes)))
+        inside = len(self._vertices)
         if piece.loop:
-            self.letter = piece.output
+            self.entering = f"c_{piece.loop}"
+            self.block_input(piece, self.entering)
+        self._open.append((piece, self.line, inside, len(self._boxes)))
 
     def _leave(self) -> None:
         self.chunk(GUTTER)

@@ -7,7 +7,18 @@ from typing import Any
 from manual_backprop.graph.assembly import ABOVE, Assembly
 from manual_backprop.graph.layout import half_width_of, visible
 from manual_backprop.graph.model import Graph, Role
-from manual_backprop.graph.pieces import Closed, Index, LayerPiece, Opened, Sum, notes, opening, pieces, values_of
+from manual_backprop.graph.pieces import (
+    Closed,
+    Enter,
+    Index,
+    LayerPiece,
+    Opened,
+    Sum,
+    notes,
+    opening,
+    pieces,
+    values_of,
+)
 from manual_backprop.layers.factor import Tree
 from manual_backprop.objective import Objective, Step
 
@@ -26,7 +37,8 @@ def backward_graph(
 
     Args:
         objective: J = L + s.
-        params: with x and y: every gradient that the sweep has as a value shows its shape and Frobenius norm.
+        params: with x and y: delta, dL/dx and the parameters' gradients, which the sweep has as values, show their
+            shapes and Frobenius norms.
         x: a batch, as for `backprop`.
         y: its targets.
         opened: as for `forward_graph`.
@@ -37,6 +49,7 @@ def backward_graph(
     opened = opening(objective, opened)
     values, step = values_of(objective, params, x, y)
     drawing = _Backward()
+    drawing.regularised = objective.regularizer is not None
     drawing.input(step)
     drawing.draw(pieces(objective.net, Index(1), values, opened))
     drawing.objective(objective, step)
@@ -47,8 +60,9 @@ def backward_graph(
 class _Backward(Assembly):
     """Put together from x to J like the forward graph, so that it stands like it; its arrows point back."""
 
-    entering = "x"  # the label of what the signal has come to
+    regularised = False
     delta = ""  # the key of the last delta, which (B1) or (B2) gives, as what is above it will show
+    in_loop = direct = False  # whether its layer repeats; whether nothing stands between it and the loss
 
     def input(self, step: Step | None) -> None:
         """(B5)."""
@@ -58,51 +72,57 @@ class _Backward(Assembly):
     def layer(self, piece: LayerPiece) -> None:
         """(B2) along the line, or (B1) where dl/do arrives, and (B3), (B4) up from it."""
         parameters, slug, at = list(piece.parameters), piece.index.slug, piece.index
-        widest = 2 * half_width_of(f"dL/da^({at})")
+        widest = max(2 * half_width_of(f"dL/d{name}^({at})") for name in ("a", *parameters))
         slope = f"diag f_{at}'(z^({at}))"  # (C7)
-        apart, step = max(APART, widest + 0.1), max(STEP, widest + 0.06 * visible(slope) + 0.1)
+        apart, step = max(APART, widest + 0.1), max(STEP, widest + 0.055 * visible(slope) + 0.1)
         middle = max(0.95, (len(parameters) - 1) / 2 * apart + widest / 2 + 0.05)
         self.chunk(middle + step + widest / 2 + 0.15)
         labels = {name: f"{name}^({piece.weights})" for name in parameters}
-        labels["a_in"] = "x" if str(at) == "1" else f"{self.letter}^({at.plus(-1)})"
+        labels["a_in"] = self.entering
         self._tag_delta("(B2)")
-        self.delta = f"delta_{slug}"
-        for i, name in enumerate(parameters):  # before delta: read from J back, after it
-            x = middle + (i - (len(parameters) - 1) / 2) * apart
-            self._parameter(piece, name, x, self._local(piece, name, labels, f"dz^({at})/d{labels[name]}"))
-        self._gradient(self.delta, f"delta^({at})", middle, role="signal", value=piece.values.deltas)
+        self.in_loop, self.direct = bool(at.loops), True
+        left = middle - (len(parameters) - 1) / 2 * apart
+        above = [self._parameter(piece, name, left + i * apart) for i, name in enumerate(parameters)]
+        self.delta = self._gradient(f"delta_{slug}", f"delta^({at})", middle, role="signal", value=piece.values.deltas)
+        for name, key in zip(parameters, above, strict=True):  # placed before: read from J back they come after
+            self.arrow(self.delta, key, self._local(piece, name, labels, f"dz^({at})/d{labels[name]}"))
         self._back_to(self.delta, self._local(piece, "a_in", labels, f"dz^({at})/d{labels['a_in']}"))
         self._back_to(self._gradient(f"da_{slug}", f"dL/da^({at})", middle + step, role="signal"), slope)
-        self.entering = f"a^({at})"
 
     def closed(self, piece: Closed) -> None:
         """One arrow past the box, and one to the gradient of all its parameters."""
         self.chunk(STEP + 0.75)
+        self.direct = False
         out, slug = f"{piece.output}^({piece.index})", piece.index.slug
-        after = f"d{piece.output}_{slug}"
-        theta = self._gradient(f"dtheta_{slug}", "dJ/dtheta", STEP / 2, ABOVE, role="parameter", tag=piece.label)
+        J = "J" if piece.penalised and self.regularised else "L"
+        theta = self._gradient(f"dtheta_{slug}", f"d{J}/dtheta", STEP / 2, ABOVE, role="parameter", tag=piece.label)
+        after = self._gradient(f"d{piece.output}_{slug}", f"dL/d{out}", STEP + 0.2, role="signal")
         self.arrow(after, theta, f"d{out}/dtheta")
-        self._back_to(self._gradient(after, f"dL/d{out}", STEP + 0.2, role="signal"), f"d{out}/d{self.entering}")
-        self.entering = out
+        self._back_to(after, f"d{out}/d{self.entering}")
         if piece.penalised:
             self.penalised.append((theta, "W"))
 
     def sum(self, piece: Sum, entered: str) -> None:
         """What arrives at a sum goes both ways as it is."""
-        self.chunk(STEP)
+        self.chunk(1.3)
         label = f"{piece.letter}^({piece.index})"
-        h = self._gradient(f"d{piece.slug}", f"dL/d{label}", 0.95, role="signal")
+        self.direct = False
+        h = self._gradient(f"d{piece.slug}", f"dL/d{label}", 0.75, role="signal")
         self._back_to(h, "I")
         self.arrow(h, entered, "I", "skip")
-        self.entering = label
+
+    def block_input(self, piece: Enter, label: str) -> None:
+        """The gradient of what enters a block goes as it is to the block before, from the first out of the chain."""
+        self.chunk(1.15)
+        self._back_to(self._gradient(f"dc_{piece.index.slug}", f"dL/d{label}", 0.7, role="signal"), "I")
 
     def loop(self, loop: str, first: str, last: str) -> None:
-        self.arrow(first, last, f"{loop}-1", "loop")
+        self.arrow(first, last, f"I, {loop}-1", "loop")
 
     def objective(self, objective: Objective, step: Step | None) -> None:
         """(J3) back to (B1), and (B6)."""
         self.note(self.line, "= dL/do")
-        self._tag_delta("(B1)" if self.line.startswith("da_") else "(B2)")
+        self._tag_delta("(B2)" if not self.direct else "(B1) (B2)" if self.in_loop else "(B1)")
         if objective.regularizer is None:
             self.chunk(STEP)
             self._back_to(self._gradient("dJ", "dJ/dJ", 0.95, role="objective", tag="= 1, J = L"), "dl/do")
@@ -120,16 +140,17 @@ class _Backward(Assembly):
     ) -> str:
         return self.variable(key, label, x, y, role=role, notes=(*([tag] if tag else []), *notes(value)))
 
-    def _parameter(self, piece: LayerPiece, name: str, x: float, local: str) -> None:
-        key = f"d{name}_{piece.weights.slug}"
+    def _parameter(self, piece: LayerPiece, name: str, x: float) -> str:
         label = f"{name}^({piece.weights})"
-        penalised = name in piece.penalised
+        counted = name in piece.penalised and self.regularised
         tag = {"W": "(B4)", "b": "(B3)"}.get(name, "") if piece.layer.local_derivatives else ""
+        tag = " ".join(filter(None, [tag, "(B6)" if counted else ""]))
         of = piece.gradients.get(name)
-        self._gradient(key, f"d{'J' if penalised else 'L'}/d{label}", x, ABOVE, role="parameter", tag=tag, value=of)
-        self.arrow(self.delta, key, local)
-        if penalised:
+        key = f"d{name}_{piece.weights.slug}"
+        key = self._gradient(key, f"d{'J' if counted else 'L'}/d{label}", x, ABOVE, role="parameter", tag=tag, value=of)
+        if counted:
             self.penalised.append((key, label))
+        return key
 
     def _tag_delta(self, tag: str) -> None:
         if self.delta:
@@ -140,7 +161,14 @@ class _Backward(Assembly):
         template = piece.layer.local_derivatives.get(name)
         if template is None:
             return otherwise
-        return re.sub(r"\((\w)\)\^T", r"\1^T", template.format(**labels))  # (x)^T
+        try:
+            local = template.format(**labels)
+        except (KeyError, IndexError) as error:
+            known = ", ".join(f"{{{label}}}" for label in labels)
+            raise ValueError(
+                f"{piece.layer}: local_derivatives[{name!r}] is {template!r}; it can name {known}"
+            ) from error
+        return re.sub(r"\((\w(?:_\w+)?)\)\^T", r"\1^T", local)  # (x)^T
 
     def _back_to(self, key: str, local: str) -> None:
         """An arrow from the vertex `key` back to where the signal had come."""

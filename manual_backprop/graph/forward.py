@@ -7,6 +7,7 @@ from manual_backprop.graph.layout import half_width_of
 from manual_backprop.graph.model import Graph
 from manual_backprop.graph.pieces import (
     Closed,
+    Enter,
     Index,
     LayerPiece,
     Opened,
@@ -31,8 +32,9 @@ def forward_graph(
 
     Args:
         objective: J = L + s.
-        params: with x and y: every variable shows its shape (of the whole batch) and its Frobenius norm, L, s and
-            J their values. Without, the graph shows what depends on what.
+        params: with x and y: x, y, z, a and the parameters show their shapes (of the whole batch, and of blocks that
+            repeat with their number in front) and Frobenius norms, L, s and J their values. Without, the graph
+            shows what depends on what.
         x: a batch, as for `backprop`.
         y: its targets.
         opened: how many levels of Residual, Repeat and Tied are opened into what they contain; False draws each as
@@ -59,11 +61,10 @@ class _Forward(Assembly):
 
     def layer(self, piece: LayerPiece) -> None:
         """(F1), a circle for each operator with its parameters above it, and (F2)."""
-        named = ((type(piece.layer).__name__, tuple(piece.parameters)),)
-        operators = piece.layer.operators or named
+        operators = piece.operators
         room = [max(1, len(names)) for _, names in operators]
         at, slug, trace = piece.index, piece.index.slug, piece.values.trace
-        step = max(STEP, 2 * half_width_of(f"W^({at})") + 0.12)
+        step = max(STEP, *(2 * half_width_of(f"{name}^({at})") + 0.12 for name in ("z", *piece.parameters)))
         self.chunk((sum(room) + 3) * step)
         left = 0.0
         for (sign, names), width in zip(operators, room, strict=True):
@@ -93,6 +94,10 @@ class _Forward(Assembly):
         self.arrow(entered, self.line, lane="skip")
         self._go_on(self.variable(piece.slug, f"{piece.letter}^({piece.index})", 1.5 * STEP, role="signal"))
 
+    def block_input(self, piece: Enter, label: str) -> None:
+        self.chunk(STEP)
+        self._go_on(self.variable(f"c_{piece.index.slug}", label, 0.5 * STEP, role="signal"))
+
     def loop(self, loop: str, first: str, last: str) -> None:
         self.arrow(last, first, f"{loop}+1", "loop")
 
@@ -110,7 +115,7 @@ class _Forward(Assembly):
             )
             return
         self._go_on(self.variable("L", "L", 1.5 * STEP, role="objective", notes=notes(step and step.loss)))
-        norm = self.operator("norm", "‖·‖_F^2", 1.5 * STEP, ABOVE, notes=("λ/2 Σ", f"λ = {regularizer.lam:.3g}"))
+        norm = self.operator("norm", "‖·‖_F^2", 1.5 * STEP, ABOVE, notes=("λ/2 Σ", f"λ = {regularizer.lam:g}"))
         for key, _ in self.penalised:
             self.arrow(key, norm, lane="penalty")
         s = self.variable("s", "s", 2.5 * STEP, ABOVE, role="objective", notes=notes(step and step.penalty))
@@ -125,11 +130,11 @@ class _Forward(Assembly):
         return self._go_on(self.operator(key, sign if short else "g", x, notes=() if short else (sign,)))
 
     def _parameter(self, piece: LayerPiece, name: str, x: float) -> str:
-        key = f"{name}_{piece.weights.slug}"
-        label = f"{name}^({piece.weights})"
+        label, of = f"{name}^({piece.weights})", notes(piece.parameters[name])
+        key = self.variable(f"{name}_{piece.weights.slug}", label, x, ABOVE, role="parameter", notes=of)
         if name in piece.penalised:
             self.penalised.append((key, label))
-        return self.variable(key, label, x, ABOVE, role="parameter", notes=notes(piece.parameters[name]))
+        return key
 
     def _go_on(self, key: str) -> str:
         self.arrow(self.line, key)

@@ -5,25 +5,26 @@ next row through the gap between the rows; from weights to their penalty over th
 """
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from manual_backprop.graph.model import Arrow, Box, Graph, Vertex
 
-PAGE = 9.8  # the widest row
+PAGE = 11.2  # the widest row
 MANY = 64  # more chunks than any row has
-MARGIN = 0.5  # left and right of the rows
+MARGIN = 0.6  # left and right of the rows
 HALF = 0.21  # half the height of a square, and the radius of a circle
 LINE = 0.135  # one line of notes
 LANE = 0.17  # from one lane to the next
+PORT = 0.1  # how far from a vertex's middle an arrow past a block begins and ends; those between blocks do in it
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A vertex on the page: its middle and half its extent."""
+    """A vertex on the page: its middle and half its extent; `in_lane` where an arrow from under the row is joined."""
 
     vertex: Vertex
     x: float
@@ -31,6 +32,7 @@ class Shape:
     half_width: float
     half_height: float
     notes_below: bool
+    in_lane: bool
 
     @property
     def note_lines(self) -> int:
@@ -104,8 +106,10 @@ class _Layout:
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
         self.vertices = {vertex.key: vertex for vertex in graph.vertices}
-        self.rows, self.row_of = _rows(graph.chunks)
+        self.in_lanes = {key for a in graph.arrows if a.lane in ("skip", "loop") for key in (a.tail, a.head)}
+        self.rows, self.row_of = _rows(graph)
         self.levels = self._levels()
+        self.apart = [arrow for arrow, rows in self.levels.items() if len(rows) > 1]  # each has a line in the margin
         for row in range(len(self.rows)):
             self._measure(row)
         y = 0.0
@@ -127,10 +131,7 @@ class _Layout:
         return Page(
             width,
             up,
-            {
-                key: Shape(s.vertex, s.x, s.y + up, s.half_width, s.half_height, s.notes_below)
-                for key, s in self.shapes.items()
-            },
+            {key: replace(s, y=s.y + up) for key, s in self.shapes.items()},
             tuple(
                 Path(p.arrow, tuple((x, y + up) for x, y in p.points), (p.label_at[0], p.label_at[1] + up), p.align)
                 for p in paths
@@ -153,12 +154,13 @@ class _Layout:
         elif vertex.kind == "composite":
             half_width, half_height = 0.75, 0.3
         y = self.rows[self.row_of[vertex.place.chunk]].y + vertex.place.y
-        return Shape(vertex, self._x(vertex), y, half_width, half_height, self._notes_below(vertex))
+        in_lane = vertex.key in self.in_lanes
+        return Shape(vertex, self._x(vertex), y, half_width, half_height, self._notes_below(vertex), in_lane)
 
     def _notes_below(self, vertex: Vertex) -> bool:
-        """Below the line, or where nothing of the line is joined to it from below."""
+        """On the line unless an arrow is joined from below, and above it where none from the line is."""
         if vertex.place.y == 0:
-            return True
+            return vertex.key not in self.in_lanes
         joined = {
             a.head if a.tail == vertex.key else a.tail
             for a in self.graph.arrows
@@ -192,7 +194,7 @@ class _Layout:
         return (min(ends), max(ends)) if len(ends) == 2 else (0.0, ends[0])
 
     def _notes_depth(self, row: int) -> int:
-        return max((len(v.notes) for v in self._of_row(row) if v.place.y == 0), default=0)
+        return max((len(v.notes) for v in self._of_row(row) if v.place.y == 0 and self._notes_below(v)), default=0)
 
     def _lane(self, arrow: Arrow, row: int) -> float:
         """How far below a row's line the lane of an arrow past a block runs."""
@@ -287,32 +289,53 @@ class _Layout:
         ends = [self.shapes[arrow.tail], self.shapes[arrow.head]]
         rows = [self._row(shape.vertex.key) for shape in ends]
         lanes = [self.rows[row].y - self._lane(arrow, row) for row in rows]
-        feet = [(shape.x, shape.y - shape.half_height) for shape in ends]
-        aside = MARGIN - 0.36
+        ports = [0.0, 0.0] if arrow.lane == "loop" else [PORT, -PORT] if ends[0].x <= ends[1].x else [-PORT, PORT]
+        feet = [_foot(shape, port) for shape, port in zip(ends, ports, strict=True)]
+        aside = MARGIN - 0.34 - 0.1 * (self.apart.index(arrow) % 3 if rows[0] != rows[1] else 0)
         between = [] if rows[0] == rows[1] else [(aside, lanes[0]), (aside, lanes[1])]
-        points = [feet[0], (ends[0].x, lanes[0]), *between, (ends[1].x, lanes[1]), feet[1]]
+        points = [feet[0], (feet[0][0], lanes[0]), *between, (feet[1][0], lanes[1]), feet[1]]
         middle = (ends[0].x + (ends[1].x if rows[0] == rows[1] else aside)) / 2
         return Path(arrow, tuple(points), (middle, lanes[0]))
 
 
-def _rows(chunks: Sequence[float]) -> tuple[list[_Row], list[int]]:
-    """Chunks into as few rows as the page allows, none wider than it must be for that; and the row of every chunk."""
-    few = len(_filled(chunks, PAGE))
-    widths = {round(width, 6) for first in range(len(chunks)) for width in accumulate(chunks[first : first + MANY])}
-    tight = min((width for width in widths if width <= PAGE and len(_filled(chunks, width)) == few), default=PAGE)
-    rows = _filled(chunks, tight)
+def _rows(graph: Graph) -> tuple[list[_Row], list[int]]:
+    """As few rows as the page allows, and these no wider than they must be; and the row of every chunk."""
+    together = _boxed(graph)
+    few = len(_filled(graph.chunks, together, PAGE))
+    starts = range(len(graph.chunks))
+    widths = {round(width, 6) for i in starts for width in accumulate(graph.chunks[i : i + MANY]) if width < PAGE}
+    widest = max((width for width in together.values() if width < PAGE), default=0.0)  # a box is not cut for this
+    fits = (w for w in widths if w >= widest and len(_filled(graph.chunks, together, w)) == few)
+    rows = _filled(graph.chunks, together, min(fits, default=PAGE))
     return rows, [number for number, row in enumerate(rows) for _ in row.chunks]
 
 
-def _filled(chunks: Sequence[float], limit: float) -> list[_Row]:
+def _boxed(graph: Graph) -> dict[int, float]:
+    """By the chunk that it begins with, the width of a box that should not be cut: the widest that fits in a row."""
+    widths: dict[int, float] = {}
+    for box in graph.boxes:
+        chunks = {graph[key].place.chunk for key in box.members}
+        width = sum(graph.chunks[min(chunks) : max(chunks) + 1])
+        if width <= PAGE:
+            widths[min(chunks)] = max(width, widths.get(min(chunks), 0.0))
+    return widths
+
+
+def _filled(chunks: Sequence[float], together: Mapping[int, float], limit: float) -> list[_Row]:
     """Rows, each as full as the limit allows; a chunk that is wider has one to itself."""
     rows = [_Row([], 0.0)]
     for number, width in enumerate(chunks):
-        if rows[-1].chunks and rows[-1].width + width > limit + 1e-9:
+        if rows[-1].chunks and rows[-1].width + together.get(number, width) > limit + 1e-9:
             rows.append(_Row([], 0.0))
         rows[-1].chunks.append(number)
         rows[-1].width += width
     return rows
+
+
+def _foot(shape: Shape, port: float) -> Point:
+    """The lower edge of a shape, so far from its middle."""
+    down = (HALF**2 - port**2) ** 0.5 if shape.vertex.kind == "operator" else shape.half_height
+    return shape.x + port, shape.y - down
 
 
 def _border(shape: Shape, towards: Point) -> Point:

@@ -34,13 +34,13 @@ def svg(graph: Graph, theme: Theme) -> str:
 
 def png(graph: Graph, theme: Theme, dpi: int) -> bytes:
     """The picture as PNG."""
-    if not dpi > 0:
-        raise ValueError(f"dpi must be above 0, got {dpi}")
+    if not (isinstance(dpi, int | float) and 0 < dpi <= 2400):
+        raise ValueError(f"dpi must be above 0 and at most 2400, got {dpi!r}")
     return _rendered(graph, theme, "png", {"dpi": dpi, "metadata": {"Software": None}})
 
 
 def _rendered(graph: Graph, theme: Theme, form: str, options: dict[str, Any]) -> bytes:
-    if theme not in COLOURS:
+    if not isinstance(theme, str) or theme not in COLOURS:
         raise ValueError(f"theme must be one of {', '.join(COLOURS)}, got {theme!r}")
     try:
         import matplotlib
@@ -73,7 +73,7 @@ def math(label: str) -> str:
         ("×", r"\\times "),
         (r"partial l/", r"partial \\ell/"),
         (r"^l$", r"\\ell"),
-        (r"([a-z])\+(?=\d)|(\d)\+(?=[a-z])", r"\1\2{+}"),
+        (r"(?<=\w)\+(?=\w)", "{+}"),
     ):
         label = re.sub(pattern, replacement, label)
     return f"${label}$"
@@ -98,7 +98,20 @@ class _Drawing:
             self._vertex(shape)
 
     def _text(self, x: float, y: float, text: str, **style: Any) -> None:
-        self.axes.text(x, y, text, **{"ha": "center", "va": "center", "color": self.colours["ink"], "size": 11} | style)
+        style = {"ha": "center", "va": "center", "color": self.colours["ink"], "size": 11} | style
+        self.axes.text(x, y, text, **{"parse_math": False} | style)
+
+    def _math(self, x: float, y: float, label: str, **style: Any) -> None:
+        """A label typeset; where a user's name in it is no mathematics to matplotlib, as it is."""
+        from matplotlib.mathtext import MathTextParser
+
+        text = math(label)
+        try:
+            MathTextParser("path").parse(text)
+        except ValueError:
+            self._text(x, y, label, **style)
+        else:
+            self._text(x, y, text, parse_math=True, **style)
 
     def _frame(self, frame: Any) -> None:
         from matplotlib.patches import FancyBboxPatch
@@ -130,8 +143,8 @@ class _Drawing:
         if path.arrow.label:
             plain = path.arrow.lane == "loop"
             paper = {"facecolor": self.colours["paper"], "edgecolor": "none", "pad": 1.0}
-            text = path.arrow.label if plain else math(path.arrow.label)
-            self._text(*path.label_at, text, size=8 if plain else 10, color=ink, ha=path.align, bbox=paper)
+            write = self._text if plain else self._math
+            write(*path.label_at, path.arrow.label, size=8 if plain else 10, color=ink, ha=path.align, bbox=paper)
 
     def _vertex(self, shape: Shape) -> None:
         from matplotlib.patches import Circle, Rectangle
@@ -151,7 +164,7 @@ class _Drawing:
         plain = vertex.kind == "composite"
         letters = visible(vertex.label)
         size = 8.5 if plain else 12 if letters < 3 else 11 if vertex.kind != "operator" else 9 if letters < 7 else 6.5
-        self._text(shape.x, shape.y, vertex.label if plain else math(vertex.label), size=size)
+        (self._text if plain else self._math)(shape.x, shape.y, vertex.label, size=size)
         self._notes(shape)
 
     def _notes(self, shape: Shape) -> None:
@@ -159,13 +172,14 @@ class _Drawing:
         lines = shape.vertex.notes if shape.notes_below else shape.vertex.notes[::-1]
         for number, line in enumerate(lines):
             away = shape.half_height + LINE * (number + 0.62)
-            x, y = (shape.x, shape.y - away) if shape.notes_below else (shape.x + 0.06, shape.y + away)
+            middle = shape.notes_below or shape.in_lane
+            x, y = shape.x + (0 if middle else 0.06), shape.y + (-away if shape.notes_below else away)
             self._text(
                 x,
                 y,
                 line,
                 size=7,
                 color=self.colours["faint"],
-                ha="center" if shape.notes_below else "left",
+                ha="center" if middle else "left",
                 bbox=paper,
             )

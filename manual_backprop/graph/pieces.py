@@ -72,6 +72,23 @@ class LayerPiece:
         return _named(self.values.params)
 
     @property
+    def operators(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Its circles, each with its sign and the parameters that enter it (`Layer.operators`).
+
+        Raises:
+            ValueError: the family's operators do not name each of its parameters once.
+        """
+        parameters = tuple(self.parameters)
+        operators = self.layer.operators or ((type(self.layer).__name__, parameters),)
+        drawn = [name for _, names in operators for name in names]
+        if sorted(drawn) != sorted(parameters):
+            raise ValueError(
+                f"{self.layer}: its operators name the parameters {drawn}, but it has {list(parameters)};"
+                f" {type(self.layer).__name__}.operators must name each once, or be ()"
+            )
+        return operators
+
+    @property
     def gradients(self) -> dict[str, Any]:
         """Likewise; empty where no batch was given."""
         return _named(self.values.gradients)
@@ -103,11 +120,11 @@ class Closed:
 
 @dataclass(frozen=True)
 class Enter:
-    """An opened composite begins; `loop` counts its blocks, and `output` is the letter of what leaves one."""
+    """An opened composite begins; of one that repeats a block, `loop` counts the blocks from 0."""
 
     label: str
+    index: Index
     loop: str
-    output: str
 
 
 @dataclass(frozen=True)
@@ -125,7 +142,9 @@ class Sum:
 
 @dataclass(frozen=True)
 class Leave:
-    """An opened composite ends."""
+    """An opened composite ends; `output` is the label of what leaves it."""
+
+    output: str
 
 
 Piece = LayerPiece | Closed | Enter | Sum | Leave
@@ -165,11 +184,11 @@ def _of_composite(
             shared = shared or index
         elif shared is not None:
             shared = replace(shared, loops=(*shared.loops, (_owned(block), letter)))
-    yield Enter(composite_label(node, letter), letter, output_letter(block))
+    yield Enter(composite_label(node, letter), within, letter)
     yield from pieces(block, within, values, opened, shared)
     if isinstance(node, Residual):
         yield Sum(index.plus(depth(block) - 1), output_letter(node))
-    yield Leave()
+    yield Leave(f"{output_letter(node)}^({index.plus(depth(node) - 1)})")
 
 
 def composite_label(node: Node, letter: str = "") -> str:
@@ -236,16 +255,16 @@ def opening(objective: Objective, opened: Opened) -> Opened:
         raise TypeError(
             f"a graph is drawn of an Objective, got {type(objective).__name__}; Objective(net, loss) makes one"
         )
-    if not isinstance(opened, int):
+    if not isinstance(opened, int | np.integer):
         raise TypeError(f"opened must be True, False or a number of levels, got {opened!r}")
     if opened < 0:
         raise ValueError(f"opened must be 0 or more levels, got {opened}")
-    return opened
+    return opened if isinstance(opened, bool) else int(opened)
 
 
 def words(loss: Loss) -> tuple[str, ...]:
     """The name of a loss, one word a line."""
-    return tuple(word.lower() for word in re.findall(r"[A-Z]+[^A-Z]*", type(loss).__name__)) or (type(loss).__name__,)
+    return tuple(word.lower() for word in re.findall(r"[A-Z]+[^A-Z_]*|[^A-Z_]+", type(loss).__name__))
 
 
 def notes(value: Any) -> tuple[str, ...]:
