@@ -14,9 +14,7 @@
 # purpose to see that the comparison notices, and says which equation of which layer is wrong. At the end you will
 # know what "equal" means in float64 and in float32, and how small a fault would still be seen.
 #
-# 手写的梯度和 `jax.grad` 的梯度，是计算同一组数的两个程序。本文把两者逐个元素对照，讨论两个正确答案之间可以相差多少，
-# 然后故意改坏手写的一方，看对照能否发现，并指出是哪一层的哪个公式出了错。读完之后，
-# 你会知道在 float64 和 float32 中“相等”是什么意思，以及多小的错误仍能被发现。
+# 手写的梯度和 `jax.grad` 的梯度，是计算同一组数的两个程序。本文把两者逐个元素对照，讨论两个正确答案之间可以相差多少，然后故意改坏手写的一方，看对照能否发现，并指出是哪一层的哪个公式出了错。读完之后，你会知道在 float64 和 float32 中“相等”是什么意思，以及多小的错误仍能被发现。
 
 # %%
 import re
@@ -43,8 +41,7 @@ plt.style.use("pictures.mplstyle")
 # same width, so that a mistake in the second layer's transpose keeps every shape. No parameter is zero: a zero can
 # hide a fault.
 #
-# 64 个手写数字，三层网络，softmax 交叉熵，带正则化项。两个隐藏层同宽，所以漏掉转置也不会引起形状错误。参数都不为零，
-# 因为零可能掩盖错误。
+# 64 个手写数字，三层网络，softmax 交叉熵，带正则化项。两个隐藏层同宽，所以漏掉转置也不会引起形状错误。参数都不为零，因为零可能掩盖错误。
 
 # %%
 digits = data.raw("digits")
@@ -61,12 +58,11 @@ print(f"J by hand      {J_manual:.17f}\nJ by jax.grad  {J_automatic:.17f}")
 assert abs(J_manual - J_automatic) < 1e-14
 
 # %% [markdown]
-# `mb.value_and_grad` is the note's three steps and calls no automatic differentiation. `reference.value_and_grad` is
-# `jax.value_and_grad` of an objective that is written a second time, with `jax.nn` and optax: a wrong forward formula
-# would show too, because none is shared.
+# `mb.value_and_grad` is forward, backward, gradients, and calls no automatic differentiation.
+# `reference.value_and_grad` is `jax.value_and_grad` of an objective that is written a second time, with `jax.nn` and
+# optax: a wrong forward formula would show too, because none is shared.
 #
-# 前者是笔记中的三个步骤，不调用自动求导；后者对另行编写的目标函数使用 `jax.value_and_grad`。两边不共用任何前向公式，
-# 所以前向传播写错了也会暴露。
+# 前者就是前向传播、反向传播、求梯度三个步骤，不调用自动求导；后者对另行编写的目标函数使用 `jax.value_and_grad`。两边不共用任何前向公式，所以前向传播写错了也会暴露。
 
 # %%
 names = [f"dJ/d{kind}{l}" for l in (1, 2, 3) for kind in ("W", "b")]
@@ -107,8 +103,7 @@ plt.show()
 # as the last column; the colour range is fixed from $10^{-18}$ to $10^{-6}$, and grey means that the two are equal in
 # every bit.
 #
-# 这样的图容易让人放心，却说明不了多少：百分之一的错误看上去仍是一条直线。差的对数能说明更多。下图中每格是一个元素，
-# 最后一列是偏置的梯度；颜色范围固定为 $10^{-18}$ 到 $10^{-6}$，灰色表示两者每一位都相同。
+# 这样的图容易让人放心，却说明不了多少：百分之一的错误看上去仍是一条直线。差的对数能说明更多。下图中每格是一个元素，最后一列是偏置的梯度；颜色范围固定为 $10^{-18}$ 到 $10^{-6}$，灰色表示两者每一位都相同。
 
 
 # %%
@@ -135,8 +130,7 @@ plt.show()
 # is $\lambda W$ alone. The error terms agree just so: `jax.grad` has them too, as the derivative with respect to a
 # zero that is added to every $z$.
 #
-# 只有舍入误差。第 1 层的灰色竖条对应在 64 张图中始终空白的像素，那里的梯度只有 $\lambda W$。误差项也同样一致：
-# 给每个净输入加上一个零，对这个零求导，`jax.grad` 也能得到误差项。
+# 只有舍入误差。第 1 层的灰色竖条对应在 64 张图中始终空白的像素，那里的梯度只有 $\lambda W$。误差项也同样一致：给每个净输入加上一个零，对这个零求导，`jax.grad` 也能得到误差项。
 
 # %%
 step = mb.backprop(objective, params, x, y)
@@ -151,8 +145,7 @@ for l, (a, b) in enumerate(zip(step.deltas, by_probes, strict=True), start=1):
 # `jax.make_jaxpr` writes a function down as a list of primitive operations. Counted for both, they are of the same
 # kind and about as many. That is no accident: automatic differentiation derives the program that one writes by hand.
 #
-# `jax.make_jaxpr` 把函数写成基本运算的列表。两边的运算种类相同，数量相近。这不是巧合：自动求导推导出来的，
-# 正是手写的那个程序。
+# `jax.make_jaxpr` 把函数写成基本运算的列表。两边的运算种类相同，数量相近。这不是巧合：自动求导推导出来的，正是手写的那个程序。
 
 
 # %%
@@ -184,17 +177,16 @@ ax.legend()
 plt.show()
 
 # %% [markdown]
-# What costs time is matrix products. A network of $L$ layers needs $L$ of them forward, $L$ for the gradients of the
-# weights (B4), and $L - 1$ to bring $\delta$ down (B2): $3L - 1$. The compiler drops what nobody uses, and both
-# programs are left with just these.
+# What costs time is matrix products. Our network of 3 layers needs 3 of them forward, 3 for the gradients of the
+# weights (B4), and 2 to bring $\delta$ down (B2): 8 in all, and $3k - 1$ for $k$ layers. The compiler drops what nobody
+# uses, and both programs are left with just these.
 #
-# 真正费时的是矩阵乘法。$L$ 层网络前向需要 $L$ 次，权重的梯度需要 $L$ 次，误差项向下传递需要 $L - 1$ 次，
-# 共 $3L - 1$ 次。编译器删去无人使用的计算之后，两个程序剩下的正好是这些。
+# 真正费时的是矩阵乘法。我们的 3 层网络前向需要 3 次，权重的梯度 (B4) 需要 3 次，误差项向下传递 (B2) 需要 2 次，共 8 次；$k$ 层网络则需要 $3k - 1$ 次。编译器删去无人使用的计算之后，两个程序剩下的正好是这些。
 
 # %%
 products = {name: len(re.findall(r" dot\(", program.as_text())) for name, program in compiled.items()}
 print("matrix products after compiling:", products)
-assert products["by hand"] == products["jax.grad"] == 3 * 3 - 1
+assert products["by hand"] == products["jax.grad"] == 3 + 3 + 2
 
 # %% [markdown]
 # ## How far apart may two right answers be? 两个正确答案可以相差多少？
@@ -203,9 +195,7 @@ assert products["by hand"] == products["jax.grad"] == 3 * 3 - 1
 # millions of times as much and are as right. So the harness measures, for every entry, how far rounding can move it,
 # and states each error in units of that tolerance: below 1 it is rounding, above 1 it is a fault, in any precision.
 #
-# “差别不超过 $10^{-15}$”只对 float64 有意义。在 float32 中，同样两个程序的差别要大几亿倍，却同样正确。
-# 因此验证程序逐个元素测量舍入能造成多大偏差，并以这个容差为单位表示误差：小于 1 是舍入，大于 1 是错误，
-# 在任何精度下都是如此。
+# “差别不超过 $10^{-15}$”只对 float64 有意义。在 float32 中，同样两个程序的差别要大几亿倍，却同样正确。因此验证程序逐个元素测量舍入能造成多大偏差，并以这个容差为单位表示误差：小于 1 是舍入，大于 1 是错误，在任何精度下都是如此。
 
 # %%
 judges, reports = {}, {}
@@ -244,8 +234,7 @@ plt.show()
 # that follow from it: $W\delta$ in the place of $W^\top\delta$, $f'$ of the wrong layer (both in (B2) at layer 1, and
 # no shape complains), a forgotten $\lambda W$ (B6), and a sum in the place of the mean (B4).
 #
-# 从不报错的检查说明不了问题。下面是四种常见错误：漏掉转置，用错了层的 $f'$，漏掉 $\lambda W$，漏掉 $1/N$。
-# 每种错误都带着它引起的全部后果。
+# 从不报错的检查说明不了问题。下面是四种常见错误：漏掉转置，用错了层的 $f'$（都在第 1 层的 (B2)，形状不会报错），漏掉 $\lambda W$ (B6)，该取平均时求了和，即漏掉 $1/N$ (B4)。每种错误都带着它引起的全部后果。
 
 
 # %%
@@ -277,8 +266,7 @@ for name, wrong in broken.items():
 # checked *by itself*: recomputed from the very values that entered it. So a wrong $\delta^{(1)}$ fails (B2) at layer
 # 1 and nowhere else, although end to end everything below it is wrong as well.
 #
-# 每份报告都指出了公式、层、元素和可能的原因。这是因为每个公式还单独检查一遍：用实际进入它的值重新计算。
-# 所以 $\delta^{(1)}$ 错了，只有第 1 层的 (B2) 不通过；而端到端地看，由它算出的一切都错了。
+# 每份报告都指出了公式、层、元素和可能的原因。这是因为每个公式还单独检查一遍：用实际进入它的值重新计算。所以 $\delta^{(1)}$ 错了，只有第 1 层的 (B2) 不通过；而端到端地看，由它算出的一切都错了。
 
 # %%
 planted = {"W for W transposed": ("(B2)", 1), "f' of the wrong layer": ("(B2)", 1)}
@@ -310,8 +298,7 @@ plt.show()
 # Multiply $\partial J/\partial W^{(2)}$ by $1 + \varepsilon$ and let $\varepsilon$ shrink. Where the curve crosses 1
 # the check goes blind. Each row of a report states that point beforehand, as its *power* (dotted).
 #
-# 把 $\partial J/\partial W^{(2)}$ 乘以 $1 + \varepsilon$，再让 $\varepsilon$ 逐渐变小。曲线降到 1 以下，
-# 检查就看不见了。报告的每一行都事先给出了这个界限，即“检出力”（点线）。
+# 把 $\partial J/\partial W^{(2)}$ 乘以 $1 + \varepsilon$，再让 $\varepsilon$ 逐渐变小。曲线降到 1 以下，检查就看不见了。报告的每一行都事先给出了这个界限，即“检出力”（点线）。
 
 # %%
 faults, seen = 10.0 ** np.arange(-16, 0.1, 0.5), {}

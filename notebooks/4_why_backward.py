@@ -9,18 +9,16 @@
 # %% [markdown]
 # # 4. Why backward? 为什么要反向传播？
 #
-# A derivative can be carried along with the forward pass, and the note says so: gradients *can* be had by forward
-# propagation, but at a price. This notebook measures the price in operations, in memory and in noise, and ends with the
-# proof that both directions give the same numbers.
+# A derivative can be carried along with the forward pass. The study note behind this project remarks on it: gradients
+# *can* be had by forward propagation, but at a price. This notebook measures the price in operations, in memory and in
+# noise, and ends with the proof that both directions give the same numbers.
 #
-# 导数可以随前向传播一起算出来，学习笔记也提到了这一点：用前向传播同样能得到梯度，只是代价很高。
-# 本节用运算次数、内存和噪声来衡量这个代价，最后验证两个方向得到的数值完全相同。
+# 导数可以随前向传播一起算出来。本项目所依据的学习笔记提到：用前向传播同样能得到梯度，只是要付出代价。本文用运算次数、内存和噪声来衡量这个代价，最后验证两个方向得到的数值完全相同。
 #
 # You will have seen: one forward pass gives one number of the gradient; the whole gradient then costs as many passes as
 # there are parameters; one backward sweep gives all of it for two forward passes more, whatever the size.
 #
-# 读完你会看到：一次前向传播只能给出梯度的一个数；要得到整个梯度，参数有多少个就要算多少次；而反向传播无论网络多大，
-# 只多花大约两次前向传播的运算，就能一次得到全部梯度。
+# 读完你会看到：一次前向传播只能给出梯度的一个数；要得到整个梯度，参数有多少个就要算多少次；而反向传播无论网络多大，只多花大约两次前向传播的运算，就能一次得到全部梯度。
 
 # %%
 import jax
@@ -39,14 +37,19 @@ plt.style.use("pictures.mplstyle")
 # %% [markdown]
 # ## One pass, one number 一次前向传播，一个数
 #
-# Push a small change of the parameters through the network, next to the values. The differentials of (F1) and (F2) are
+# Push a small change of the parameters through the network, next to the values. Give every parameter a rate of change,
+# written with a dot: $\dot W$ says how fast $W$ changes, and $\dot z$ how fast $z$ changes because of it. Such a rate
+# of change, carried along with a value, is called a *tangent*. By the product rule and the chain rule, (F1) and (F2)
+# give
 #
 # $$\dot z^{(l)} = \dot W^{(l)} a^{(l-1)} + W^{(l)} \dot a^{(l-1)} + \dot b^{(l)}, \qquad
 # \dot a^{(l)} = f_l'(z^{(l)}) \odot \dot z^{(l)} .$$
 #
-# 让参数的一个微小变化随着净输入和活性值一起向前传播：上面两式就是 (F1) 和 (F2) 的微分。
+# 让参数的一个微小变化随着净输入和活性值一起向前传播。字母上的点表示变化率：$\dot W$ 是 $W$ 变化的快慢，$\dot z$ 是由此引起的 $z$ 变化的快慢。这样与数值同行的变化率称为**切向量**（tangent）。对 (F1) 和 (F2) 使用乘积法则和链式法则，就得到上面两式。
 #
 # A small network to try it on: 64 pixels, 8 neurons, 10 digits, and 32 images.
+#
+# 用一个小网络来试：64 个像素，8 个神经元，10 个数字类别，32 张图像。
 
 # %%
 digits, quick = data.load("digits"), compiling.quick()  # quick: compile fast; most programs here run once
@@ -60,10 +63,11 @@ P = sum(leaf.size for leaf in jax.tree.leaves(params))
 print(f"{net}: P = {P} parameters")
 
 # %% [markdown]
-# Let one weight alone change, $\dot w^{(1)}_{4,21} = 1$, and everything else stand still. What comes out at the end is
-# $\partial J / \partial w^{(1)}_{4,21}$: the loss's part through the output (J1), the regulariser's part directly (B6).
+# Let one weight alone change, $\dot w^{(1)}_{4,21} = 1$, and everything else stand still: a *one-hot* direction, 1 at
+# one place and 0 elsewhere. What comes out at the end is $\partial J / \partial w^{(1)}_{4,21}$: the loss's part
+# through the output (J1), the regulariser's part directly (B6).
 #
-# 只让一个权重变化，其余参数不动，前向传播到最后得到的就是目标函数对这一个权重的偏导数。
+# 只让一个权重变化，$\dot w^{(1)}_{4,21}=1$，其余参数不动：这样的方向只有一处为 1，其余为 0，称为**独热**（one-hot）方向。前向传播到最后，得到的就是目标函数对这一个权重的偏导数：损失的部分经过输出而来 (J1)，正则化项的部分直接得到 (B6)。
 
 
 # %%
@@ -98,8 +102,7 @@ assert abs(by_forward - by_sweep) < 1e-14
 # are three programs for the same network: the objective alone, one directional derivative, and the whole gradient by
 # one sweep forward and one back.
 #
-# 运行时间取决于机器，浮点运算次数则不然，而且编译器自己会数。下面数三个程序：
-# 只算目标函数、算一个方向导数、用一次反向传播算整个梯度。
+# 运行时间取决于机器，浮点运算次数则不然，而且编译器自己会数。下面数三个程序：只算目标函数、算一个方向导数、用一次反向传播算整个梯度。
 
 
 # %%
@@ -135,13 +138,14 @@ assert P_here == P and sweeps < 1.1 * tangent
 # sweep needs $W^\top \delta$ (B2) and $\delta a^\top$ (B4), again two. (A direction that changes one weight alone could
 # skip what it leaves at zero. That saves a constant factor, never the factor $P$.)
 #
-# **算一个方向导数，与算整个梯度的运算量相当。** 除了 $Wa$ 之外，前向方向要多算 $\dot W a$ 和 $W\dot a$ 两个乘积，
-# 反向则多算 $W^\top\delta$ 和 $\delta a^\top$，也是两个。
+# **算一个方向导数，与算整个梯度的运算量相当。** 两者都是单纯前向传播的两到三倍。这不是巧合：除了 $Wa$ 之外，前向方式要多算 $\dot W a$ 和 $W\dot a$ 两个乘积，反向则多算 $W^\top\delta$ (B2) 和 $\delta a^\top$ (B4)，也是两个。（如果只有一个权重变化，可以跳过始终为零的部分，但这只省下一个常数倍，省不掉因子 $P$。）
 #
 # ## As the network grows 网络变大时
 #
 # Now grow it: three hidden layers of 4 to 256 neurons, and 1 to 12 hidden layers of 32 neurons. To be fair to forward
 # mode, let all of its tangents share one forward pass: $P$ tangents cost `forward + P * (tangent - forward)`.
+#
+# 让网络变大：三个隐藏层，每层 4 到 256 个神经元；或者每层 32 个神经元，1 到 12 个隐藏层。为了公平，让前向方式的所有方向共用一次前向传播：$P$ 个方向的运算量是 `forward + P * (tangent - forward)`。
 
 # %%
 wider = np.array([costs((width,) * 3) for width in (4, 16, 64, 256)])
@@ -172,8 +176,7 @@ plt.show()
 # proportion to $P$, and $P$ passes are needed. The backward sweep has a slope of 1. On the right, the price of one
 # sweep (its forward pass included) stays between two and three forward passes throughout.
 #
-# 圆点是更宽的网络，三角是更深的网络。左图：前向方式的斜率为 2，因为每次传播的运算量与 $P$ 成正比，而且需要 $P$ 次；
-# 反向传播的斜率为 1。右图：一次反向传播（包括其中的前向传播）始终只相当于两到三次前向传播。
+# 圆点是更宽的网络，三角是更深的网络。左图：前向方式的斜率为 2，因为每次传播的运算量与 $P$ 成正比，而且需要 $P$ 次；反向传播的斜率为 1。右图：一次反向传播（包括其中的前向传播）始终只相当于两到三次前向传播。
 
 # %%
 P_all, forward, tangent, sweeps = np.concatenate([wider, deeper]).T
@@ -189,12 +192,12 @@ assert np.all((tangent / forward > 2) & (tangent / forward < 3))
 # ## It costs memory as well 内存也要付出代价
 #
 # So far $P$ times the price of one tangent was arithmetic. Compile the real thing, all $P$ tangents at once, and let
-# XLA count again. It confirms the product, and it shows what the note says about memory: every tangent keeps its own
-# $\dot a^{(l)}$ for every neuron, so the memory grows $P$-fold too. Run one after the other they would need little
-# memory; then they need $P$ passes of time.
+# XLA count again. It confirms the product, and it shows the price in memory: every tangent keeps its own $\dot a^{(l)}$
+# for every neuron, so the memory grows with $P$ too. (Not by $P$ exactly: the count is of all temporary memory, and
+# what else is kept differs between the two programs.) Run one after the other the tangents would need little memory;
+# then they need $P$ passes of time.
 #
-# 把全部 $P$ 个方向一起编译再数一遍，运算次数与上面的估计一致；内存也印证了笔记的说法：
-# 每个方向都要为每个神经元保存自己的 $\dot a^{(l)}$，内存也随之大约增加 $P$ 倍。
+# 以上 $P$ 个方向的代价是乘出来的。现在把全部 $P$ 个方向真的一起编译，再数一遍：运算次数与估计一致；内存也要付出代价，每个方向都要为每个神经元保存自己的 $\dot a^{(l)}$，内存随 $P$ 增长。（并不恰好是 $P$ 倍：数的是全部临时内存，两个程序保存的其他东西并不相同。）如果逐个方向计算，内存可以很少，但要花 $P$ 次传播的时间。
 
 # %%
 all_tangents = jax.vmap(along(objective), in_axes=(None, None, None, 0))
@@ -211,16 +214,28 @@ assert operations > 0.3 * P * of_sweep and memory > 0.1 * P * memory_of_sweep
 # %% [markdown]
 # ## A cheaper way out: one random direction 省事的办法：随机取一个方向
 #
-# If one pass gives one number, ask for a good one. Draw $v$ with independent standard normal entries and take the
+# If one pass gives one number, ask for a good one. Draw the direction $v$ at random, its entries independent and
+# standard normal (mean 0, variance 1). One pass gives the slope in that direction, $g \cdot v$. Take it times $v$: the
 # *forward gradient* (Baydin et al. 2022, arXiv:2202.08587)
 #
 # $$\hat g = (g \cdot v)\, v, \qquad \mathbb{E}\,\hat g = \mathbb{E}[v v^\top]\, g = g .$$
 #
-# One forward pass, no backward sweep, and right on average. Its noise, however, has a closed form as well:
-# $\mathbb{E}\|\hat g\|^2 = (P + 2)\|g\|^2$, and so $\mathbb{E}\|\hat g - g\|^2 = (P + 1)\,\|g\|^2$.
+# $\mathbb{E}$ is the expectation, the mean over all draws of $v$. $\mathbb{E}[v v^\top] = I$, since entry $ij$ of it is
+# $\mathbb{E}[v_i v_j]$: the variance 1 where $i = j$, and 0 elsewhere, because different entries are independent. So
+# $\hat g$ is right on average (*unbiased*), for one forward pass and no backward sweep.
 #
-# 既然一次前向传播只给一个数，不妨随机取一个方向 $v$：$\hat g=(g\cdot v)v$ 是梯度 $g$ 的无偏估计，只需一次前向传播，
-# 但它的噪声与参数个数成正比：$\mathbb{E}\|\hat g-g\|^2=(P+1)\|g\|^2$。
+# 既然一次前向传播只给一个数，不妨随机取一个方向 $v$，各分量相互独立，服从标准正态分布（均值 0，方差 1）。一次前向传播给出沿 $v$ 的斜率 $g\cdot v$，再乘以 $v$，就是**前向梯度** $\hat g=(g\cdot v)v$（Baydin 等，2022）。$\mathbb{E}$ 表示期望，即对 $v$ 的所有抽样取平均。$\mathbb{E}[vv^\top]=I$，因为它的第 $ij$ 个元素是 $\mathbb{E}[v_iv_j]$：$i=j$ 时就是方差 1，否则由独立性等于 0。所以 $\hat g$ 平均而言等于梯度 $g$（无偏），而且不需要反向传播。
+#
+# Its noise has a closed form. Turn the axes until $g$ lies along the first; $v$ is normal in the turned axes too. Then
+# $g \cdot v = \|g\|\, v_1$, and with $\mathbb{E}\,v_1^4 = 3$ and $\mathbb{E}[v_1^2 v_j^2] = 1$,
+#
+# $$\mathbb{E}\|\hat g\|^2 = \|g\|^2\, \mathbb{E}\big[v_1^2\,(v_1^2 + v_2^2 + \dots + v_P^2)\big]
+# = \|g\|^2\, (3 + (P - 1)) = (P + 2)\, \|g\|^2,$$
+#
+# $$\mathbb{E}\|\hat g - g\|^2 = \mathbb{E}\|\hat g\|^2 - 2\, g \cdot \mathbb{E}\,\hat g + \|g\|^2
+# = (P + 1)\, \|g\|^2 .$$
+#
+# 它的噪声也有精确的公式。旋转坐标轴，使 $g$ 沿第一个轴，$v$ 在新坐标下仍是标准正态的，于是 $g\cdot v=\|g\|v_1$。由 $\mathbb{E}\,v_1^4=3$ 和 $\mathbb{E}[v_1^2v_j^2]=1$ 就得到上面两式：噪声的均方是 $(P+1)\|g\|^2$，与参数个数成正比。
 
 
 # %%
@@ -244,8 +259,7 @@ def forward_gradients(objective, params, key, draws):
 # First a look. The gradient of the 64 weights into neuron 4 of the first layer is an image of 8 by 8 pixels. Here it is
 # by backpropagation, and as the mean of more and more forward gradients.
 #
-# 先看图：第一层第 4 个神经元的 64 个权重的梯度可以画成 8×8 的图像。最右边是反向传播的结果，
-# 左边是越来越多个前向梯度的平均。
+# 先看图：第一层第 4 个神经元的 64 个权重的梯度可以画成 8×8 的图像。最右边是反向传播的结果，左边是越来越多个前向梯度的平均。
 
 # %%
 g = np.asarray(fast(ravel)(step.gradients))
@@ -264,8 +278,7 @@ plt.show()
 # and the mean of 610 forward gradients still is as far off as the gradient is long. How far the mean of $K$ draws is
 # off can be told in advance: $\sqrt{(P+1)/K}$.
 #
-# 610 次抽样就是 610 次前向传播：若用逐个参数的方向，同样的次数已经得到精确的梯度；而 610 个前向梯度的平均，
-# 误差仍与梯度本身一样大。$K$ 次平均的相对误差是 $\sqrt{(P+1)/K}$。
+# 610 次抽样就是 610 次前向传播：若用独热方向，同样的次数已经得到精确的梯度；而 610 个前向梯度的平均，误差仍与梯度本身一样大。$K$ 次平均的误差可以事先算出：相对于梯度的长度是 $\sqrt{(P+1)/K}$。
 
 # %%
 K = 2 ** np.arange(13)
@@ -286,7 +299,7 @@ assert np.all(np.abs(np.log(off[6:] / np.sqrt((P + 1) / K[6:]))) < 0.25)
 # large because of few draws with a large $g \cdot v$.) Now the law itself, over networks from 85 to 2410 parameters:
 # the mean of $\|\hat g - g\|^2 / \|g\|^2$ over 1000 draws against $P + 1$.
 #
-# 误差按无偏估计应有的速度下降。再来验证公式本身：参数个数从 85 到 2410，测得的噪声与 $P+1$ 比较。
+# 误差按无偏估计应有的速度下降，没有下限。（单独一次抽样通常比均方误差小：均方大，是因为少数几次的 $g\cdot v$ 很大。）再来验证公式本身：参数个数从 85 到 2410，对 1000 次抽样取 $\|\hat g-g\|^2/\|g\|^2$ 的平均，与 $P+1$ 比较。
 
 
 # %%
@@ -316,18 +329,19 @@ assert np.all(error < 0.06 * measured)  # small enough to tell P + 1 from 2 P or
 # neither, because $\delta^{(l)}$ (C5) is shared: it is computed once for a layer, and all of the layer's parameters
 # read their derivatives off it, (B3) and (B4).
 #
-# 天下没有免费的午餐：前向梯度省下了 $P$ 次传播，换来的是 $P+1$ 倍的方差。反向传播两样都不用付，
-# 因为误差项 $\delta^{(l)}$ 是共享的：每层只算一次，这一层所有参数的导数都由它读出。
+# 天下没有免费的午餐：前向梯度省下了 $P$ 次传播，换来的是 $P+1$ 倍的方差。反向传播两样都不用付，因为误差项 $\delta^{(l)}$ 是共享的：每层只算一次，这一层所有参数的导数都由它读出，(B3) 和 (B4)。
 #
 # Forward propagation of a derivative keeps its place: where *one* direction of *many* outputs is asked for, one pass
 # has it. `mb.gauss_newton_vector_product` and `mb.hessian_vector_product` are built on it.
+#
+# 用前向传播求导数仍有它的位置：如果要的是**许多**输出沿**一个**方向的导数，一次前向传播就够了。`mb.gauss_newton_vector_product` 和 `mb.hessian_vector_product` 正是建立在它之上。
 #
 # ## The check 验证
 #
 # The whole gradient three times: by $P$ forward passes, by the backward sweep, and by `jax.grad` of a program written
 # independently. Then the harness, equation by equation.
 #
-# 用三种方法得到整个梯度：$P$ 次前向传播、一次反向传播、以及 `jax.grad`；最后用检验程序逐个公式验证。
+# 用三种方法得到整个梯度：$P$ 次前向传播、一次反向传播、对另行编写的程序使用 `jax.grad`。最后用验证程序逐个公式检查。
 
 # %%
 all_passes = fast(mb.forward_mode.gradient_by_forward_propagation, 0)(objective, params, x, y)

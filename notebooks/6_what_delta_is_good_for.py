@@ -13,15 +13,13 @@
 # other questions: does the signal reach the first layer, which example pulls hardest, which label is wrong, and would
 # the network learn if $\delta$ travelled another way?
 #
-# 训练时，误差项 $\delta^{(l)}$ 只是通往梯度的中间量。把它保留下来，还能回答别的问题：信号能否传到第一层？
-# 哪个样本的影响最大？哪个标签是错的？如果误差项换一条路传播，网络还能学习吗？
+# 训练时，误差项 $\delta^{(l)}$ 只是通往梯度的中间量。把它保留下来，还能回答别的问题：信号能否传到第一层？哪个样本的影响最大？哪个标签是错的？如果误差项换一条路传播，网络还能学习吗？
 #
 # You will have seen: vanishing and exploding error terms and the rate that theory gives them; every example's gradient
 # norm from one sweep; mislabelled digits found by it; and feedback alignment, where the network turns towards a random
 # feedback.
 #
-# 读完你会看到：误差项的消失与爆炸，及其理论速率；一次反向传播得到每个样本的梯度范数；用它找出标错的数字；
-# 以及反馈对齐：网络自己转向随机的反馈矩阵。
+# 读完你会看到：误差项的消失与爆炸，及其理论速率；一次反向传播得到每个样本的梯度范数；用它找出标错的数字；以及反馈对齐：网络自己转向随机的反馈矩阵。
 
 # %%
 import jax
@@ -53,17 +51,20 @@ def fast(function, static=()):
 # %% [markdown]
 # ## Does the signal arrive? 信号传得到吗？
 #
-# (B2) multiplies $\delta$ by $W^\top$ and by $f'(z)$, once for every layer on its way down. If weights are drawn with
-# variance $\sigma^2$ and a layer below has $M$ neurons, then on average
+# (B2) multiplies $\delta$ by $W^\top$ and by $f'(z)$, once for every layer on its way down. Let the weights of layer
+# $l+1$ be drawn independently with mean 0 and variance $v_{l+1}$. Then every entry $\sum_i w_{ij} \delta_i^{(l+1)}$ of
+# $W^\top \delta$ has mean square $v_{l+1} \|\delta^{(l+1)}\|^2$; layer $l$ has $M_l$ such entries, and each is
+# multiplied by its slope. With an overline for the mean over neurons and examples:
 #
 # $$\|\delta^{(l)}\| \approx g_l \, \|\delta^{(l+1)}\|, \qquad
-# g_l^2 = M_l \, \sigma_{l+1}^2 \; \overline{f_l'(z^{(l)})^2} .$$
+# g_l^2 = M_l \, v_{l+1} \; \overline{f_l'(z^{(l)})^2} .$$
 #
-# Twenty layers make $g^{19}$ of it. Below, six networks of 20 layers with 128 neurons; `mb.diagnose` reads the norms
-# off.
+# Twenty layers make $g^{19}$ of it: a little below 1 it vanishes, a little above it explodes. The usual draws choose
+# the variance to keep signals level: He's is $v_l = 2 / M_{l-1}$, Glorot's $v_l = 2 / (M_{l-1} + M_l)$. Below, six
+# networks of 20 layers with 128 neurons, with one or the other draw, some of them multiplied by a factor; `mb.diagnose`
+# reads the norms off.
 #
-# 误差项每向下传一层，就乘一次 $W^\top$ 和 $f'(z)$，范数平均乘上因子 $g_l$。二十层就是 $g$ 的十九次方：
-# 略小于 1 就消失，略大于 1 就爆炸。
+# 误差项每向下传一层，就乘一次 $W^\top$ 和 $f'(z)$。设第 $l+1$ 层的权重独立抽取，均值为 0，方差为 $v_{l+1}$。$W^\top\delta$ 的每个元素 $\sum_i w_{ij}\delta_i^{(l+1)}$ 的均方是 $v_{l+1}\|\delta^{(l+1)}\|^2$；第 $l$ 层共有 $M_l$ 个这样的元素，每个再乘以该处的导数。于是范数平均乘上因子 $g_l$，定义如上式，上划线表示对神经元和样本取平均。二十层就是 $g$ 的十九次方：略小于 1 就消失，略大于 1 就爆炸。常用的初始化通过选取方差来保持信号的大小：He 初始化取 $v_l=2/M_{l-1}$，Glorot 初始化取 $v_l=2/(M_{l-1}+M_l)$。下面是六个 20 层、每层 128 个神经元的网络，有的还把权重再放大；范数由 `mb.diagnose` 读出。
 
 
 # %%
@@ -105,19 +106,18 @@ plt.show()
 
 # %% [markdown]
 # Read it from right to left, as $\delta$ travels. He's weights for relu are made for $g = 1$ and keep its size;
-# Glorot's for tanh nearly do. Sigmoid loses a factor of four a layer, since $\sigma' \le 1/4$: the first layers of such
+# Glorot's for tanh nearly do. Sigmoid loses a factor of four a layer, since its $f' \le 1/4$: the first layers of such
 # a network hear nothing. Glorot's weights give relu $g = 1/\sqrt2$, because half of its slopes are 0; and He's weights,
 # 1.5 times as large, explode at just that rate.
 #
-# 从右往左看，这是误差项传播的方向。为 relu 设计的 He 初始化（$g=1$）保持大小不变，tanh 配 Glorot 也差不多；
-# sigmoid 的导数不超过 1/4，每层缩小到四分之一；relu 配 Glorot 初始化时 $g=1/\sqrt2$，因为一半的导数是 0；
-# He 初始化放大 1.5 倍，就以每层 1.5 倍爆炸。
+# 从右往左看，这是误差项传播的方向。为 relu 设计的 He 初始化（$g=1$）保持大小不变，tanh 配 Glorot 也差不多；sigmoid 的导数不超过 1/4，每层缩小到四分之一；relu 配 Glorot 初始化时 $g=1/\sqrt2$，因为一半的导数是 0；He 初始化放大 1.5 倍，就以每层 1.5 倍爆炸。
 #
 # The same sweep says more. Here is the report of relu with Glorot's weights, layer by layer: half of the activations
 # are 0, and $z$ and $a$ shrink on their way up just as $\delta$ does on its way down. (`[0]` and `[2]` are the first
-# and last layer, `[1][k]` the blocks of `mb.Repeat` between.)
+# and last layer, `[1][k]` the layers between, the blocks of `mb.Repeat`. `satur.` is the share of entries whose slope
+# is almost 0, `dead` the share of neurons for which it is so in every example: nothing passes back through them.)
 #
-# 同一次传播还能说明原因。下面是 relu 配 Glorot 初始化的逐层报告：约一半神经元输出为 0，$z$、$a$、$\delta$ 随层缩小。
+# 同一次传播还能说明更多。下面是 relu 配 Glorot 初始化的逐层报告：约一半的活性值为 0；$z$ 和 $a$ 在向上传播的途中逐层缩小，$\delta$ 在向下传播的途中同样逐层缩小。（`[0]` 和 `[2]` 是第一层和最后一层，`[1][k]` 是中间各层，即 `mb.Repeat` 的第 $k$ 块，从 0 数起。`satur.` 是导数几乎为 0 的元素所占的比例，`dead` 是对所有样本都如此的神经元的比例：误差无法从它们那里传回。）
 
 # %%
 known = {"relu, He x 1.5": 1.5, "relu, He": 1.0, "relu, Glorot": 0.5**0.5, "sigmoid, Glorot": 0.25}
@@ -139,9 +139,10 @@ assert np.all(np.abs(health["relu, Glorot"][0][1].a.zeros - 0.5) < 0.1)
 # $$\Big\|\frac{\partial L_n}{\partial \theta}\Big\|^2
 # = \sum_l \|\delta_n^{(l)}\|^2 \left( \|a_n^{(l-1)}\|^2 + 1 \right).$$
 #
-# No gradient is formed. `jax.grad` has to run for every example, by `vmap`, and holds a whole gradient for each.
+# ($L_n$ is the loss of example $n$, $\theta$ stands for all parameters, and the 1 is the bias's part.) No gradient is
+# formed. `jax.grad` has to run for every example, by `vmap`, and holds a whole gradient for each.
 #
-# 全连接层中，单个样本的梯度是外积 $\delta_n a_n^\top$，外积的范数等于范数的乘积，因此无需算出任何一个样本的梯度。
+# 全连接层中，单个样本的梯度是外积 $\delta_n a_n^\top$ (B4)，外积的范数等于范数的乘积；式中的 1 来自偏置，$L_n$ 是第 $n$ 个样本的损失，$\theta$ 代表全部参数。因此无需算出任何一个样本的梯度；而 `jax.grad` 要用 `vmap` 对每个样本各算一次，并保存每个样本的整个梯度。
 
 # %%
 NET = mb.mlp((64, 100, 100, 10), activation="tanh")
@@ -172,10 +173,10 @@ assert error < 1e-13
 #
 # Give a tenth of the training images a wrong label and train for five epochs. An image whose label contradicts all
 # others keeps pulling at the weights: its gradient stays large. Its squared norm, summed over the epochs, is its
-# *self-influence* (TracIn, Pruthi et al. 2020, arXiv:2002.08484), and we rank the images by it. No label is looked at.
+# *self-influence* (TracIn, Pruthi et al. 2020, arXiv:2002.08484), and we rank the images by it. Only the labels that
+# were given are used; the true ones are not looked at.
 #
-# 把十分之一训练图像的标签改错，训练五轮。标签与其他样本矛盾的图像会一直拉扯权重，梯度始终很大。
-# 把每轮的梯度范数平方相加，就是 TracIn 中的"自影响"，按它从大到小排序。
+# 把十分之一训练图像的标签改错，训练五轮。标签与其他样本矛盾的图像会一直拉扯权重，梯度始终很大。把每轮的梯度范数平方相加，就是它的“自影响”（TracIn，Pruthi 等 2020，arXiv:2002.08484），按它从大到小排序。排序只用到给定的标签，不看真实的标签。
 
 # %%
 random = np.random.default_rng(0)
@@ -209,8 +210,7 @@ plt.show()
 # eight that rank highest among those whose label we left alone: no mistakes of ours, but images that the network found
 # hard.
 #
-# 再看图像。上排是排名最靠前的八张，标题是给定的标签和真实的标签；下排是标签未被改动的图像中排名最靠前的八张：
-# 标签没有改错，只是网络觉得难认。
+# 再看图像。上排是排名最靠前的八张，标题是给定的标签和真实的标签；下排是标签未被改动的图像中排名最靠前的八张：标签没有改错，只是网络觉得难认。
 
 # %%
 figure, axes = plt.subplots(2, 8, figsize=(8, 2.6))
@@ -225,12 +225,13 @@ assert flipped[top[:8]].all()
 # ## Another way down 换一条路往下传
 #
 # The brain has no $W^\top$ to send errors through. *Feedback alignment* (Lillicrap et al. 2016,
-# doi:10.1038/ncomms13276) puts fixed random numbers $B$ in its place: $\delta^{(l)} = f_l'(z^{(l)}) \odot (B^\top
-# \delta^{(l+1)})$. In general that is the gradient of no function, and yet the network learns. Why? Measure the angle
-# between this $\delta$ and backpropagation's while it does. The control draws $B$ anew at every step.
+# doi:10.1038/ncomms13276) puts fixed random numbers $B$ in its place:
+# $\delta^{(l)} = f_l'(z^{(l)}) \odot (B^\top \delta^{(l+1)})$. In general that is the gradient of no function, and yet
+# the network learns. Why? Measure the angle between this $\delta$ and backpropagation's while it does, averaged over
+# examples. (An example whose $\delta$ is exactly 0 has no direction and no angle; `nanmean` leaves it out of the mean.)
+# The control draws $B$ anew at every step.
 #
-# 大脑里没有可以回传误差的 $W^\top$。反馈对齐用固定的随机矩阵 $B$ 代替 $W^\top$，由此得到的一般不是任何函数的梯度，
-# 网络却学得会。训练过程中测量它与真正误差项的夹角；对照组每一步都重新抽取 $B$。
+# 大脑里没有可以回传误差的 $W^\top$。**反馈对齐**（Lillicrap 等 2016）用固定的随机矩阵 $B^\top$ 代替 $W^\top$，由此得到的一般不是任何函数的梯度，网络却学得会。为什么？训练过程中测量它与真正误差项的夹角，对样本取平均。（如果某个样本的误差项恰好为 0，就没有方向，也没有夹角，`nanmean` 取平均时把它略去。）对照组每一步都重新抽取 $B$。
 
 
 # %%
@@ -291,8 +292,7 @@ assert accuracy(fixed) > 0.9 and accuracy(control) < 0.8
 # does, more and more. A feedback that changes all the time gives $W$ nothing to turn to: its angle stays near 90, and
 # it learns far less.
 #
-# 开始时 $B$ 与 $W$ 无关，夹角约为 90 度；随后夹角下降：由 $B$ 送来的更新把 $B$ 的方向写进了 $W$。如果 $B$ 每步都变，
-# 就无从对齐，夹角始终在 90 度附近，学得也差得多。
+# 开始时 $B$ 与 $W$ 无关，夹角约为 90 度，高维空间中任意两个随机方向都是如此；随后夹角下降：由 $B$ 送来的更新把 $B$ 写进了 $W$，$W^\top$ 的方向越来越接近 $B^\top$。如果 $B$ 每步都变，就无从对齐，夹角始终在 90 度附近，学得也差得多。
 #
 # ## The check 验证
 #
@@ -300,8 +300,7 @@ assert accuracy(fixed) > 0.9 and accuracy(control) < 0.8
 # run; the norms once more against `vmap(jax.grad)`, now for 400 images; and a feedback that equals $W$ has to give back
 # backpropagation itself.
 #
-# 以上所有结果都由 $(a,\delta)$ 读出，因此最后验证它们本身；再对 400 张图像核对一次范数；
-# 并验证当 $B=W$ 时反馈对齐就是反向传播。
+# 以上所有结果都由 $(a,\delta)$ 读出，因此最后在标签有错的那次训练得到的参数处验证它们本身；再用 `vmap(jax.grad)` 对 400 张图像核对一次范数；并验证当 $B=W$ 时反馈对齐就是反向传播。
 
 # %%
 report = reference.check(OBJECTIVE, params, x[:32], given[:32], compiler_options=quick)

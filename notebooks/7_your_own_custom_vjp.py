@@ -10,13 +10,11 @@
 # # 7. Your own custom_vjp 你自己的 custom_vjp
 #
 # `jax.custom_vjp` lets you replace what JAX would derive by a backward rule of your own: faster, or steadier, or
-# sparing memory. Nothing in JAX tells you that the rule is right. This notebook writes one for a layer of the note,
+# sparing memory. Nothing in JAX tells you that the rule is right. This notebook writes one for a dense layer,
 # proves it, breaks it in five ways, asks how good a check is at seeing such faults, and puts the check into pytest.
 # At the end you will have a recipe for any rule that you write by hand.
 #
-# `jax.custom_vjp` 允许用自己写的反向规则代替 JAX 推导的规则，或者更快，或者更稳定，或者更省内存；
-# 但 JAX 不会告诉你规则写得对不对。本文为笔记中的一层写一个规则，先验证它，再用五种方式改坏它，
-# 然后衡量一个检查发现错误的能力，最后把检查写进 pytest。读完之后，你会得到一套适用于任何手写规则的做法。
+# `jax.custom_vjp` 允许用自己写的反向规则代替 JAX 推导的规则，或者更快，或者更稳定，或者更省内存；但 JAX 不会告诉你规则写得对不对。本文为一个全连接层写一个规则，先验证它，再用五种方式改坏它，然后衡量一个检查发现错误的能力，最后把检查写进 pytest。读完之后，你会得到一套适用于任何手写规则的做法。
 
 # %%
 import inspect
@@ -40,11 +38,11 @@ plt.style.use("pictures.mplstyle")
 # ## A rule for one layer 为一层写反向规则
 #
 # The layer is (F1) and (F2): $a = \tanh(W a_{\text{in}} + b)$ for every row of a batch. The rule receives
-# $g = \partial L/\partial a$ and returns what the note derives: $\delta = f'(z) \odot g$ as in (B1) and (B2), then
-# $\delta a_{\text{in}}^\top$ (B4), $\delta$ (B3), each summed over the rows, and $W^\top \delta$ for the layer below.
+# $g = \partial L/\partial a$ ($L$ is the loss) and returns what notebook 2 derives: $\delta = f'(z) \odot g$ as in (B1)
+# and (B2), then $\delta a_{\text{in}}^\top$ (B4), $\delta$ (B3), each summed over the rows, and $W^\top \delta$ for the
+# layer below.
 #
-# 这一层就是 (F1) 和 (F2)。规则收到损失对活性值的导数 $g$，返回笔记推导出的各项：先求误差项 $\delta$，再求权重矩阵、
-# 偏置的梯度和传给下一层（靠近输入的一层）的导数。
+# 这一层就是 (F1) 和 (F2)，对一批样本的每一行计算。规则收到损失 $L$ 对活性值的导数 $g$，返回第 2 篇推导出的各项：先如 (B1) 和 (B2) 求误差项 $\delta$，再求权重矩阵的梯度 (B4) 和偏置的梯度 (B3)，各自对所有行求和，以及传给下一层（靠近输入的一层）的 $W^\top\delta$。
 
 
 # %%
@@ -82,7 +80,7 @@ assert jnp.allclose(by_rule, derived, rtol=1e-13)
 # $W$ is square and not symmetric, $b$ is not zero, and there are several rows. A special point hides faults: with
 # $W = W^\top$ a forgotten transpose is invisible, with $b = 0$ so is a wrong bias.
 #
-# 这里 $W$ 是方阵但不对称，$b$ 不为零，样本不止一个。特殊的取值会掩盖错误，例如 $W$ 对称时看不出漏掉的转置。
+# 这里 $W$ 是方阵但不对称，$b$ 不为零，样本不止一个。特殊的取值会掩盖错误，例如 $W$ 对称时看不出漏掉的转置，$b=0$ 时看不出偏置的错误。
 #
 # ## Prove it 验证
 #
@@ -91,8 +89,7 @@ assert jnp.allclose(by_rule, derived, rtol=1e-13)
 # checks the promises that a rule makes: types, linearity in $g$, zero to zero, the same answer under jit and vmap,
 # and for one argument alone.
 #
-# 只在一个方向上比较一个梯度，证据很有限。`check_vjp` 用随机的余切向量同时通过你的规则和原函数，逐个元素比较，
-# 并检查规则应当遵守的约定：类型、对 $g$ 的线性、零映到零、在 jit 与 vmap 下结果相同等。
+# 只在一个方向上比较一个梯度，证据很有限。`check_vjp` 用随机的余切向量同时通过你的规则和原函数，逐个元素比较，并检查规则应当遵守的约定：类型、对 $g$ 的线性、零映到零、在 jit 与 vmap 下结果相同等。
 
 # %%
 report = reference.check_vjp(mine, W, b, a_in)
@@ -105,8 +102,7 @@ assert report.passed and len(report.rows) > 15
 # Five faults, all of them easy to make: no $f'$ at all; $W$ for $W^\top$; the bias averaged over the rows; `None` for
 # the bias, which JAX silently takes for zero; and $g$ clipped, which is no longer linear.
 #
-# 五种容易犯的错误：漏掉 $f'$；漏掉转置；偏置取了平均；偏置返回 `None`（JAX 默默当作零）；对 $g$ 做截断，
-# 规则不再是线性的。
+# 五种容易犯的错误：漏掉 $f'$；漏掉转置；偏置取了平均；偏置返回 `None`（JAX 默默当作零）；对 $g$ 做截断，规则不再是线性的。
 
 # %%
 broken = {
@@ -129,8 +125,7 @@ for name, rule in broken.items():
 # all three results; a wrong transpose only in $a_{\text{in}}$'s; clipping is caught twice, as a wrong number and as a
 # rule that is not linear.
 #
-# 每种错误都留下不同的痕迹（深色表示不通过）：$\delta$ 错了，三个结果都错；漏掉转置，只有传给前一层的导数错；
-# 截断则既表现为数值错误，也表现为不再线性。
+# 每种错误都留下不同的痕迹（深色表示不通过）：$\delta$ 错了，三个结果都错；漏掉转置，只有传给前一层的导数错；截断则既表现为数值错误，也表现为不再线性。
 
 # %%
 paths = [row.path for row in reports["g clipped"].rows]
@@ -176,8 +171,7 @@ assert two_digits(backward) and not any(two_digits(rule) for rule in broken.valu
 # element zeroed, the result off by a factor $1 + 10^{-6}$. The share of these mutants that the check kills is its
 # score.
 #
-# 自己挑选的五种错误说明不了多少。变异测试逐个改坏规则中的**每一个运算**：改变符号，丢掉一项，漏掉转置，一个元素置零，
-# 结果偏离百万分之一，等等。被检查发现的比例就是它的得分。
+# 自己挑选的五种错误说明不了多少。变异测试逐个改坏规则中的**每一个运算**：改变符号，丢掉一项，漏掉转置，一个元素置零，结果偏离百万分之一，等等。被检查发现的比例就是它的得分。
 
 
 # %%
@@ -218,8 +212,7 @@ plt.show()
 # A score also judges the *point*. At $W = I$, $b = 0$ and $a_{\text{in}} = 0$ many mutants give the right numbers by
 # accident: they are counted as *unchanged*, and no check whatever could see them there.
 #
-# 得分还能评判**取值点**。在 $W = I$、$b = 0$、$a_{\text{in}} = 0$ 处，许多变异体碰巧给出正确的数，记为“未改变”，
-# 在那里任何检查都看不见它们。
+# 得分还能评判**取值点**。在 $W = I$、$b = 0$、$a_{\text{in}} = 0$ 处，许多变异体碰巧给出正确的数，记为“未改变”，在那里任何检查都看不见它们。
 
 # %%
 at_zero = forward(np.eye(4), np.zeros(4), np.zeros((5, 4)))[1]
@@ -236,8 +229,7 @@ assert unchanged["generic"] == 0 and unchanged["zero"] >= 10
 # Installing this package gives pytest two fixtures and a mark. Here is a project of two files: the rule of this
 # notebook beside one that forgets the transpose, and a test for each.
 #
-# 安装本程序包后，pytest 就有了两个 fixture 和一个标记。下面的小项目有两个文件：本文的规则和一个漏掉转置的规则，
-# 各有一个测试。
+# 安装本程序包后，pytest 就有了两个 fixture 和一个标记。下面的小项目有两个文件：本文的规则和一个漏掉转置的规则，各有一个测试。
 
 # %%
 HEAD = "import jax\nimport jax.numpy as jnp\nimport numpy as np\nimport pytest\n\n"
@@ -276,8 +268,7 @@ assert "1 failed, 1 passed" in shown
 # The failing test says which argument, which entry and by how much, and how to run that one test again. With
 # `--gradient-report=gradients.html` the same run writes a page that holds every comparison.
 #
-# 失败的测试指出是哪个参数、哪个元素、相差多少，以及怎样单独重跑。加上 `--gradient-report=gradients.html`，
-# 同一次运行还会写出包含每一项比较的网页。
+# 失败的测试指出是哪个参数、哪个元素、相差多少，以及怎样单独重跑。加上 `--gradient-report=gradients.html`，同一次运行还会写出包含每一项比较的网页。
 #
 # ## The check 验证
 #
