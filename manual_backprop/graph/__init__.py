@@ -4,7 +4,8 @@
     backward_graph(objective)  the gradients, from J back: the local derivative on every arrow, delta at every z
 
 A `Graph` is plain data: vertices, arrows and boxes. It draws itself (`svg`, `png`, and by itself in a notebook) and
-writes itself as Mermaid or DOT text. With parameters and a batch, every vertex shows its shape and norm.
+writes itself as Mermaid or DOT text. With parameters and a batch, it shows the shapes and norms of all that the sweeps
+have as values.
 """
 
 from manual_backprop.graph.backward import backward_graph as backward_graph
