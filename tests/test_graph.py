@@ -304,6 +304,24 @@ def test_odd_names_are_drawn_as_they_are():
     assert mb.forward_graph(mb.Objective(layer, mb.squared_error))
 
 
+def test_parameters_within_tied_blocks_are_numbered_by_owner():
+    net = mb.Tied(mb.Serial((mb.Repeat(mb.Dense(4, 4), 2), mb.Dense(4, 4))), 3)
+    labels = {vertex.label for vertex in mb.forward_graph(mb.Objective(net, mb.squared_error)).vertices}
+    assert {label for label in labels if label[0] == "W"} == {"W^(1+j)", "W^(3)"}
+    assert {label for label in labels if label[0] == "z"} == {"z^(1+3k+j)", "z^(3+3k)"}
+
+
+def test_a_closed_box_without_weights_has_no_penalty():
+    kind = dataclasses.make_dataclass("Free", [("g", Any)], bases=(Parameters,), frozen=True)
+    jax.tree_util.register_dataclass(kind)
+    free = type("FreeLayer", (Convolution,), {"init": lambda self, key, dtype=None: kind(X)})()
+    net = mb.Serial((mb.Residual(free), mb.Residual(mb.Dense(2, 2))))
+    forward, backward = (draw(mb.Objective(net, mb.squared_error, mb.Frobenius(0.1)), opened=False) for draw in BOTH)
+    assert {arrow.tail for arrow in forward.arrows if arrow.lane == "penalty"} == {"box_2"}
+    assert {arrow.head for arrow in backward.arrows if arrow.lane == "penalty"} == {"dtheta_2"}
+    assert backward["dtheta_1"].label == "dL/dtheta"
+
+
 def test_a_family_that_misnames_its_parameters_is_told():
     lost = type("Lost", (mb.Dense,), {"operators": (("×", ("W",)),)})(2, 2)
     with pytest.raises(ValueError, match=r"name the parameters \['W'\], but it has \['W', 'b'\]"):
