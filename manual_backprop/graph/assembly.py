@@ -1,6 +1,7 @@
 """What the forward and the backward graph are put together with: vertices in chunks, arrows, and boxes."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ ABOVE = 0.95  # how high parameters stand over the signal, in inches
 GUTTER = 0.16  # left free for the edge of a box
 
 
-class Assembly:
+class Assembly(ABC):
     """A graph in the making, from x to J; `line` is the key of what the signal has come to, `entering` its name.
 
     The forward and the backward graph say how a layer, a closed composite and a sum are drawn, and which way an
@@ -47,25 +48,25 @@ class Assembly:
                 self._leave()
                 self.entering = piece.output
 
+    @abstractmethod
     def layer(self, piece: LayerPiece) -> None:
         """Draw a layer."""
-        raise NotImplementedError
 
+    @abstractmethod
     def closed(self, piece: Closed) -> None:
         """Draw a composite as one box."""
-        raise NotImplementedError
 
+    @abstractmethod
     def sum(self, piece: Sum, entered: str) -> None:
         """Draw where a residual block's output meets what entered it, the vertex `entered`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def block_input(self, piece: Enter, label: str) -> None:
         """Draw what enters a block that repeats: for the first what entered the chain, then what left the last."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loop(self, loop: str, first: str, last: str) -> None:
         """Draw that what leaves a block, `last`, enters the next one, as `first`."""
-        raise NotImplementedError
 
     def chunk(self, width: float) -> None:
         """Begin a chunk; what is placed from now on stands in it."""

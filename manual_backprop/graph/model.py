@@ -73,7 +73,7 @@ class Box:
 
 @dataclass(frozen=True, repr=False)
 class Graph:
-    """Vertices, arrows and boxes, each in the order of computation.
+    """Vertices, arrows and boxes in the order of computation; parameters stand beside the operator that they enter.
 
     Attributes:
         title: one line.
