@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from manual_backprop import edge
-from manual_backprop.contractions import gradient_reader
+from manual_backprop import validate
 from manual_backprop.layers.base import Leaf, Node, Rule, backpropagation
 from manual_backprop.layers.factor import Tree
 from manual_backprop.losses import Loss
+from manual_backprop.readings.gradients import gradient_reader
 from manual_backprop.regularizers import Coefficient, Frobenius, Scalar
 
 Batch = Float[Array, "N *features"]
@@ -103,17 +103,17 @@ class Objective:
         self, params: Tree, x: Any, y: Any, lam: Any, weights: Any
     ) -> tuple[Tree, Array, Array, Coefficient | None, Array | None]:
         """The arguments of `__call__` as JAX arrays, or the error that says what is wrong with them."""
-        params, x = edge.inputs(self.net, params, x)
-        y = edge.array("y", y)
+        params, x = validate.inputs(self.net, params, x)
+        y = validate.array("y", y)
         if y.shape[:1] != x.shape[:1]:
             raise ValueError(f"y is {list(y.shape)} but x has {x.shape[0]} examples; they must agree in number")
-        self.loss.check(edge.output(self.net, x), y)
+        self.loss.check(validate.output(self.net, x), y)
         if lam is not None:
             if self.regularizer is None:
                 raise ValueError("lam was given but the objective has no regularizer; give it Frobenius(0.0)")
-            lam = edge.coefficient(lam, x)
+            lam = validate.coefficient(lam, x)
         if weights is not None:
-            weights = edge.weights(weights, x)
+            weights = validate.weights(weights, x)
         return params, x, y, lam, weights
 
     def terms(
@@ -153,7 +153,7 @@ def backprop(
     net = objective.net
     output, trace = net.forward(params, x)  # step 1
     d_output = objective.loss.derivative(output, y)
-    way = edge.rule(rule).way(net, params, trace, d_output)
+    way = validate.rule(rule).way(net, params, trace, d_output)
     d_x, deltas = net.backward(params, trace, d_output, None, way)  # step 2
     gradients = net.read(gradient_reader(weights), (trace, deltas))  # step 3
     loss, penalty = objective.terms(params, output, y, lam, weights)
@@ -207,7 +207,7 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
         net = objective.net
         output, trace = net.lean_forward(params, x)
         d_output = objective.loss.derivative(output, y)
-        way = edge.rule(rule).way(net, params, trace, d_output)
+        way = validate.rule(rule).way(net, params, trace, d_output)
         d_x, gradients = net.backward(params, trace, d_output, gradient_reader(weights), way)
         loss, penalty = objective.terms(params, output, y, lam, weights)
         by_argument = (

@@ -6,7 +6,7 @@ are the public doors, and they check what comes in, so that what is traced under
 
 from jaxtyping import Array, Float
 
-from manual_backprop import edge
+from manual_backprop import validate
 from manual_backprop.layers.base import Node, Rule, backpropagation
 from manual_backprop.layers.factor import Factor, Tree
 
@@ -26,7 +26,7 @@ def forward(net: Node, params: Tree, x: Float[Array, "N *features"]) -> tuple[Fl
         ValueError: shapes that do not fit, or parameters of another structure.
         TypeError: dtypes that differ, or are not floats.
     """
-    return net.forward(*edge.inputs(net, params, x))
+    return net.forward(*validate.inputs(net, params, x))
 
 
 def backward(
@@ -53,8 +53,8 @@ def backward(
         ValueError: `d_output`, `trace`, `params` or the rule's own arrays do not belong together.
         TypeError: a rule that is none.
     """
-    edge.params(net, params)
-    return net.backward(params, trace, d_output, None, edge.rule(rule).way(net, params, trace, d_output))
+    validate.params(net, params)
+    return net.backward(params, trace, d_output, None, validate.rule(rule).way(net, params, trace, d_output))
 
 
 def factors(net: Node, trace: Tree, deltas: Tree) -> Tree:
@@ -77,8 +77,8 @@ def pushforward(
         ValueError: a tangent that has not the structure and shapes of what it is a tangent of.
         TypeError: likewise for dtypes.
     """
-    params, x = edge.inputs(net, params, x)
-    edge.like("dparams", dparams, "params", params)
-    edge.like("dx", dx, "x", x)
+    params, x = validate.inputs(net, params, x)
+    validate.like("dparams", dparams, "params", params)
+    validate.like("dx", dx, "x", x)
     output, d_output, _, _ = net.tangent(params, x, dparams, dx)
     return output, d_output

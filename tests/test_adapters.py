@@ -16,7 +16,7 @@ from flax.core import freeze
 from helpers import assert_close, batch, fast, generic, targets
 
 import manual_backprop as mb
-from manual_backprop import adapters, edge
+from manual_backprop import adapters, validate
 
 SIZES = (6, 5, 5, 4)
 NET = mb.mlp(SIZES)
@@ -405,7 +405,7 @@ def test_a_step_in_place_does_not_reach_what_was_imported(monkeypatch):
     """JAX may read NumPy's memory after `jnp.asarray` has returned: one large array in four changed with it."""
     handed = []
     monkeypatch.setattr(
-        edge, "array", lambda name, value, array=edge.array: (handed.append(value), array(name, value))[1]
+        validate, "array", lambda name, value, array=validate.array: (handed.append(value), array(name, value))[1]
     )
     net, state = mb.mlp((4, 4)), {"weight": np.ones((4, 4)), "bias": np.ones(4)}
     adapters.from_torch_state_dict({name: Tensor(value) for name, value in state.items()}, net)

@@ -8,7 +8,7 @@ import pytest
 from helpers import NETWORKS, assert_close, batch, fast, generic, problem, sizes
 
 import manual_backprop as mb
-from manual_backprop import forward_mode
+from manual_backprop.textbook import forward_mode
 from reference import model
 
 

@@ -10,8 +10,8 @@ import pytest
 from helpers import NETWORKS, assert_close, batch, fast, generic, problem
 
 import manual_backprop as mb
-from manual_backprop import jacobians
-from manual_backprop.jacobians import prod
+from manual_backprop.textbook import jacobians
+from manual_backprop.textbook.jacobians import prod
 
 
 def denominator_layout(jacobian: jax.Array, rank_of_output: int) -> jax.Array:

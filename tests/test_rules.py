@@ -10,7 +10,8 @@ import pytest
 from helpers import assert_close, fast, generic
 
 import manual_backprop as mb
-from manual_backprop import edits, rules
+from manual_backprop import rules
+from manual_backprop.rules import edits
 from reference import autodiff
 
 N = 6

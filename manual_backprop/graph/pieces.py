@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from manual_backprop import edge
+from manual_backprop import validate
 from manual_backprop.layers.base import Layer, Node
 from manual_backprop.layers.factor import Tree
 from manual_backprop.losses import Loss
 from manual_backprop.network import Residual, Serial
+from manual_backprop.network.scanned import Repeat, Tied
 from manual_backprop.objective import Objective, Step, backprop
-from manual_backprop.scanned import Repeat, Tied
 
 Opened = bool | int
 LOOPS = "kjimnpqr"  # the letters that count a Repeat's blocks, outermost first
@@ -239,7 +239,7 @@ def values_of(objective: Objective, params: Tree, x: Any, y: Any) -> tuple[Value
         raise ValueError(f"a graph with values needs params, x and y, got only {' and '.join(given)}")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, x, y))):
         raise ValueError("a graph shows values, which are not known under jit, vmap or grad; draw it outside of them")
-    params = edge.params(objective.net, params)
+    params = validate.params(objective.net, params)
     step = jax.jit(partial(backprop, objective))(params, x, y)
     return Values(params, step.trace, step.deltas, step.gradients), step
 

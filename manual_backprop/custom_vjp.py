@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from manual_backprop import edge
-from manual_backprop.contractions import gradient_reader
+from manual_backprop import validate
 from manual_backprop.layers.base import Node, Rule, backpropagation
 from manual_backprop.layers.factor import Tree
 from manual_backprop.objective import Objective, per_example_scaled
 from manual_backprop.precision import accumulator
+from manual_backprop.readings.gradients import gradient_reader
 
 
 def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Callable[..., Array]:
@@ -39,7 +39,7 @@ def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Calla
         NotImplementedError: when differentiated with float targets, a loss of one's own without
             `target_derivative`.
     """
-    rule = backpropagation if rule is None else edge.rule(rule)
+    rule = backpropagation if rule is None else validate.rule(rule)
     if isinstance(function, Objective):
         return _objective(function, rule)
     if isinstance(function, Node):
@@ -67,7 +67,7 @@ def _network(net: Node, rule: Rule) -> Callable[..., Array]:
 
     def network(params: Tree, x: Float[Array, "N *features"]) -> Float[Array, "N *outputs"]:
         """The network's output; reverse mode through it is our backward sweep (`as_custom_vjp`)."""
-        return by_hand(rule, *edge.inputs(net, params, x))
+        return by_hand(rule, *validate.inputs(net, params, x))
 
     return network
 

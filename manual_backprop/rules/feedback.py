@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
-from manual_backprop import edge
+from manual_backprop import validate
 from manual_backprop.layers.base import Layer, LayerTrace, Leaf, Node, Parameters, Rule, backpropagation
 from manual_backprop.layers.factor import Tree
 from manual_backprop.network import Serial
@@ -41,7 +41,7 @@ def angle(deltas: Tree, other: Tree) -> Tree:
         ValueError: structures or shapes that differ.
         TypeError: dtypes that differ.
     """
-    edge.like("deltas", deltas, "the others", other)
+    validate.like("deltas", deltas, "the others", other)
 
     def of_layer(a: Array, b: Array) -> Array:
         a, b = (_unit(leaf.astype(accumulator(leaf.dtype))) for leaf in (a, b))
@@ -84,7 +84,7 @@ class FeedbackAlignment(Rule):
 
     def carried(self, net: Node, params: Tree, trace: Tree, d_output: Array) -> Tree:  # noqa: D102
         _require_bilinear(self, net)
-        edge.like("feedback", self.feedback, "params (net.init draws such a tree)", params)
+        validate.like("feedback", self.feedback, "params (net.init draws such a tree)", params)
         return self.feedback
 
 
@@ -123,7 +123,7 @@ class SignSymmetry(Rule):
         _require_bilinear(self, net)
         if self.magnitudes is None:
             return jax.tree.map(lambda W: self.scale * jnp.sign(W), params)
-        edge.like("magnitudes", self.magnitudes, "params (net.init draws such a tree)", params)
+        validate.like("magnitudes", self.magnitudes, "params (net.init draws such a tree)", params)
         return jax.tree.map(lambda M, W: jnp.abs(M) * jnp.sign(W), self.magnitudes, params)
 
 

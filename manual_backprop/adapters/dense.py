@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from manual_backprop import edge
+from manual_backprop import validate
 from manual_backprop.layers import Affine, Dense, Node
 from manual_backprop.layers.base import Shape
 from manual_backprop.layers.factor import Tree
@@ -195,7 +195,7 @@ def _params(found: _Found, net: Node) -> Tree:
     """Our parameters, checked against `net`."""
     _fit(found, [((node.d_out, node.d_in), (node.d_out,)) for node in _denses(net)], f"the network {net}")
     pairs = [[_array(name, found.leaves[name]) for name in found.names(layer)] for layer in found.layers]
-    return edge.params(net, tuple(Affine(found.turned(W), b) for W, b in pairs))
+    return validate.params(net, tuple(Affine(found.turned(W), b) for W, b in pairs))
 
 
 def _entries(found: _Found, tree: Tree) -> dict[str, Array]:
@@ -203,7 +203,9 @@ def _entries(found: _Found, tree: Tree) -> dict[str, Array]:
     if not isinstance(tree, tuple) or not all(isinstance(one, Affine) for one in tree):
         kinds = [type(one).__name__ for one in tree] if isinstance(tree, tuple) else type(tree).__name__
         raise TypeError(f"tree must be a tuple with one Affine a layer, as params and gradients of mlp; got {kinds}")
-    ours = [(edge.array(f"tree[{i}].W", one.W), edge.array(f"tree[{i}].b", one.b)) for i, one in enumerate(tree)]
+    ours = [
+        tuple(validate.array(f"tree[{i}].{k}", leaf) for k, leaf in vars(one).items()) for i, one in enumerate(tree)
+    ]
     _fit(found, [(W.shape, b.shape) for W, b in ours], "tree")
     entries: dict[str, Array] = {}
     for layer, (W, b) in zip(found.layers, ours, strict=True):
@@ -238,7 +240,7 @@ def _array(name: str, value: Any) -> Array:
         value = value.float().numpy().astype(jnp.bfloat16) if brain else value.numpy()
     if not isinstance(value, jax.Array) and hasattr(value, "__array__"):
         value = np.array(value)
-    return edge.array(name, value)
+    return validate.array(name, value)
 
 
 def _named(tree: Any) -> dict[str, Any]:

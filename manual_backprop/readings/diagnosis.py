@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from manual_backprop import edge
+from manual_backprop import validate
 from manual_backprop.layers.base import Layer, LayerTrace, Leaf, Node
 from manual_backprop.layers.factor import Tree
 from manual_backprop.precision import accumulator
@@ -79,7 +79,7 @@ def diagnose(net: Node, trace: Tree, deltas: Tree, *, threshold: float = 0.01) -
             _signal(at.z), _signal(at.a), _signal(delta), jnp.mean(flat, dtype=wide), jnp.mean(dead, dtype=wide)
         )
 
-    batch = edge.batch(net, trace, deltas)
+    batch = validate.batch(net, trace, deltas)
     return net.visit(*batch, of_layer)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from manual_backprop import edge
+from manual_backprop import validate
 from manual_backprop.layers.base import Batch, Leaf, Node, Reader
 from manual_backprop.layers.dense import OuterProduct
 from manual_backprop.layers.factor import Factor, Tree
@@ -27,7 +27,7 @@ def gradient_reader(weights: Weights | None) -> Reader:
     """The reader that contracts each layer's pair to its parameter gradient, examples summed by `weights`."""
 
     def contract(factor: Factor) -> Tree:
-        return factor.weighted_sum(edge.weights_of(factor, weights))
+        return factor.weighted_sum(validate.weights_of(factor, weights))
 
     return contract
 
@@ -57,7 +57,7 @@ def per_example_gradients(net: Node, trace: Tree, deltas: Tree) -> Tree:
 
     Where a contraction of these is wanted, the other readings give it without this array of N gradients.
     """
-    batch = edge.batch(net, trace, deltas)
+    batch = validate.batch(net, trace, deltas)
 
     def examples_first(blocks: jax.ShapeDtypeStruct, gradient: Tree) -> Tree:
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, len(blocks.shape), 0), gradient)
@@ -98,7 +98,7 @@ def clip_weights(squared: Weights, max_norm: float | Scalar) -> Weights:
 
     Source: Abadi et al., arXiv:1607.00133.
     """
-    bound = edge.non_negative("max_norm", max_norm, squared.dtype)
+    bound = validate.non_negative("max_norm", max_norm, squared.dtype)
     norm = jnp.sqrt(squared)
     return jnp.where(norm <= bound, jnp.ones_like(norm), bound / norm)
 
@@ -127,7 +127,7 @@ def clipped_gradients(
     clip = clip_weights(squared_norms(net, trace, deltas), max_norm)
 
     def contract(factor: Factor) -> Tree:
-        given = edge.weights_of(factor, weights)
+        given = validate.weights_of(factor, weights)
         return factor.weighted_sum(clip if given is None else clip * given)
 
     return net.read(contract, (trace, deltas))
@@ -141,7 +141,7 @@ def second_moment(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | No
     """
 
     def squares(factor: Factor) -> Tree:
-        return factor.squared_sum(edge.weights_of(factor, weights))
+        return factor.squared_sum(validate.weights_of(factor, weights))
 
     return _read(squares, net, trace, deltas)
 
@@ -170,15 +170,15 @@ def gram(net: Node, trace: Tree, deltas: Tree, other: tuple[Tree, Tree] | None =
     def products(mine: Factor, theirs: Factor) -> Array:
         return mine.gram(theirs)
 
-    mine = edge.batch(net, trace, deltas)
+    mine = validate.batch(net, trace, deltas)
     return _over_layers(net.read(products, mine, mine if other is None else _other_batch(net, deltas, other)), 2)
 
 
 def _other_batch(net: Node, deltas: Tree, other: Any) -> Batch:
     if not isinstance(other, tuple) or len(other) != 2:
         raise TypeError(f"gram's other must be the pair (trace, deltas) of a second batch, got {type(other).__name__}")
-    edge.same_structure("the other batch's deltas", other[1], "these", deltas)
-    return edge.batch(net, *other)
+    validate.same_structure("the other batch's deltas", other[1], "these", deltas)
+    return validate.batch(net, *other)
 
 
 @jax.tree_util.register_dataclass
@@ -275,5 +275,5 @@ def _over_layers(by_layer: Tree, rank: int) -> Array:
 
 
 def _read(reader: Reader, net: Node, trace: Tree, deltas: Tree) -> Tree:
-    batch = edge.batch(net, trace, deltas)
+    batch = validate.batch(net, trace, deltas)
     return net.read(reader, batch)

@@ -10,9 +10,9 @@ from manual_backprop.activations import Activation
 from manual_backprop.layers.base import Batch, Drawer, Layer, Node, Reader, Shape, Visitor, Way
 from manual_backprop.layers.dense import Dense
 from manual_backprop.layers.factor import Tree
-from manual_backprop.scanned import Repeat as Repeat
-from manual_backprop.scanned import Tied as Tied
-from manual_backprop.scanned import require_node, same_shape
+from manual_backprop.network.scanned import Repeat as Repeat
+from manual_backprop.network.scanned import Tied as Tied
+from manual_backprop.network.scanned import require_node, same_shape
 
 
 @dataclass(frozen=True)

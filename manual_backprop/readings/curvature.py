@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from manual_backprop import edge
-from manual_backprop.contractions import KroneckerFactors, gradient_reader, second_moment
+from manual_backprop import validate
 from manual_backprop.layers.base import Parameters
 from manual_backprop.layers.factor import Tree
 from manual_backprop.objective import Objective
+from manual_backprop.readings.gradients import KroneckerFactors, gradient_reader, second_moment
 from manual_backprop.regularizers import Coefficient
 
 Batch = Float[Array, "N *features"]
@@ -53,7 +53,7 @@ def gauss_newton_vector_product(
         NotImplementedError: a loss without `hessian_product`.
     """
     params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
-    edge.like("v", v, "params", params)
+    validate.like("v", v, "params", params)
     output, d_output, trace, _ = objective.net.tangent(params, x, v, None)
     curved = objective.loss.hessian_product(output, y, d_output)
     _, product = objective.net.backward(params, trace, curved, gradient_reader(weights))
@@ -82,7 +82,7 @@ def hessian_vector_product(
         NotImplementedError: a loss without `hessian_product`.
     """
     params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
-    edge.like("v", v, "params", params)
+    validate.like("v", v, "params", params)
     net, loss = objective.net, objective.loss
     output, d_output, trace, dtrace = net.tangent(params, x, v, None)
     error, change = loss.derivative(output, y), loss.hessian_product(output, y, d_output)
@@ -227,7 +227,7 @@ def kfac_direction(factors: Tree, gradients: Tree, damping: float | Float[Array,
     """
     _require_pairs(factors, gradients)
     leaves = jax.tree.leaves(gradients)
-    bound = edge.non_negative("damping", damping, leaves[0].dtype)
+    bound = validate.non_negative("damping", damping, leaves[0].dtype)
 
     def of_layer(factor: KroneckerFactors, gradient: Any) -> Any:
         dW, db = gradient.W, gradient.b

@@ -1,0 +1,7 @@
+"""Composites: networks made of layers and of one another, each a file's few lines of wiring."""
+
+from manual_backprop.network.composites import Residual as Residual
+from manual_backprop.network.composites import Serial as Serial
+from manual_backprop.network.composites import mlp as mlp
+from manual_backprop.network.scanned import Repeat as Repeat
+from manual_backprop.network.scanned import Tied as Tied

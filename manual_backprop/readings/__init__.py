@@ -1,0 +1,1 @@
+"""What one sweep forward and one back already know: readings of (a, delta), and curvature."""
