@@ -18,9 +18,9 @@ import numpy as np
 
 import manual_backprop as mb
 from benchmarks.faults import FAULTS, Fault, layers
-from reference.checking import Judge, by_hand, prepare
-from reference.compiling import quick
+from reference.checks.step import Judge, by_hand, prepare
 from reference.report import Report, plain_table
+from reference.xla import quick
 
 N = 7
 NETWORKS = {

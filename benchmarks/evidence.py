@@ -26,10 +26,10 @@ import numpy as np
 import manual_backprop as mb
 from benchmarks.faults import FAULTS, layers
 from reference import autodiff
-from reference.checking import Judge
-from reference.compiling import quick
+from reference.checks.step import Judge
 from reference.report import Report, plain_table
 from reference.tolerance.rounding import meter
+from reference.xla import quick
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 LOSSES = ("squared_error", "huber", "softmax_cross_entropy", "sigmoid_binary_cross_entropy")

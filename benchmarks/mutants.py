@@ -23,10 +23,10 @@ import jax.test_util
 import numpy as np
 
 from benchmarks.subjects import SUBJECTS, Subject
+from reference.compare import compare_trees
 from reference.mutation.report import Mutant, MutationScore
 from reference.mutation.score import mutation_score
 from reference.report import plain_table
-from reference.rows import compare_trees
 from reference.tolerance.rounding import measure
 
 COTANGENTS = 3

@@ -10,7 +10,7 @@ import numpy as np
 
 import manual_backprop as mb
 from reference import model
-from reference.mutation.ours import EQUIVALENT, dense
+from reference.catalogue.mutating import EQUIVALENT, dense
 
 N = 7
 EPSILON = 1e-5  # of the layer normalisation

@@ -22,10 +22,10 @@ class CommandHelp(SphinxDirective):
 
     def run(self) -> list[nodes.Node]:
         """A literal block."""
-        from reference import cli
+        from reference.cli import command
 
         os.environ["COLUMNS"] = "92"
-        parser = cli._parser()
+        parser = command._parser()
         if self.arguments:
             (commands,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
             parser = commands.choices[self.arguments[0]]

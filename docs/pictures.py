@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 import manual_backprop as mb
 import reference
 from manual_backprop.graph.picture import COLOURS
-from reference.files import write_atomically
+from reference.cli.files import write_atomically
 
 FOLDER = Path(__file__).resolve().parent / "pictures"
 SERIES = {

@@ -24,7 +24,7 @@ import numpy as np
 
 import manual_backprop as mb
 import reference
-from reference import data
+from reference.catalogue import data
 
 jax.config.update("jax_enable_x64", True)
 plt.style.use("pictures.mplstyle")

@@ -28,7 +28,7 @@ import numpy as np
 
 import manual_backprop as mb
 import reference
-from reference import golden
+from reference.catalogue import published
 
 jax.config.update("jax_enable_x64", True)
 plt.style.use("pictures.mplstyle")
@@ -253,8 +253,8 @@ assert jnp.allclose(full.d_lam, full.penalty / lam)
 # Matt Mazur 2015 年的文章手算了一个 2-2-2 的 sigmoid 网络。程序包以文本形式保存了文中印出的数字，下表把我们的结果四舍五入到同样的位数，并列在旁边；两者不同时，以印出的最后一位为单位给出差别。
 
 # %%
-mazur = golden.examples()[0]
-figures = [f for f in golden.figures(mazur) if "recomputation" not in f.name]  # two are not from the post
+mazur = published.examples()[0]
+figures = [f for f in published.figures(mazur) if "recomputation" not in f.name]  # two are not from the post
 print(f"{'quantity':22s}{'printed':>23s}{'ours':>23s}   last places apart")
 for f in figures:
     places = len(f.printed.partition(".")[2])

@@ -28,9 +28,10 @@ import numpy as np
 
 import manual_backprop as mb
 import reference
-from reference import compiling, data
+from reference import xla
+from reference.catalogue import data
 
-QUICK = compiling.quick()  # options for XLA: everything here runs once
+QUICK = xla.quick()  # options for XLA: everything here runs once
 jax.config.update("jax_enable_x64", True)
 plt.style.use("pictures.mplstyle")
 

@@ -29,7 +29,8 @@ from jax.flatten_util import ravel_pytree
 
 import manual_backprop as mb
 import reference
-from reference import compiling, data
+from reference import xla
+from reference.catalogue import data
 
 jax.config.update("jax_enable_x64", True)
 plt.style.use("pictures.mplstyle")
@@ -52,7 +53,7 @@ plt.style.use("pictures.mplstyle")
 # 用一个小网络来试：64 个像素，8 个神经元，10 个数字类别，32 张图像。
 
 # %%
-digits, quick = data.load("digits"), compiling.quick()  # quick: compile fast; most programs here run once
+digits, quick = data.load("digits"), xla.quick()  # quick: compile fast; most programs here run once
 x, y = jnp.asarray(digits.x[:32]), jnp.asarray(digits.y[:32])
 
 net = mb.mlp((64, 8, 10), activation="tanh")

@@ -29,7 +29,8 @@ import optax
 
 import manual_backprop as mb
 import reference
-from reference import compiling, data
+from reference import xla
+from reference.catalogue import data
 
 jax.config.update("jax_enable_x64", True)
 plt.style.use("pictures.mplstyle")
@@ -42,7 +43,7 @@ plt.style.use("pictures.mplstyle")
 # 共 1797 张 8×8 的图像，已减去均值；其中 1400 张用于训练，397 张留作测试。
 
 # %%
-digits, quick = data.load("digits"), compiling.quick()  # quick: options to compile fast; the runs are short
+digits, quick = data.load("digits"), xla.quick()  # quick: options to compile fast; the runs are short
 order = np.random.default_rng(0).permutation(len(digits.y))
 x, y = jnp.asarray(digits.x[order[:1400]]), jnp.asarray(digits.y[order[:1400]])
 x_held, y_held = jnp.asarray(digits.x[order[1400:]]), jnp.asarray(digits.y[order[1400:]])

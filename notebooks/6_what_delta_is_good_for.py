@@ -30,13 +30,14 @@ import optax
 
 import manual_backprop as mb
 import reference
-from reference import compiling, data
+from reference import xla
+from reference.catalogue import data
 
 jax.config.update("jax_enable_x64", True)
 plt.style.use("pictures.mplstyle")
 
 # %%
-digits, quick = data.raw("digits"), compiling.quick()  # quick: options to compile fast; the runs are short
+digits, quick = data.raw("digits"), xla.quick()  # quick: options to compile fast; the runs are short
 order = np.random.default_rng(5).permutation(len(digits.y))
 images, labels = digits.x[order] / 16, digits.y[order]  # pixels between 0 and 1
 x, y = jnp.asarray(images[:1400]), jnp.asarray(labels[:1400])

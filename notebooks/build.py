@@ -26,7 +26,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal, DeadKernelError
 from PIL import Image
 
-from reference.files import BadInput, write_atomically
+from reference.cli.files import BadInput, write_atomically
 
 HERE = Path(__file__).resolve().parent
 MOST_BYTES = 300_000

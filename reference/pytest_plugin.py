@@ -69,7 +69,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def _require_usable(path: Path) -> None:
-    from reference.files import BadInput, require_writable
+    from reference.cli.files import BadInput, require_writable
 
     if path.suffix not in SUFFIXES:
         raise pytest.UsageError(f"--gradient-report={path}: the name must end in {', '.join(SUFFIXES)}")
@@ -121,7 +121,7 @@ def assert_gradients_match(request: pytest.FixtureRequest, gradient_case: Case |
 
     def assert_match(fun: Any, grad_fun: Any, *args: Any, **options: Any) -> "Report":
         __tracebackhide__ = True
-        from reference.anybody.gradient import check_gradient
+        from reference.checks.gradient import check_gradient
 
         return _judged(request, gradient_case, lambda **case: check_gradient(fun, grad_fun, *args, **case), options)
 
@@ -137,7 +137,7 @@ def assert_vjp_correct(request: pytest.FixtureRequest, gradient_case: Case | Non
 
     def assert_correct(f: Any, *args: Any, **options: Any) -> "Report":
         __tracebackhide__ = True
-        from reference.anybody.rules import check_vjp
+        from reference.checks.rule import check_vjp
 
         return _judged(request, gradient_case, lambda **case: check_vjp(f, *args, **case), options)
 
@@ -148,7 +148,7 @@ def _judged(
     request: pytest.FixtureRequest, case: Case | None, check: Callable[..., "Report"], options: dict[str, Any]
 ) -> "Report":
     __tracebackhide__ = True
-    from reference.anybody.faults import CallFailed
+    from reference.checks.faults import CallFailed
     from reference.report import GradientMismatch, InconclusiveCheck
 
     if case is not None:
@@ -175,7 +175,7 @@ def _judged(
 
 def _raised(error: Exception, case: Case | None, again: str) -> "Report":
     """A check that could not be made is a failure in the report too, not a gap."""
-    from reference.anybody.faults import contract
+    from reference.checks.faults import contract
     from reference.report import Report
 
     row = contract("the check itself", f"it raised {type(error).__name__}: {error}")
@@ -213,7 +213,7 @@ class _Collector:
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write every file; one that cannot be written ends the run with an error, not with a traceback."""
-        from reference.files import BadInput
+        from reference.cli.files import BadInput
         from reference.reports.formats import write_reports
 
         run = self._run(partial=exitstatus == pytest.ExitCode.INTERRUPTED)

@@ -12,7 +12,7 @@ import numpy as np
 import manual_backprop as mb
 import reference
 from manual_backprop import losses
-from reference.compiling import quick
+from reference.xla import quick
 
 N = 7
 FAST = quick()  # the tests compile much and run little

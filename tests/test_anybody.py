@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from reference.anybody.faults import CallFailed
-from reference.anybody.gradient import check_gradient, nearby
+from reference.checks.faults import CallFailed
+from reference.checks.gradient import check_gradient, nearby
 from reference.report import GradientMismatch, Report
 from tests import metered_once
 

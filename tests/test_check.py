@@ -11,9 +11,9 @@ from helpers import FAST, N, check, problem
 
 import manual_backprop as mb
 import reference
-from reference.checking import prepare
+from reference.checks.step import prepare
+from reference.compare import compare_leaf
 from reference.report import GradientMismatch, InconclusiveCheck, Report
-from reference.rows import compare_leaf
 from tests import metered_once
 
 metered_once.install()

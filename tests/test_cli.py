@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 import manual_backprop as mb
-from reference import catalogue, cli, proving, rows, run_check, run_train
-from reference.files import BadInput, write_atomically
+from reference import cli, compare
+from reference.catalogue import networks, proving
+from reference.cli import check, train
+from reference.cli.files import BadInput, write_atomically
 from reference.reports import formats
 from tests import metered_once
 
@@ -58,14 +60,14 @@ def test_bad_usage_ends_with_two(arguments):
 
 
 def test_the_catalogue_meets_every_pair_of_features():
-    settings = catalogue.covering(0)
-    met = set().union(*map(catalogue._pairs, settings))
-    assert met == catalogue.all_pairs()
+    settings = networks.covering(0)
+    met = set().union(*map(networks._pairs, settings))
+    assert met == networks.all_pairs()
     assert len(settings) <= 110
-    assert settings == catalogue.covering.__wrapped__(0)  # drawn once more, not remembered
-    assert settings != catalogue.covering(1)
-    quick = catalogue.each_value(settings)
-    for i, values in enumerate(catalogue.FEATURES.values()):
+    assert settings == networks.covering.__wrapped__(0)  # drawn once more, not remembered
+    assert settings != networks.covering(1)
+    quick = networks.each_value(settings)
+    for i, values in enumerate(networks.FEATURES.values()):
         assert {setting[i] for setting in quick} == set(values)
 
 
@@ -205,7 +207,7 @@ def test_train_on_a_file_of_values_and_save_and_load(capsys, tmp_path):
     status, out, _ = run(capsys, "train", *arguments, "--epochs", "3", "--save", net)
     assert status == 0
     assert "held-out R squared" in out
-    loaded = run_train.load_network(tmp_path / "net.npz")
+    loaded = train.load_network(tmp_path / "net.npz")
     assert [node.d_out for node in loaded.net.nodes] == [8, 1]
     np.testing.assert_allclose(loaded.mean, x[np.random.default_rng(0).permutation(60)[12:]].mean(axis=0))
     status, _, err = run(capsys, "train", "--load", net)
@@ -233,14 +235,14 @@ def test_a_training_run_that_parts_from_jax_grad_ends_with_one(capsys, monkeypat
 
 def test_a_saved_network_that_was_tampered_with_is_refused(tmp_path):
     net = mb.mlp((3, 2))
-    network = run_train.Network(net, net.init(jax.random.key(0)), np.zeros(3), np.ones(3))
+    network = train.Network(net, net.init(jax.random.key(0)), np.zeros(3), np.ones(3))
     path = tmp_path / "net.npz"
-    run_train.save_network(path, network)
+    train.save_network(path, network)
     arrays = dict(np.load(path))
     for change in ({"0.W": np.ones((5, 5), np.float32)}, {"description": np.asarray("{}")}, {"0.b": None}):
         np.savez(path, **{k: v for k, v in (arrays | change).items() if v is not None})
         with pytest.raises(BadInput, match="is not a network that --save wrote"):
-            run_train.load_network(path)
+            train.load_network(path)
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
@@ -282,7 +284,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_says_so(capsys, monkeypatch, t
         yield from list(proving.prove(tasks[:1], **options))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(run_check, "prove", one_and_then_ctrl_c)
+    monkeypatch.setattr(check, "prove", one_and_then_ctrl_c)
     path = tmp_path / "report.json"
     status, out, _ = run(capsys, "check", "--quick", "--only", "float64", "--json", str(path))
     assert status == 130
@@ -357,9 +359,9 @@ def test_a_network_that_stays_undecided_ends_with_three(capsys, broken, tmp_path
     def redrawn(*given):
         return [replace(task, redraw=lambda seed, task=task: task) for task in proving.tasks(*given)]
 
-    broken.setattr(rows, "BLIND", 0.0)
+    broken.setattr(compare, "BLIND", 0.0)
     broken.setattr(proving, "REDRAWN", 1)
-    broken.setattr(run_check, "tasks", redrawn)
+    broken.setattr(check, "tasks", redrawn)
     path = tmp_path / "report.json"
     status, out, _ = run(capsys, "check", "--only", "mazur*", "--json", str(path))
     assert status == 3, out

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reference.anybody.faults import CallFailed
-from reference.anybody.rules import check_jvp, check_vjp
+from reference.checks.faults import CallFailed
+from reference.checks.rule import check_jvp, check_vjp
 from reference.report import Report
 from tests import metered_once
 

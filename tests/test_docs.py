@@ -18,7 +18,7 @@ from markdown_it import MarkdownIt
 
 import manual_backprop as mb
 import reference
-from reference import cli
+from reference.cli import command
 from tests.test_conventions import TAGS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,7 +120,7 @@ def test_every_page_is_in_the_contents():
 
 
 def test_every_command_is_on_its_page():
-    parser = cli._parser()
+    parser = command._parser()
     (commands,) = (action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     text = (DOCS / "api" / "reference" / "command.md").read_text(encoding="utf-8")
     assert set(re.findall(r"command-help:: (\w+)", text)) == set(commands)

@@ -16,7 +16,7 @@ from benchmarks import readings
 from benchmarks.experiments import CLAIMS, Bound, Claim, Finding, alignment, curvature, examples, forward
 from benchmarks.experiments.__main__ import chosen, main
 from benchmarks.experiments.claims import least_mean
-from reference.files import BadInput
+from reference.cli.files import BadInput
 
 EXACT = {
     "KP-law": {"seeds": (0,), "steps": 20, "lam": 0.3},

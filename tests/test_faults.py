@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reference.anybody import faults
-from reference.anybody.arguments import chosen, describe, take_apart
-from reference.anybody.culprit import first_nonfinite
+from reference.checks import faults
+from reference.checks.arguments import chosen, describe, take_apart
+from reference.checks.culprit import first_nonfinite
 
 X = np.array([2.0, 0.5])
 
@@ -174,7 +174,7 @@ def test_a_long_value_is_cut_in_a_description() -> None:
 def test_arguments_on_another_device_are_refused_by_name() -> None:
     code = """
 import jax, jax.numpy as jnp
-from reference.anybody.gradient import check_gradient
+from reference.checks.gradient import check_gradient
 elsewhere = jax.device_put(jnp.ones(2), jax.devices()[1])
 for default in (jax.devices()[0], jax.devices()[1]):
     with jax.default_device(default):

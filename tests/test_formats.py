@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
-from reference.files import BadInput
+from reference.cli.files import BadInput
 from reference.mutation.report import Mutant, MutationScore
 from reference.report import Report, Row
 from reference.reports import formats

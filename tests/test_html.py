@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from test_formats import HOSTILE, PASSING, network, row, sample, score
 
-from reference.files import BadInput
+from reference.cli.files import BadInput
 from reference.reports import heat_maps, plots
 from reference.reports.formats import visible
 from reference.reports.html import as_html

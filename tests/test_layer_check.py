@@ -12,7 +12,7 @@ import manual_backprop as mb
 from manual_backprop import activations
 from manual_backprop.layers import Factor, Layer, OuterProduct, Parameters
 from reference import model
-from reference.anybody.layer import check_layer
+from reference.checks.layer import check_layer
 from tests.helpers import batch, generic
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from reference.anybody.layer import check_layer
+from reference.checks.layer import check_layer
 from tests.test_layer_check import PARAMS, Convolution, Kernel, X
 
 

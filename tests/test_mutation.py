@@ -12,12 +12,12 @@ import pytest
 import manual_backprop as mb
 from benchmarks import mutants
 from benchmarks.subjects import SUBJECTS
-from reference.compiling import quick
-from reference.mutation import ours as mutation_catalogue
+from reference.catalogue import mutating as mutation_catalogue
 from reference.mutation import program
 from reference.mutation.program import Program
 from reference.mutation.score import mutation_score
 from reference.report import Report
+from reference.xla import quick
 
 fast = partial(jax.jit, compiler_options=quick())
 A = np.array([[1.0, -2.0], [3.0, 5.0]])

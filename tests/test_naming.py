@@ -4,8 +4,8 @@ import pytest
 
 from benchmarks import confusion
 from benchmarks.faults import FAULTS
-from reference.checking import prepare
-from reference.compiling import quick
+from reference.checks.step import prepare
+from reference.xla import quick
 
 
 @pytest.fixture(scope="module")

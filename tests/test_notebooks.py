@@ -11,7 +11,7 @@ import nbformat
 import pytest
 
 from notebooks import build
-from reference.files import BadInput
+from reference.cli.files import BadInput
 
 SCRIPTS = build.scripts()
 each = pytest.mark.parametrize("script", SCRIPTS, ids=[script.stem for script in SCRIPTS])

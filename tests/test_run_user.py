@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from reference.files import BadInput
-from reference.run_user import run
+from reference.cli.files import BadInput
+from reference.cli.user import run
 
 MODULE = """
 import jax, jax.numpy as jnp, numpy as np

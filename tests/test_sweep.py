@@ -13,7 +13,7 @@ import manual_backprop as mb
 import reference
 from manual_backprop.losses import TABLE as LOSSES
 from reference import model
-from reference.checking import layer_values
+from reference.checks.step import layer_values
 
 
 @pytest.mark.parametrize("lam", [None, 0.1])

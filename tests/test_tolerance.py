@@ -9,11 +9,11 @@ from helpers import FAST, check, problem
 import manual_backprop as mb
 from benchmarks import evidence
 from reference import model
-from reference.checking import by_hand, prepare
+from reference.checks.step import by_hand, prepare
+from reference.compare import BLIND, compare_leaf
+from reference.equations import bounds
+from reference.equations.rows import equations
 from reference.report import InconclusiveCheck
-from reference.rows import BLIND, compare_leaf
-from reference.tolerance import bounds
-from reference.tolerance.equations import equations
 from reference.tolerance.rounding import measure, unit_roundoff
 
 LOW = ("float32", "bfloat16", "float16")

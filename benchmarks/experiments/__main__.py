@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.experiments import CLAIMS, Claim, Finding
-from reference.files import BadInput
+from reference.cli.files import BadInput
 from reference.report import plain_table
 
 HEADER = ("claim", "source", "measured", "control", "seeds", "verdict")

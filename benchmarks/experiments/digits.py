@@ -14,8 +14,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 import manual_backprop as mb
 import reference
 from manual_backprop.layers.base import Node, Rule
-from reference import data, model
-from reference.compiling import quick
+from reference import model
+from reference.catalogue import data
+from reference.xla import quick
 
 Tree = Any
 compiled = partial(jax.jit, compiler_options=quick())  # most programs here run for less time than they compile

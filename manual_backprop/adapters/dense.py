@@ -203,9 +203,7 @@ def _entries(found: _Found, tree: Tree) -> dict[str, Array]:
     if not isinstance(tree, tuple) or not all(isinstance(one, Affine) for one in tree):
         kinds = [type(one).__name__ for one in tree] if isinstance(tree, tuple) else type(tree).__name__
         raise TypeError(f"tree must be a tuple with one Affine a layer, as params and gradients of mlp; got {kinds}")
-    ours = [
-        tuple(validate.array(f"tree[{i}].{k}", leaf) for k, leaf in vars(one).items()) for i, one in enumerate(tree)
-    ]
+    ours = [tuple(validate.array(f"tree[{i}].{k}", v) for k, v in vars(one).items()) for i, one in enumerate(tree)]
     _fit(found, [(W.shape, b.shape) for W, b in ours], "tree")
     entries: dict[str, Array] = {}
     for layer, (W, b) in zip(found.layers, ours, strict=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from reference.files import BadInput, require_writable, write_atomically
+from reference.cli.files import BadInput, require_writable, write_atomically
 from reference.report import Row
 from reference.reports.run import WORDS, NetworkResult, Published, Run, counted
 

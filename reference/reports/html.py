@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from reference.files import BadInput
+from reference.cli.files import BadInput
 from reference.mutation.report import Mutant, MutationScore
 from reference.report import MARKS, Verdict
 from reference.reports import heat_maps, plots

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from reference.compiling import quick
 from reference.witnesses.kinks import Kink, changes, shifted
 from reference.witnesses.points import EPS, MOST, Point, Witness, directions_for, gathered, seeded, wide
+from reference.xla import quick
 
 Tree = Any
 

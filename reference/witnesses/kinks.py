@@ -17,7 +17,7 @@ import numpy as np
 from jax.extend import core, source_info_util
 from jaxtyping import Array
 
-from reference.compiling import quick
+from reference.xla import quick
 
 Tree = Any
 Trail = tuple[Any, ...]

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from reference.compiling import quick
+from reference.xla import quick
 
 Tree = Any
 

@@ -8,12 +8,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from reference.compiling import quick
+from reference.compare import compare_leaf
 from reference.report import Row
-from reference.rows import compare_leaf
 from reference.witnesses.derivatives import complex_step, forward_mode
 from reference.witnesses.differences import DifferenceCurve, Taylor, curve_at, finite_differences, taylor_at
 from reference.witnesses.points import EPS, MOST, Point, Witness
+from reference.xla import quick
 
 Tree = Any
 MANUAL = "manual"

@@ -15,11 +15,11 @@ import numpy as np
 import manual_backprop as mb
 from manual_backprop.layers import LayerTrace
 from reference import autodiff
-from reference.catalogue import draw_params
+from reference.catalogue.networks import draw_params
+from reference.compare import each_compared
 from reference.model import LayerValues
 from reference.mutation.report import MutationScore
 from reference.mutation.score import mutation_score
-from reference.rows import each_compared
 from reference.tolerance.rounding import measure
 
 Tree = Any

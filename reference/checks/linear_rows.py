@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reference.anybody import faults
-from reference.anybody.arguments import Arguments
-from reference.anybody.gradient import nearby
-from reference.compiling import quick
+from reference.checks import faults
+from reference.checks.arguments import Arguments
+from reference.checks.gradient import nearby
+from reference.compare import compare_leaf
 from reference.report import Row
-from reference.rows import compare_leaf
 from reference.tolerance.rounding import Measured, measure
+from reference.xla import quick
 
 Vector = list[Any]  # a cotangent for every float output, or a tangent for every float argument
 A, B = 0.75, -1.25  # u, v and A u + B v: exact in every binary precision

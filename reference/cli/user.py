@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from reference.by_name import current_folder_first, named, told
-from reference.files import BadInput
+from reference.cli.files import BadInput
+from reference.cli.targets import current_folder_first, named, told
 from reference.report import Report
 
 
@@ -41,9 +41,9 @@ def run(
         given = _arguments(args)
         import jax
 
-        from reference.anybody.faults import CallFailed
-        from reference.anybody.gradient import check_gradient
-        from reference.anybody.rules import check_jvp, check_vjp
+        from reference.checks.faults import CallFailed
+        from reference.checks.gradient import check_gradient
+        from reference.checks.rule import check_jvp, check_vjp
 
         options: dict[str, Any] = {"dtype": dtype, "seed": seed}
         try:

@@ -8,16 +8,16 @@ import jax
 import numpy as np
 from jaxtyping import DTypeLike
 
-from reference.anybody import faults
-from reference.anybody.arguments import Arguments
-from reference.anybody.bare_rule import Findings, bare_vjp
-from reference.anybody.gradient import TRANSFORMS, degenerate, known_transforms
-from reference.anybody.linear_rows import Rule, Trial, Vector, against, combined, drawn
-from reference.anybody.rule_subject import like, output_of, primal_rows, rule_of, rule_under_test, tangents_like
-from reference.compiling import quick
+from reference.checks import faults
+from reference.checks.arguments import Arguments
+from reference.checks.bare_rule import Findings, bare_vjp
+from reference.checks.gradient import TRANSFORMS, degenerate, known_transforms
+from reference.checks.linear_rows import Rule, Trial, Vector, against, combined, drawn
+from reference.checks.rule_subject import like, output_of, primal_rows, rule_of, rule_under_test, tangents_like
+from reference.compare import compare_leaf
 from reference.report import Report, Row
-from reference.rows import compare_leaf
 from reference.tolerance.rounding import Measured, measure
+from reference.xla import quick
 
 Tree = Any
 

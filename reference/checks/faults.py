@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reference.anybody.arguments import Arguments, describe, kind_of, structure
-from reference.anybody.culprit import first_nonfinite
+from reference.checks.arguments import Arguments, describe, kind_of, structure
+from reference.checks.culprit import first_nonfinite
 from reference.report import Row
 
 Tree = Any

@@ -10,8 +10,8 @@ import jax
 
 import manual_backprop as mb
 from manual_backprop.graph import Graph, backward_graph, forward_graph
-from reference.by_name import current_folder_first, named, told
-from reference.files import BadInput, require_writable, write_atomically
+from reference.cli.files import BadInput, require_writable, write_atomically
+from reference.cli.targets import current_folder_first, named, told
 
 EXAMPLES = 32  # in the batch that --values shows
 MLP = {"activation": "tanh", "output_activation": "identity", "loss": "softmax_cross_entropy", "lam": 1e-4}

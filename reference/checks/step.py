@@ -13,11 +13,11 @@ import manual_backprop as mb
 from manual_backprop.layers import LayerTrace, Parameters
 from manual_backprop.objective import Objective, Step
 from reference import autodiff, causes
+from reference.compare import compare_leaf, require_same_structure
+from reference.equations.bounds import Arithmetic
+from reference.equations.rows import Equation, equations
 from reference.model import LayerValues
 from reference.report import Report, Row
-from reference.rows import compare_leaf, require_same_structure
-from reference.tolerance.bounds import Arithmetic
-from reference.tolerance.equations import Equation, equations
 from reference.tolerance.rounding import SAMPLES, Measured, measure
 
 Tree = Any

@@ -16,7 +16,7 @@ import numpy as np
 
 import manual_backprop as mb
 from manual_backprop.layers import Node
-from reference import data
+from reference.catalogue import data
 
 EXAMPLES = 32
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import Any
 
-from reference.files import BadInput
+from reference.cli.files import BadInput
 
 
 @contextmanager
@@ -60,6 +60,6 @@ def _module(name: str) -> Any:
 
 def told(error: BaseException) -> str:
     """An exception in one line."""
-    from reference.anybody.faults import one_line
+    from reference.checks.faults import one_line
 
     return one_line(error)

@@ -100,7 +100,7 @@ def _compare(key: str, printed: Any, ours: np.ndarray) -> Iterator[Figure]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    text = files("reference").joinpath("golden", f"{name}.json").read_text(encoding="utf-8")
+    text = files("reference.catalogue").joinpath("golden", f"{name}.json").read_text(encoding="utf-8")
     return json.loads(text, parse_float=str, parse_int=str)
 
 

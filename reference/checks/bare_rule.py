@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from reference.anybody import faults
-from reference.anybody.arguments import Arguments, kind_of
+from reference.checks import faults
+from reference.checks.arguments import Arguments, kind_of
 from reference.report import Row
 
 Tree = Any

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import manual_backprop as mb
-from reference import catalogue, golden, model
-from reference.checking import Judge, by_hand, prepare
-from reference.compiling import quick
+from reference import model
+from reference.catalogue import networks, published
+from reference.checks.step import Judge, by_hand, prepare
+from reference.equations.rows import chain, sites
 from reference.reports.run import NetworkResult, Pictures
-from reference.tolerance.equations import chain, sites
 from reference.witnesses.differences import difference_curve
+from reference.xla import quick
 
 REDRAWN = 3  # how often a network of the catalogue is drawn anew where rounding leaves it undecided
 REDRAW_SEED = 1_000_003
@@ -46,7 +47,7 @@ class Task:
     redraw: "Callable[[int], Task] | None" = None
 
 
-def tasks(cases: list[catalogue.Case], examples: list[golden.Example]) -> list[Task]:
+def tasks(cases: list[networks.Case], examples: list[published.Example]) -> list[Task]:
     """Cases of the catalogue, then published examples."""
     return [
         *map(_of_case, cases),
@@ -54,7 +55,7 @@ def tasks(cases: list[catalogue.Case], examples: list[golden.Example]) -> list[T
     ]
 
 
-def _of_case(case: catalogue.Case) -> Task:
+def _of_case(case: networks.Case) -> Task:
     inputs = (case.params, case.x, case.y)
     return Task(
         case.name,
@@ -63,7 +64,7 @@ def _of_case(case: catalogue.Case) -> Task:
         case.lam,
         case.dtype,
         case.dataset,
-        lambda seed: _of_case(catalogue.build(case.setting, seed)),
+        lambda seed: _of_case(networks.build(case.setting, seed)),
     )
 
 

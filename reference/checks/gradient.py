@@ -9,14 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
-from reference.anybody import faults
-from reference.anybody.arguments import Arguments, chosen, structure, take_apart
-from reference.anybody.projections import Plan
-from reference.anybody.witness_rows import chosen_ways, witness_rows
-from reference.compiling import quick
+from reference.checks import faults
+from reference.checks.arguments import Arguments, chosen, structure, take_apart
+from reference.checks.projections import Plan
+from reference.checks.witness_rows import chosen_ways, witness_rows
+from reference.compare import compare_leaf
 from reference.report import Report, Row
-from reference.rows import compare_leaf
 from reference.tolerance.rounding import Measured, measure
+from reference.xla import quick
 
 Tree = Any
 TRANSFORMS = ("eager", "jit", "vmap")

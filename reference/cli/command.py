@@ -143,15 +143,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(words)
     arguments.command_line = shlex.join(["manual-backprop", *words])
-    from reference.files import BadInput
+    from reference.cli.files import BadInput
 
     try:
         if arguments.command == "check":
-            from reference.run_check import run
+            from reference.cli.check import run
         elif arguments.command == "graph":
-            from reference.run_graph import run
+            from reference.cli.graph import run
         else:
-            from reference.run_train import run
+            from reference.cli.train import run
         return run(arguments)
     except BadInput as error:
         print(f"manual-backprop {arguments.command}: {error}", file=sys.stderr)

@@ -15,11 +15,11 @@ from jaxtyping import Array
 
 from manual_backprop.layers import Factor, Layer
 from reference import model
-from reference.anybody import layer_quantities as quantities
-from reference.compiling import quick
+from reference.checks import layer_quantities as quantities
+from reference.compare import compare_leaf, compare_trees
 from reference.report import Report, Row
-from reference.rows import compare_leaf, compare_trees
 from reference.witnesses.points import is_float, wide
+from reference.xla import quick
 
 Tree = Any
 TOLERANCE = 1e-12

@@ -2,7 +2,7 @@
 
 Each value of a `Step` is held against what its own equation makes of the stored values before it (z from a, a
 from z, delta from the delta above), so an error is of that equation and of no other, and the first that fails
-names the fault. How far a right answer may be off is derived, formula by formula, in `reference.tolerance.bounds`.
+names the fault. How far a right answer may be off is derived, formula by formula, in `reference.equations.bounds`.
 """
 
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from manual_backprop.layers import Dense, Node
 from manual_backprop.network import Repeat, Residual, Serial, Tied
 from manual_backprop.objective import Objective, Step
 from reference import model
-from reference.tolerance import bounds
-from reference.tolerance.bounds import Arithmetic, Known
+from reference.equations import bounds
+from reference.equations.bounds import Arithmetic, Known
 
 Tree = Any
 Wide = Any  # float64 arrays of NumPy, and the numbers that it turns arrays without axes into

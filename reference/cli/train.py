@@ -14,9 +14,10 @@ import numpy as np
 import optax
 
 import manual_backprop as mb
-from reference import autodiff, data
-from reference.files import BadInput, require_writable, write_atomically
-from reference.terminal import Advance, print_table, progress
+from reference import autodiff
+from reference.catalogue import data
+from reference.cli.files import BadInput, require_writable, write_atomically
+from reference.cli.terminal import Advance, print_table, progress
 
 FORMAT = "manual-backprop/network/1"
 HELD_OUT = 0.2

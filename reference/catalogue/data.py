@@ -5,7 +5,7 @@ from functools import cache
 
 import numpy as np
 
-from reference.files import BadInput
+from reference.cli.files import BadInput
 
 ONE_UNIT = ("digits",)  # data sets whose features are all in one unit: pixels
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import jax
 
-from reference import catalogue, golden
-from reference.checking import check
-from reference.compiling import quick
-from reference.files import BadInput, require_writable
-from reference.mutation.ours import catalogue_mutation, subjects
-from reference.proving import Task, prove, tasks
+from reference.catalogue import networks, published
+from reference.catalogue.mutating import catalogue_mutation, subjects
+from reference.catalogue.proving import Task, prove, tasks
+from reference.checks.step import check
+from reference.cli.files import BadInput, require_writable
+from reference.cli.terminal import print_table, progress
 from reference.report import Report
 from reference.reports.formats import github_annotations, write_reports, write_step_summary
 from reference.reports.run import NetworkResult, Published, Run
-from reference.terminal import print_table, progress
+from reference.xla import quick
 
 SHOWN_FAILURES = 10
 FORMATS = ("json", "junit", "markdown", "html")
@@ -76,11 +76,11 @@ class _Found:
         self.partial = False
 
 
-def _matching(arguments: Namespace) -> tuple[list[catalogue.Case], list[golden.Example]]:
+def _matching(arguments: Namespace) -> tuple[list[networks.Case], list[published.Example]]:
     pattern = arguments.only
-    cases = [c for c in catalogue.cases(arguments.seed, arguments.quick) if _matches(c.name, pattern)]
+    cases = [c for c in networks.cases(arguments.seed, arguments.quick) if _matches(c.name, pattern)]
     with jax.enable_x64(True):
-        examples = [e for e in golden.examples() if _matches(e.name, pattern)]
+        examples = [e for e in published.examples() if _matches(e.name, pattern)]
     if not cases and not examples:
         raise BadInput(f"no network is called like {pattern!r}; `manual-backprop check --list` names them")
     return cases, examples
@@ -100,7 +100,7 @@ def _catalogue(arguments: Namespace) -> _Found:
     cases, examples = _matching(arguments)
     found = _Found()
     with jax.enable_x64(True):
-        figures = {example.name: golden.figures(example) for example in examples}
+        figures = {example.name: published.figures(example) for example in examples}
     found.published = [
         Published(name, f.name, f.printed, f.ours, f.passed) for name, group in figures.items() for f in group
     ]
@@ -137,11 +137,11 @@ def _mutated(arguments: Namespace) -> _Found:
 
 def _users(arguments: Namespace) -> _Found:
     """A function of the user's."""
-    from reference import run_user
+    from reference.cli import user
 
     if not arguments.args:
         raise BadInput(f"--args is missing: the arguments to check {arguments.target} on, --args module:name")
-    report = run_user.run(
+    report = user.run(
         arguments.target,
         arguments.args,
         gradient=arguments.gradient or "",
@@ -157,10 +157,10 @@ def _users(arguments: Namespace) -> _Found:
     return found
 
 
-def _print(results: Sequence[NetworkResult], figures: dict[str, list[golden.Figure]]) -> None:
+def _print(results: Sequence[NetworkResult], figures: dict[str, list[published.Figure]]) -> None:
     """One line for every precision and for every published example, then what is not a pass."""
     rows = []
-    for dtype in catalogue.FEATURES["dtype"]:
+    for dtype in networks.FEATURES["dtype"]:
         group = [result for result in results if result.dataset and result.report.dtype == dtype]
         if group:
             datasets = ", ".join(sorted({result.dataset for result in group}))

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
-from reference.anybody import faults
-from reference.anybody.arguments import chosen, kind_of, structure, take_apart
-from reference.anybody.linear_rows import Rule, Vector, against
+from reference.checks import faults
+from reference.checks.arguments import chosen, kind_of, structure, take_apart
+from reference.checks.linear_rows import Rule, Vector, against
 from reference.report import Row
 from reference.tolerance.rounding import Measured
 

@@ -1,1 +1,0 @@
-"""Anybody's gradients, custom rules and layers, checked as ours are."""

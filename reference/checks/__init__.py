@@ -1,0 +1,1 @@
+"""The checks: of a step of ours, and of anybody's gradient, rule or layer."""

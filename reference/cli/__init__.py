@@ -1,0 +1,3 @@
+"""The command `manual-backprop`, a file for each of its subcommands."""
+
+from reference.cli.command import main as main
