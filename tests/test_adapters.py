@@ -1,6 +1,7 @@
 """MLPs of Flax, Equinox and PyTorch: their own gradients against ours, in their own layout, and all that is refused."""
 
 import ast
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from helpers import assert_close, batch, fast, generic, targets
 
 import manual_backprop as mb
 from manual_backprop import adapters, validate
+from manual_backprop.adapters import common
 
 SIZES = (6, 5, 5, 4)
 NET = mb.mlp(SIZES)
@@ -395,10 +397,39 @@ def test_float64_without_x64_is_refused():
 
 
 def test_no_library_is_imported():
-    tree = ast.parse(Path(adapters.__file__).read_text())
-    modules = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
-    modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in modules} & {"flax", "equinox", "torch"} == set()
+    files = sorted(Path(adapters.__file__).parent.glob("*.py"))
+    assert {path.stem for path in files} == {"__init__", "common", "flax", "equinox", "torch"}
+    for path in files:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        modules = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+        modules |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert {name.split(".")[0] for name in modules} & {"flax", "equinox", "torch"} == set(), path.name
+
+
+def test_another_kind_of_layer_is_a_map_of_its_names():
+    """A norm's gain and shift, and an embedding's table that stands there turned, read from their maps alone."""
+
+    @dataclass(frozen=True)
+    class Norm:
+        gain: jax.Array
+        shift: jax.Array
+
+    @dataclass(frozen=True)
+    class Table:
+        E: jax.Array
+
+    norm = common.Family(Norm, {"gain": common.There("scale", ("d",)), "shift": common.There("bias", ("d",))})
+    table = common.Family(Table, {"E": common.There("embedding", ("d_in", "d_out"), turned=True)})
+    assert common.layers_of(["a/scale", "a/bias", "b/bias"], norm) == ["a", "b"]
+    with pytest.raises(ValueError, match="'a/kernel' is no scale or bias"):
+        common.layers_of(["a/kernel"], norm)
+    found = common.Found(["e"], {"e/embedding": np.ones((7, 3))}, table)
+    assert found.names("e") == ["e/embedding"]
+    there = table.arrays["E"]
+    assert there.shape((3, 7)) == there.shape_for(mb.Dense(7, 3)) == [7, 3]
+    same_bits(there.carried(jnp.arange(6.0).reshape(2, 3)), jnp.arange(6.0).reshape(2, 3).T)
+    with pytest.raises(ValueError, match=r"e/embedding is \[7\], expected rank 2"):
+        common.Found(["e"], {"e/embedding": np.ones(7)}, table)
 
 
 def test_a_step_in_place_does_not_reach_what_was_imported(monkeypatch):

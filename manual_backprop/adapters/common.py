@@ -1,0 +1,224 @@
+"""How the layers of another library's model are found and checked, and their arrays brought over.
+
+A library says where a layer's arrays stand by a `Family`: for each of our fields the name there and the axes there.
+Names, shapes, transposes, and the table that shows both sides of what does not fit are read from it. A layer with
+other arrays, a norm with its gain or an embedding with its table, would be a `Family` of its own for each library:
+
+    Family(Gain, {"gain": There("scale", ("width",))})
+
+and a model of several kinds of layer one `Family` for each of the layers in `Found`, which today has one for all. What
+is refused, and in which words, speaks of a `Serial` of `Dense` in `Found`, `layers_of`, `nodes_of` and `entries_of`.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from manual_backprop import validate
+from manual_backprop.layers import Affine, Dense, Node
+from manual_backprop.layers.base import Shape
+from manual_backprop.layers.factor import Tree
+from manual_backprop.network import Serial
+
+
+@dataclass(frozen=True)
+class There:
+    """Where one array of ours stands in a layer of the other library.
+
+    Attributes:
+        name: what it is called there.
+        axes: its axes there, by the attributes of our layer that say how long they are.
+        turned: whether it is the transpose of ours.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    turned: bool = False
+
+    def carried(self, array: Array) -> Array:
+        """Our array as the other library has it, or back."""
+        return array.T if self.turned else array
+
+    def shape(self, ours: Shape) -> list[int]:
+        """The shape there of an array of ours."""
+        return list(ours[::-1] if self.turned else ours)
+
+    def shape_for(self, node: Node) -> list[int]:
+        """The shape there for a layer of ours."""
+        return [getattr(node, axis) for axis in self.axes]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How the other library has a kind of layer.
+
+    Attributes:
+        params: our class of its parameters.
+        arrays: where each field of `params` stands, in their order.
+    """
+
+    params: Callable[..., Tree]
+    arrays: Mapping[str, There]
+
+    @property
+    def names(self) -> list[str]:
+        """What its arrays are called there."""
+        return [there.name for there in self.arrays.values()]
+
+
+def dense(W: There) -> Family:
+    """`Dense` in a library that has its matrix at `W`; all three call its b "bias"."""
+    return Family(Affine, {"W": W, "b": There("bias", ("d_out",))})
+
+
+@dataclass(frozen=True)
+class Found:
+    """The layers of the other library's tree.
+
+    Attributes:
+        layers: their names in the order of application.
+        leaves: every array by name, "layer/kernel" and "layer/bias".
+        family: what the layers are.
+        separator: what stands between the steps of a name.
+    """
+
+    layers: Sequence[str]
+    leaves: Mapping[str, Any]
+    family: Family
+    separator: str = "/"
+
+    def __post_init__(self) -> None:
+        for layer in self.layers:
+            for name, there in zip(self.names(layer), self.family.arrays.values(), strict=True):
+                if name not in self.leaves:
+                    raise ValueError(
+                        f"layer {layer!r} has no {name!r}; a Dense has W and b, and a zero in the place of b would get"
+                        " a gradient and be trained: give the model both in every layer"
+                    )
+                shape, rank = list(np.shape(self.leaves[name])), len(there.axes)
+                if len(shape) != rank:
+                    raise ValueError(
+                        f"{name} is {shape}, expected rank {rank}, for a Serial of Dense has no other layers"
+                    )
+
+    def names(self, layer: str) -> list[str]:
+        """Full names of a layer's arrays, in the order of our fields."""
+        stem = layer + self.separator if layer else ""
+        return [stem + name for name in self.family.names]
+
+
+def layers_of(entries: Iterable[str], family: Family, separator: str = "/") -> list[str]:
+    """Names of the layers in the order in which they first appear; anything but their arrays is refused."""
+    layers: dict[str, None] = {}
+    for entry in entries:
+        layer, _, kind = entry.rpartition(separator)
+        if kind not in family.names:
+            known = " or ".join(family.names)
+            raise ValueError(f"{entry!r} is no {known} of a dense layer, and a Serial of Dense has no more")
+        layers[layer] = None
+    return list(layers)
+
+
+def by_number(names: Sequence[str], separator: str = "/") -> list[str] | None:
+    """Names that are one stem with different numbers, by number; None where the names tell no order."""
+    number = rf"\d+(?={re.escape(separator)}|$)"
+    stems = {re.sub(number, "#", name) for name in names}
+    numbered = {tuple(map(int, re.findall(number, name))): name for name in names}
+    return [numbered[key] for key in sorted(numbered)] if len(stems) <= 1 and len(numbered) == len(names) else None
+
+
+def nodes_of(net: Node) -> tuple[Dense, ...]:
+    """The layers of a `Serial` of `Dense`; any other network is refused, and the part of it is named."""
+    if not isinstance(net, Node):
+        raise TypeError(f"net must be a network such as mlp(sizes, activation), got {type(net).__name__}")
+    if type(net) is not Serial:
+        raise ValueError(f"net must be a Serial of Dense, as mlp(sizes) is, got {type(net).__name__}: {net}")
+    for i, node in enumerate(net.nodes):
+        if type(node) is not Dense:
+            raise ValueError(f"net must be a Serial of Dense alone, got {type(node).__name__} as node {i}: {node}")
+    return tuple(node for node in net.nodes if isinstance(node, Dense))
+
+
+def params_from(found: Found, net: Node) -> Tree:
+    """Our parameters, checked against `net`."""
+    places = found.family.arrays
+    shapes = [[there.shape_for(node) for there in places.values()] for node in nodes_of(net)]
+    _fit(found, shapes, f"the network {net}")
+    params = []
+    for layer in found.layers:
+        arrays = [_array(name, found.leaves[name]) for name in found.names(layer)]
+        ours = {field: there.carried(a) for (field, there), a in zip(places.items(), arrays, strict=True)}
+        params.append(found.family.params(**ours))
+    return validate.params(net, tuple(params))
+
+
+def entries_of(found: Found, tree: Tree) -> dict[str, Array]:
+    """Our arrays under the other library's names, checked against what stands there."""
+    if not isinstance(tree, tuple) or not all(isinstance(one, Affine) for one in tree):
+        kinds = [type(one).__name__ for one in tree] if isinstance(tree, tuple) else type(tree).__name__
+        raise TypeError(f"tree must be a tuple with one Affine a layer, as params and gradients of mlp; got {kinds}")
+    places = found.family.arrays
+    ours = [{k: validate.array(f"tree[{i}].{k}", getattr(one, k)) for k in places} for i, one in enumerate(tree)]
+    _fit(found, [[there.shape(one[k].shape) for k, there in places.items()] for one in ours], "tree")
+    entries: dict[str, Array] = {}
+    for layer, one in zip(found.layers, ours, strict=True):
+        carried = [there.carried(one[k]) for k, there in places.items()]
+        entries |= zip(found.names(layer), carried, strict=True)
+    for name, entry in entries.items():
+        there = str(getattr(found.leaves[name], "dtype", "no array")).removeprefix("torch.")
+        if there != str(entry.dtype):
+            raise TypeError(f"{name} is {there} in like, {entry.dtype} in tree; nothing is cast, convert one of them")
+    return entries
+
+
+def _fit(found: Found, expected: Sequence[list[list[int]]], what: str) -> None:
+    """Refuse layers of other shapes than are expected of their arrays, and show both sides."""
+    there = [[list(found.leaves[name].shape) for name in found.names(layer)] for layer in found.layers]
+    if there == expected:
+        return
+
+    def said(shapes: list[list[int]] | None) -> str:
+        return ", ".join(map("{} {}".format, found.family.names, shapes)) if shapes else "nothing"
+
+    rows = []
+    for i, (left, right) in enumerate(zip_longest(there, expected)):
+        has = f"{found.layers[i]!r} with {said(left)}" if left else "nothing"
+        rows.append(f"  layer {i + 1}: {has}; expected {said(right)}" + ("" if left == right else "  <- differs"))
+    axes = "; ".join(f"a {t.name} is ({', '.join(t.axes)})" for t in found.family.arrays.values() if len(t.axes) > 1)
+    raise ValueError(f"the model's layers do not fit {what}; {axes}:\n" + "\n".join(rows))
+
+
+def _array(name: str, value: Any) -> Array:
+    """`value` as a JAX array of the same dtype, from a copy: JAX may read NumPy's memory later, and tensors change."""
+    if hasattr(value, "detach"):
+        value = value.detach().cpu()
+        brain = str(value.dtype) == "torch.bfloat16"
+        value = value.float().numpy().astype(jnp.bfloat16) if brain else value.numpy()
+    if not isinstance(value, jax.Array) and hasattr(value, "__array__"):
+        value = np.array(value)
+    return validate.array(name, value)
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """Leaves by name, without Linen's "params" in front and without the box that Flax puts around an array."""
+    by_name = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        steps = [str(getattr(step, "key", getattr(step, "idx", getattr(step, "name", step)))) for step in path]
+        boxed = path[-1:] == (jax.tree_util.GetAttrKey("value"),)
+        name = "/".join(steps[steps[0] == "params" : len(steps) - boxed])
+        if name in by_name:
+            raise ValueError(f"two entries have the name {name!r}; rename one")
+        by_name[name] = leaf
+    return by_name
+
+
+def rebuilt(like: Any, entries: Mapping[str, Array]) -> Any:
+    """The containers of `like` around our arrays, and None in the place of every other leaf."""
+    return jax.tree.unflatten(jax.tree.structure(like), [entries.get(name) for name in named(like)])

@@ -1,0 +1,111 @@
+"""Equinox: an MLP, or a Sequential of Linear and Lambda; the activations stand in the model, and are compared."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from manual_backprop.adapters.common import (
+    Found,
+    There,
+    dense,
+    entries_of,
+    layers_of,
+    named,
+    nodes_of,
+    params_from,
+    rebuilt,
+)
+from manual_backprop.layers import Dense, Node
+from manual_backprop.layers.factor import Tree
+
+DENSE = dense(There("weight", ("d_out", "d_in")))
+
+
+def from_equinox(model: Any, net: Node) -> Tree:
+    """Parameters of `net` from an `equinox.nn.MLP`, or a `Sequential` of `Linear` and `Lambda`.
+
+    The model's activations are held against `net`'s on a grid. Where they are None, as in the gradients that
+    `equinox.filter_grad` returns, there is nothing to compare.
+
+    Raises:
+        ValueError: a part that no `Serial` of `Dense` has, layers that do not fit `net`, or another activation.
+        TypeError: not one of these modules, or not float arrays of one dtype.
+    """
+    found = _equinox(model)
+    params = params_from(found, net)
+    for layer, applied, node in zip(found.layers, _applied(model), nodes_of(net), strict=True):
+        _same_function(layer, applied, node)
+    return params
+
+
+def to_equinox(tree: Tree, like: Any) -> Any:
+    """Parameters or gradients of ours in the structure that `equinox.filter_grad` gives for the model `like`.
+
+    That is `equinox.filter(like, equinox.is_inexact_array)`: everything but weights and biases is None.
+
+    Raises:
+        ValueError: as `from_equinox`, with `tree` in the place of `net`.
+        TypeError: dtypes that differ.
+    """
+    return rebuilt(like, entries_of(_equinox(like), tree))
+
+
+def _kind(part: Any) -> str:
+    """Name of a class of Equinox; any other with its module, so that a model's own `Linear` is not taken for it."""
+    kind = type(part)
+    return kind.__name__ if kind.__module__.startswith("equinox.") else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _equinox(model: Any) -> Found:
+    if _kind(model) not in ("MLP", "Sequential"):
+        raise TypeError(f"model must be an equinox.nn.MLP, or a Sequential of Linear and Lambda, got {_kind(model)}")
+    if getattr(model, "scan", False):
+        raise ValueError("the MLP has scan=True, which stacks its hidden layers; build it with scan=False")
+    linear = []
+    for i, part in enumerate(model.layers):
+        if _kind(part) == "Linear":
+            linear.append(f"layers/{i}")
+            if "scalar" in (part.in_features, part.out_features):
+                raise ValueError(f"layers/{i} has the size 'scalar', which is no axis; build it with 1 instead")
+        elif _kind(part) != "Lambda":
+            raise ValueError(f"layers/{i} is a {_kind(part)}, expected Linear or Lambda; a Serial of Dense has no more")
+    leaves = {name: leaf for name, leaf in named(model).items() if hasattr(leaf, "dtype")}
+    layers_of(leaves, DENSE)
+    return Found(linear, leaves, DENSE)
+
+
+def _applied(model: Any) -> list[list[Any]]:
+    """What the model applies to a row after each of its linear layers, in turn; None where it was filtered out."""
+    if _kind(model) == "MLP":
+        hidden, last = ([f and jax.vmap(f)] for f in (model.activation, model.final_activation))
+        depth = len(model.layers) - 1
+        return [hidden] * depth + [last] if depth else [[]]  # without a hidden layer, Equinox skips the last f too
+    after: list[list[Any]] = []
+    for i, part in enumerate(model.layers):
+        if _kind(part) == "Linear":
+            after.append([])
+        elif not after:
+            raise ValueError(f"layers/{i} is a Lambda before the first Linear, where a Serial of Dense has none")
+        else:
+            after[-1].append(part.fn)
+    return after
+
+
+def _same_function(layer: str, applied: Sequence[Any], node: Dense) -> None:
+    """Refuse an activation that differs from `node`'s anywhere on a grid, by more than float32 rounds."""
+    if None in applied:
+        return
+    with jax.ensure_compile_time_eval():  # values, under jit too
+        z = theirs = jnp.asarray(np.linspace(-8, 8, 32 * node.d_out, dtype=np.float32).reshape(32, node.d_out))
+        for f in applied:
+            theirs = jax.vmap(f)(theirs)
+        there, ours = np.asarray(theirs, np.float64), np.asarray(node.f.f(z), np.float64)
+    if there.shape != ours.shape or not np.all(np.abs(there - ours) <= 1e-5 * (1 + np.abs(ours))):
+        functions = " and then ".join(getattr(f, "__name__", repr(f)) for f in applied) or "nothing"
+        raise ValueError(
+            f"after {layer} the model applies {functions}, which is not what {node} applies; build net with the"
+            " model's activations, with an Activation of your own where the table has none"
+        )

@@ -1,0 +1,72 @@
+"""Flax: Linen's variables and NNX's state, whose kernels are (d_in, d_out)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from manual_backprop.adapters.common import (
+    Found,
+    There,
+    by_number,
+    dense,
+    entries_of,
+    layers_of,
+    named,
+    params_from,
+    rebuilt,
+)
+from manual_backprop.layers import Node
+from manual_backprop.layers.factor import Tree
+
+DENSE = dense(There("kernel", ("d_in", "d_out"), turned=True))
+
+
+def from_flax(variables: Any, net: Node, *, order: Sequence[str] | None = None) -> Tree:
+    """Parameters of `net` from those of a Flax model, or gradients from its gradients.
+
+    Args:
+        variables: Linen's variables or their "params"; `nnx.state(model, nnx.Param)` or its pure dict.
+        net: `mlp(sizes, activation)` with the model's sizes and activations.
+        order: names of the layers in the order of application, nested ones as "encoder/out". Not needed where
+            the names are one stem with different numbers (Dense_0 .. Dense_10, layers/0, fc1): these are taken
+            by number. Other names tell no order, for JAX and NNX sort the trees that hold them.
+
+    Raises:
+        ValueError: an entry that is no kernel or bias of a dense layer, an order that cannot be known, or
+            layers that do not fit `net`.
+        TypeError: not a mapping of float arrays of one dtype.
+    """
+    return params_from(_flax(variables, order), net)
+
+
+def to_flax(tree: Tree, like: Any, *, order: Sequence[str] | None = None) -> Any:
+    """Parameters or gradients of ours with the names and containers of `like`, for optax or `nnx.update`.
+
+    Args:
+        tree: one `Affine` a layer.
+        like: the model's own variables, "params" or state; only shapes and dtypes of its arrays are read.
+        order: as for `from_flax`.
+
+    Raises:
+        ValueError: as `from_flax`, with `tree` in the place of `net`.
+        TypeError: dtypes that differ.
+    """
+    return rebuilt(like, entries_of(_flax(like, order), tree))
+
+
+def _flax(variables: Any, order: Sequence[str] | None) -> Found:
+    if not isinstance(variables, Mapping):
+        raise TypeError(f"expected Linen's params or nnx.state(model, nnx.Param), got {type(variables).__name__}")
+    others = [str(key) for key in variables if key != "params"]
+    if "params" in variables and others:
+        raise ValueError(f"besides params there is {', '.join(others)}, which no Dense has; pass variables['params']")
+    leaves = named(variables)
+    layers = layers_of(leaves, DENSE)
+    known = by_number(layers)
+    if order is None and known is None:
+        raise ValueError(
+            f"the order of application cannot be known from the names {layers}: they are not one stem with different"
+            " numbers, and JAX and NNX sort their trees; pass order= with these names in the order of application"
+        )
+    if order is not None and sorted(order) != sorted(layers):
+        raise ValueError(f"order must name every layer once; it has {list(order)}, there are {layers}")
+    return Found(list(order or known or layers), leaves, DENSE)

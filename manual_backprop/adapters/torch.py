@@ -1,0 +1,57 @@
+"""PyTorch: state dicts, of tensors or of arrays."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from manual_backprop.adapters.common import Found, There, by_number, dense, entries_of, layers_of, params_from
+from manual_backprop.layers import Node
+from manual_backprop.layers.factor import Tree
+
+DENSE = dense(There("weight", ("d_out", "d_in")))
+
+
+def from_torch_state_dict(state: Any, net: Node) -> Tree:
+    """Parameters of `net` from `module.state_dict()`, whose order is taken for the order of application.
+
+    Tensors are copied, so that a later step in place does not reach the result; bfloat16, which NumPy lacks,
+    goes through float32 and comes back bit for bit.
+
+    Raises:
+        ValueError: an entry that is no weight or bias of a dense layer, a mapping that was sorted on its way,
+            or layers that do not fit `net`.
+        TypeError: not a mapping of float arrays or tensors of one dtype.
+    """
+    return params_from(_torch(state), net)
+
+
+def to_torch_state_dict(tree: Tree, like: Any) -> dict[str, np.ndarray]:
+    """Parameters or gradients of ours as NumPy arrays under the names of `like`, in its order.
+
+    `torch.from_numpy` takes them all but bfloat16, which it refuses: go through float32.
+
+    Raises:
+        ValueError: as `from_torch_state_dict`, with `tree` in the place of `net`.
+        TypeError: dtypes that differ, or a call under jit.
+    """
+    found = _torch(like)
+    entries = entries_of(found, tree)
+    if any(isinstance(entry, jax.core.Tracer) for entry in entries.values()):
+        raise TypeError("to_torch_state_dict gives NumPy arrays, which do not exist under jit; call it on the result")
+    return {name: np.array(entries[name]) for name in like}
+
+
+def _torch(state: Any) -> Found:
+    if not isinstance(state, Mapping):
+        raise TypeError(f"state must be a mapping of names to tensors, got {type(state).__name__}; pass .state_dict()")
+    entries = list(map(str, state))
+    layers = layers_of(entries, DENSE, ".")
+    found = Found(layers, state, DENSE, separator=".")
+    # PyTorch registers a weight before its bias. JAX and optax give dictionaries back sorted, "10" before "2".
+    resorted = any(entries.index(b) < entries.index(W) for W, b in map(found.names, layers))
+    if resorted and by_number(layers, ".") != layers:
+        again = "{name: state[name] for name in module.state_dict()}"
+        raise ValueError(f"the mapping was sorted (a bias before its weight), so {layers} is no order; pass {again}")
+    return found
