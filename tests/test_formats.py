@@ -19,6 +19,7 @@ from reference.mutation.report import Mutant, MutationScore
 from reference.report import Report, Row
 from reference.reports import formats
 from reference.reports.run import NetworkResult, Pictures, Published, Run
+from reference.reports.words import visible
 
 HOSTILE = "<script>alert('x|y')</script> \x1b[31m\ud800 100%0A `a` _b_ *c* $d$ a:b,c\nsecond & line"
 COMMAND = "manual-backprop check --seed 3"
@@ -227,7 +228,7 @@ def _tables(text: str) -> list[list[str]]:
 def test_markdown_cells_show_hostile_text_as_it_is() -> None:
     text = formats.as_markdown(sample())
     lines = _tables(text)
-    shown = " ".join(formats.visible(HOSTILE).split())
+    shown = " ".join(visible(HOSTILE).split())
     assert [len(line) for line in lines] == [6] * 6 + [5] * 2
     assert shown in lines[1]
     assert lines[-1] == ["let through", "mine.py:8 (f)", "mul", "sign flipped", "a * b | c"]
@@ -240,7 +241,7 @@ def test_markdown_says_the_verdict_first_then_why_and_how_to_run_it_again() -> N
     assert "PARTIAL" in text
     blocks = [t.content for t in MarkdownIt().parse(text) if t.type == "fence"]
     assert "probable cause: sign" in blocks[0]
-    assert f"again: again {formats.visible(HOSTILE)}" in blocks[0]
+    assert f"again: again {visible(HOSTILE)}" in blocks[0]
     assert blocks[-1].strip() == COMMAND
     assert "dW was printed as 0.5, ours is 0.69999999999999996" in text
     assert "1 later failure in this network; the first is where to look" in text
@@ -281,8 +282,8 @@ def test_annotations_are_one_line_each_and_read_back() -> None:
     read = [_command(line) for line in lines]
     assert [name for name, _, _ in read] == ["error", "error", "warning", "warning", "warning", "error", "warning"]
     assert read[0][2].startswith("NOT PROVEN")
-    assert read[1][1] == {"title": formats.visible(HOSTILE)}
-    assert read[1][2] == formats.visible(sample().by_verdict[0].reason())
+    assert read[1][1] == {"title": visible(HOSTILE)}
+    assert read[1][2] == visible(sample().by_verdict[0].reason())
     assert read[-1][1] == {"file": "mine.py", "line": "8", "title": "let through"}
     assert [_command(line)[0] for line in formats.github_annotations(PASSING)] == ["notice"]
 

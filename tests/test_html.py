@@ -17,9 +17,9 @@ from test_formats import HOSTILE, PASSING, network, row, sample, score
 
 from reference.cli.files import BadInput
 from reference.reports import heat_maps, plots
-from reference.reports.formats import visible
 from reference.reports.html import as_html
 from reference.reports.run import Pictures
+from reference.reports.words import visible
 
 VOID = {"meta", "link", "br"}
 

@@ -11,16 +11,13 @@ from typing import Any
 from xml.etree import ElementTree
 
 from reference.cli.files import BadInput, require_writable, write_atomically
-from reference.report import Row
-from reference.reports.run import WORDS, NetworkResult, Published, Run, counted
+from reference.reports.html import as_html
+from reference.reports.run import WORDS, NetworkResult, Run, counted
+from reference.reports.words import figure_in_words, row_in_words, visible
 
 SCHEMA = "manual-backprop/check/2"
 SHOWN = 20  # networks written out in full in Markdown, where a step summary may hold 1 MiB
 LISTED = 500  # lines of Markdown's table
-# What XML 1.0 has no place for, and what shows as nothing in a page or a terminal; tab and newline stay.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
 _MARKDOWN = re.compile(r"(^[#+-]|[\\`*~|\[\]$]|(?<![^\W_])_|_(?![^\W_]))")
 _SOURCE = re.compile(r"(?P<file>.+?):(?P<line>\d+)(?::\d+)?(?: \(.*\))?")
 
@@ -38,11 +35,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def visible(text: str) -> str:
-    r"""The text with what cannot be printed written out, a bell as \x07: in XML it would be an error."""
-    return _UNPRINTABLE.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def as_junit(run: Run) -> str:
@@ -119,21 +111,6 @@ def _count(of: ElementTree.Element, to: ElementTree.Element) -> None:
     to.set("errors", "0")
     if to.tag == "testsuite":
         to.set("skipped", str(len(list(of.iter("skipped")))))
-
-
-def row_in_words(row: Row) -> str:
-    """What a row shows, in a sentence."""
-    if row.verdict == "fail":
-        return row.explain()
-    if row.verdict == "inconclusive":
-        return f"{row.name()}: rounding could hide any fault below {row.power:.2g} of its value ({row.kind})"
-    return f"{row.name()}: error {row.used:.2g} of its tolerance, against {row.witness}"
-
-
-def figure_in_words(figure: Published) -> str:
-    """What a published figure shows, in a sentence."""
-    ours = f"{figure.name}: {figure.figure} was printed as {figure.printed}, ours is {figure.ours:.17g}"
-    return ours if figure.passed else f"{ours}, which does not round to it"
 
 
 def as_markdown(run: Run) -> str:
@@ -272,8 +249,6 @@ def write_reports(
     Raises:
         BadInput: a path that cannot be written or is named twice, or a page without jinja2 installed.
     """
-    from reference.reports.html import as_html
-
     makers: list[tuple[str | Path | None, Callable[[Run], str]]] = [
         (json, as_json),
         (junit, as_junit),

@@ -11,8 +11,8 @@ from reference.cli.files import BadInput
 from reference.mutation.report import Mutant, MutationScore
 from reference.report import MARKS, Verdict
 from reference.reports import heat_maps, plots
-from reference.reports.formats import figure_in_words, visible
 from reference.reports.run import WORDS, NetworkResult, Pictures, Run
+from reference.reports.words import figure_in_words, visible
 
 SYMBOLS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
 _LEADS: dict[Verdict, str] = {"pass": "ALL PROVEN", "fail": "NOT PROVEN", "inconclusive": "INCONCLUSIVE"}
