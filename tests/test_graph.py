@@ -19,10 +19,13 @@ import pytest
 import manual_backprop as mb
 import reference
 from manual_backprop.graph import layout, picture
+from manual_backprop.graph.model import Diagram
+from manual_backprop.graph.text import dot, mermaid
 from manual_backprop.layers.base import Parameters
 from reference import autodiff, cli
+from reference.cli import command
 from reference.model import ACTIVATIONS
-from tests.helpers import assert_close, batch, fast, generic
+from tests.helpers import assert_close, batch, fast, generic, in_its_own_process
 from tests.test_layer_check import Convolution, X
 
 BLOCK = mb.Residual(mb.Serial((mb.Dense(4, 3, "tanh"), mb.Dense(3, 4, "sigmoid"))))
@@ -520,6 +523,17 @@ def test_without_matplotlib_the_text_is_left(monkeypatch):
     assert "flowchart" in graph.mermaid()
 
 
+def test_pictures_stand_below_graphs_and_matplotlib_is_no_part_of_an_import():
+    code = "import sys, manual_backprop.graph.picture; sys.exit('matplotlib' in sys.modules)"
+    assert in_its_own_process(code).returncode == 0
+    graph = mb.forward_graph(problem(CHAINS["one layer"])[0])
+    diagram = Diagram(**{field.name: getattr(graph, field.name) for field in dataclasses.fields(graph)})
+    assert repr(diagram) == repr(graph).replace("Graph", "Diagram")
+    for form, now in ((mermaid, graph.mermaid()), (dot, graph.dot())):
+        assert form(diagram) == now
+    assert picture.svg(diagram, "light") == graph.svg()
+
+
 def run(capsys, *arguments):
     status = cli.main(["graph", *arguments])
     return status, *capsys.readouterr()
@@ -557,7 +571,7 @@ def test_the_command_prints_to_a_console_of_one_byte_a_letter():
 
 
 def test_the_command_knows_every_loss():
-    assert set(cli.LOSSES) == set(mb.losses.TABLE)
+    assert set(command.LOSSES) == set(mb.losses.TABLE)
 
 
 def test_the_command_draws_an_objective_of_yours(capsys, tmp_path, monkeypatch):

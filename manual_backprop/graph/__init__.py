@@ -9,8 +9,8 @@ have as values.
 """
 
 from manual_backprop.graph.backward import backward_graph as backward_graph
+from manual_backprop.graph.forms import Graph as Graph
 from manual_backprop.graph.forward import forward_graph as forward_graph
 from manual_backprop.graph.model import Arrow as Arrow
 from manual_backprop.graph.model import Box as Box
-from manual_backprop.graph.model import Graph as Graph
 from manual_backprop.graph.model import Vertex as Vertex

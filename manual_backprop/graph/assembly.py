@@ -5,7 +5,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from manual_backprop.graph.model import Arrow, Box, Graph, Kind, Lane, Place, Role, Vertex
+from manual_backprop.graph.forms import Graph
+from manual_backprop.graph.model import Arrow, Box, Kind, Lane, Place, Role, Vertex
 from manual_backprop.graph.pieces import Closed, Enter, LayerPiece, Piece, Sum
 
 ABOVE = 0.95  # how high parameters stand over the signal, in inches

@@ -5,8 +5,9 @@ from dataclasses import replace
 from typing import Any
 
 from manual_backprop.graph.assembly import ABOVE, Assembly
+from manual_backprop.graph.forms import Graph
 from manual_backprop.graph.layout import half_width_of, visible
-from manual_backprop.graph.model import Graph, Role
+from manual_backprop.graph.model import Role
 from manual_backprop.graph.pieces import (
     Closed,
     Enter,

@@ -3,8 +3,8 @@
 from typing import Any
 
 from manual_backprop.graph.assembly import ABOVE, Assembly
+from manual_backprop.graph.forms import Graph
 from manual_backprop.graph.layout import half_width_of
-from manual_backprop.graph.model import Graph
 from manual_backprop.graph.pieces import (
     Closed,
     Enter,

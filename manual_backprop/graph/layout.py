@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from manual_backprop.graph.model import Arrow, Box, Graph, Vertex
+from manual_backprop.graph.model import Arrow, Box, Diagram, Vertex
 
 PAGE = 11.2  # the widest row
 MANY = 64  # more chunks than any row has
@@ -97,13 +97,13 @@ def half_width_of(label: str) -> float:
     return max(HALF, 0.05 * visible(label) + 0.06)
 
 
-def lay_out(graph: Graph) -> Page:
+def lay_out(graph: Diagram) -> Page:
     """Place a graph."""
     return _Layout(graph).page()
 
 
 class _Layout:
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Diagram) -> None:
         self.graph = graph
         self.vertices = {vertex.key: vertex for vertex in graph.vertices}
         self.in_lanes = {key for a in graph.arrows if a.lane in ("skip", "loop") for key in (a.tail, a.head)}
@@ -298,7 +298,7 @@ class _Layout:
         return Path(arrow, tuple(points), (middle, lanes[0]))
 
 
-def _rows(graph: Graph) -> tuple[list[_Row], list[int]]:
+def _rows(graph: Diagram) -> tuple[list[_Row], list[int]]:
     """As few rows as the page allows, and these no wider than they must be; and the row of every chunk."""
     together = _boxed(graph)
     few = len(_filled(graph.chunks, together, PAGE))
@@ -310,7 +310,7 @@ def _rows(graph: Graph) -> tuple[list[_Row], list[int]]:
     return rows, [number for number, row in enumerate(rows) for _ in row.chunks]
 
 
-def _boxed(graph: Graph) -> dict[int, float]:
+def _boxed(graph: Diagram) -> dict[int, float]:
     """By the chunk that it begins with, the width of a box that should not be cut: the widest that fits in a row."""
     widths: dict[int, float] = {}
     for box in graph.boxes:

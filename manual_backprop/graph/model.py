@@ -1,4 +1,4 @@
-"""A computational graph as plain data, and the four forms that it can be had in."""
+"""A computational graph as plain data: vertices, arrows, boxes, and where they stand."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,7 +7,6 @@ from typing import Literal
 Kind = Literal["variable", "operator", "composite"]
 Role = Literal["data", "parameter", "signal", "objective", "operator", "composite"]
 Lane = Literal["straight", "penalty", "skip", "loop"]
-Theme = Literal["light", "dark"]
 
 
 @dataclass(frozen=True)
@@ -72,7 +71,7 @@ class Box:
 
 
 @dataclass(frozen=True, repr=False)
-class Graph:
+class Diagram:
     """Vertices, arrows and boxes in the order of computation; parameters stand beside the operator that they enter.
 
     Attributes:
@@ -90,7 +89,7 @@ class Graph:
     chunks: tuple[float, ...]
 
     def __repr__(self) -> str:
-        return f"Graph({self.title!r}, {len(self.vertices)} vertices, {len(self.arrows)} arrows)"
+        return f"{type(self).__name__}({self.title!r}, {len(self.vertices)} vertices, {len(self.arrows)} arrows)"
 
     def __getitem__(self, key: str) -> Vertex:
         """The vertex with this key.
@@ -106,46 +105,3 @@ class Graph:
     def into(self, key: str) -> Iterator[Arrow]:
         """The arrows that end at a vertex."""
         return (arrow for arrow in self.arrows if arrow.head == key)
-
-    def svg(self, *, theme: Theme = "light") -> str:
-        """The picture as SVG, the same bytes every time; needs matplotlib.
-
-        Raises:
-            ImportError: matplotlib is not installed; says how to get it.
-            ValueError: an unknown theme.
-        """
-        from manual_backprop.graph import picture
-
-        return picture.svg(self, theme)
-
-    def png(self, *, theme: Theme = "light", dpi: int = 144) -> bytes:
-        """The picture as PNG, the same bytes every time; needs matplotlib.
-
-        Args:
-            theme: "light" or "dark", the paper.
-            dpi: pixels an inch; lettering is 10 points high.
-
-        Raises:
-            ImportError, ValueError: as `svg`; a dpi that is not above 0 and at most 2400.
-        """
-        from manual_backprop.graph import picture
-
-        return picture.png(self, theme, dpi)
-
-    def mermaid(self) -> str:
-        """The graph as Mermaid text, which GitHub, GitLab and notebooks draw."""
-        from manual_backprop.graph import text
-
-        return text.mermaid(self)
-
-    def dot(self) -> str:
-        """The graph as DOT text, which Graphviz draws."""
-        from manual_backprop.graph import text
-
-        return text.dot(self)
-
-    def _repr_svg_(self) -> str | None:
-        try:
-            return self.svg()
-        except ImportError:  # then a notebook shows the repr
-            return None

@@ -2,11 +2,12 @@
 
 import re
 from io import BytesIO
-from typing import Any
+from typing import Any, Literal
 
 from manual_backprop.graph.layout import LINE, Page, Path, Shape, lay_out, visible
-from manual_backprop.graph.model import Graph, Theme
+from manual_backprop.graph.model import Diagram
 
+Theme = Literal["light", "dark"]
 COLOURS = {
     "light": {
         "paper": "#ffffff", "ink": "#1f2328", "faint": "#57606a", "frame": "#8c959f", "data": "#dbeafe",
@@ -27,19 +28,19 @@ STYLE: Any = {
 }
 
 
-def svg(graph: Graph, theme: Theme) -> str:
+def svg(graph: Diagram, theme: Theme) -> str:
     """The picture as SVG text."""
     return _rendered(graph, theme, "svg", {"metadata": {"Date": None, "Creator": None}}).decode()
 
 
-def png(graph: Graph, theme: Theme, dpi: int) -> bytes:
+def png(graph: Diagram, theme: Theme, dpi: int) -> bytes:
     """The picture as PNG."""
     if not (isinstance(dpi, int | float) and 0 < dpi <= 2400):
         raise ValueError(f"dpi must be above 0 and at most 2400, got {dpi!r}")
     return _rendered(graph, theme, "png", {"dpi": dpi, "metadata": {"Software": None}})
 
 
-def _rendered(graph: Graph, theme: Theme, form: str, options: dict[str, Any]) -> bytes:
+def _rendered(graph: Diagram, theme: Theme, form: str, options: dict[str, Any]) -> bytes:
     if not isinstance(theme, str) or theme not in COLOURS:
         raise ValueError(f"theme must be one of {', '.join(COLOURS)}, got {theme!r}")
     try:

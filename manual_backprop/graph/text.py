@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
-from manual_backprop.graph.model import Arrow, Box, Graph, Vertex
+from manual_backprop.graph.model import Arrow, Box, Diagram, Vertex
 
 COLOURS = {
     "data": "#dbeafe",
@@ -16,7 +16,7 @@ MERMAID = {"variable": ("[", "]"), "operator": ("((", "))"), "composite": ("[[",
 DOT = {"variable": "shape=box", "operator": "shape=circle", "composite": "shape=box, peripheries=2"}
 
 
-def mermaid(graph: Graph) -> str:
+def mermaid(graph: Diagram) -> str:
     """Mermaid's flowchart, left to right."""
 
     def vertex(v: Vertex) -> str:
@@ -34,7 +34,7 @@ def mermaid(graph: Graph) -> str:
     return "\n".join(lines) + "\n"
 
 
-def dot(graph: Graph) -> str:
+def dot(graph: Diagram) -> str:
     """Graphviz's language."""
 
     def vertex(v: Vertex) -> str:
@@ -54,7 +54,9 @@ def dot(graph: Graph) -> str:
     return "\n".join([*lines, "}"]) + "\n"
 
 
-def _nested(graph: Graph, vertex: Callable[[Vertex], str], begin: Callable[[int, Box], str], end: str) -> Iterator[str]:
+def _nested(
+    graph: Diagram, vertex: Callable[[Vertex], str], begin: Callable[[int, Box], str], end: str
+) -> Iterator[str]:
     """A line for every vertex, those in boxes between the lines that begin and end them."""
 
     def within(members: set[str], boxes: list[tuple[int, Box]], indent: str) -> Iterator[str]:
