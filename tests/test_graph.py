@@ -18,8 +18,11 @@ import pytest
 
 import manual_backprop as mb
 import reference
-from manual_backprop.graph import layout, picture
-from manual_backprop.graph.model import Diagram
+from manual_backprop.graph import picture
+from manual_backprop.graph.layout import lay_out
+from manual_backprop.graph.model import Box, Diagram, Place, Vertex
+from manual_backprop.graph.rows import MARGIN, PAGE, Rows
+from manual_backprop.graph.shapes import HALF, Shape, visible
 from manual_backprop.graph.text import dot, mermaid
 from manual_backprop.layers.base import Parameters
 from reference import autodiff, cli
@@ -301,7 +304,7 @@ def test_odd_names_are_drawn_as_they_are():
         for draw in BOTH:
             graph = draw(mb.Objective(odd(), mb.squared_error))
             assert len({v.key for v in graph.vertices}) == len(graph.vertices)
-            shapes = boxes(layout.lay_out(graph))
+            shapes = boxes(lay_out(graph))
             assert all(apart(a, b) for a, b in combinations(shapes.values(), 2))
             assert graph.svg()
     assert mb.forward_graph(mb.Objective(layer, mb.squared_error))
@@ -406,7 +409,7 @@ def apart(one, other):
 @pytest.mark.parametrize("draw", BOTH)
 @pytest.mark.parametrize("name", DRAWN)
 def test_nothing_lies_on_anything_and_all_is_on_the_page(name, draw):
-    page = layout.lay_out(draw(problem(DRAWN[name])[0]))
+    page = lay_out(draw(problem(DRAWN[name])[0]))
     shapes = boxes(page)
     for (one, a), (other, b) in combinations(shapes.items(), 2):
         assert apart(a, b), (one, other)
@@ -416,7 +419,7 @@ def test_nothing_lies_on_anything_and_all_is_on_the_page(name, draw):
     assert all(0 <= x <= page.width and 0 <= y <= page.height for x, y in corners)
     assert page.width < 12.5
     for path in page.paths:
-        half = 0.03 * layout.visible(path.arrow.label)
+        half = 0.03 * visible(path.arrow.label)
         left, right = {"center": (half, half), "left": (0, 2 * half), "right": (2 * half, 0)}[path.align]
         x, y = path.label_at
         label = (x - left, y - 0.05, x + right, y + 0.05)
@@ -425,7 +428,7 @@ def test_nothing_lies_on_anything_and_all_is_on_the_page(name, draw):
 
 @pytest.mark.parametrize("draw", BOTH)
 def test_arrows_begin_and_end_at_their_vertices_and_bend_squarely(draw):
-    page = layout.lay_out(draw(problem(COMPOSITES)[0]))
+    page = lay_out(draw(problem(COMPOSITES)[0]))
     for path in page.paths:
         for key, (x, y) in ((path.arrow.tail, path.points[0]), (path.arrow.head, path.points[-1])):
             shape = page.shapes[key]
@@ -438,7 +441,7 @@ def test_arrows_begin_and_end_at_their_vertices_and_bend_squarely(draw):
 
 def test_frames_hold_their_vertices_and_no_other():
     graph = mb.forward_graph(problem(COMPOSITES)[0])
-    page = layout.lay_out(graph)
+    page = lay_out(graph)
     for box in graph.boxes:
         frames = [f for f in page.frames if f.label == box.label]
         assert frames
@@ -532,6 +535,37 @@ def test_pictures_stand_below_graphs_and_matplotlib_is_no_part_of_an_import():
     for form, now in ((mermaid, graph.mermaid()), (dot, graph.dot())):
         assert form(diagram) == now
     assert picture.svg(diagram, "light") == graph.svg()
+
+
+def test_rows_are_as_few_as_the_page_allows_and_no_box_that_fits_is_cut():
+    def diagram(widths, *boxes):
+        vertices = tuple(Vertex(f"v{i}", "variable", "signal", "v", Place(i, w / 2)) for i, w in enumerate(widths))
+        return Diagram("", vertices, (), tuple(Box("", tuple(f"v{i}" for i in box)) for box in boxes), widths)
+
+    def chunks(*given):
+        return [row.chunks for row in Rows(diagram(*given)).all]
+
+    fifth = PAGE / 5
+    assert chunks((fifth,) * 5) == [[0, 1, 2, 3, 4]]
+    assert chunks((fifth,) * 6) == [[0, 1, 2], [3, 4, 5]]  # two rows it must be, and then of one width
+    assert chunks((fifth,) * 6, (2, 3, 4)) == [[0, 1], [2, 3, 4, 5]]
+    assert chunks((fifth, 2 * PAGE, fifth)) == [[0], [1], [2]]
+    rows = Rows(diagram((fifth,) * 6))
+    assert [rows.number(f"v{i}") for i in range(6)] == [0, 0, 0, 1, 1, 1]
+    assert rows.x("v4") == pytest.approx(MARGIN + 1.5 * fifth)
+    assert [vertex.key for vertex in rows.members(1)] == ["v3", "v4", "v5"]
+
+
+@pytest.mark.parametrize("kind", ["variable", "operator"])
+def test_an_arrow_leaves_a_shape_where_its_border_is(kind):
+    shape = Shape(Vertex("v", kind, "signal", "v", Place(0, 0.0)), 1.0, 2.0, HALF, HALF, True, False)
+    assert shape.border((5.0, 2.0)) == pytest.approx((1 + HALF, 2))
+    assert shape.foot(0.0) == pytest.approx((1, 2 - HALF))
+    corner = HALF if kind == "variable" else HALF / np.sqrt(2)
+    assert shape.border((3.0, 4.0)) == pytest.approx((1 + corner, 2 + corner))
+    x, y = shape.foot(0.1)
+    assert x == pytest.approx(1.1)
+    assert 2 - y == pytest.approx(HALF if kind == "variable" else np.sqrt(HALF**2 - 0.01))
 
 
 def run(capsys, *arguments):

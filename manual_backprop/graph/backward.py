@@ -6,7 +6,6 @@ from typing import Any
 
 from manual_backprop.graph.assembly import ABOVE, Assembly
 from manual_backprop.graph.forms import Graph
-from manual_backprop.graph.layout import half_width_of, visible
 from manual_backprop.graph.model import Role
 from manual_backprop.graph.pieces import (
     Closed,
@@ -20,6 +19,7 @@ from manual_backprop.graph.pieces import (
     pieces,
     values_of,
 )
+from manual_backprop.graph.shapes import half_width_of, visible
 from manual_backprop.layers.factor import Tree
 from manual_backprop.objective import Objective, Step
 

@@ -4,7 +4,6 @@ from typing import Any
 
 from manual_backprop.graph.assembly import ABOVE, Assembly
 from manual_backprop.graph.forms import Graph
-from manual_backprop.graph.layout import half_width_of
 from manual_backprop.graph.pieces import (
     Closed,
     Enter,
@@ -18,6 +17,7 @@ from manual_backprop.graph.pieces import (
     values_of,
     words,
 )
+from manual_backprop.graph.shapes import half_width_of
 from manual_backprop.layers.factor import Tree
 from manual_backprop.objective import Objective, Step
 

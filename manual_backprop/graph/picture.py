@@ -4,8 +4,9 @@ import re
 from io import BytesIO
 from typing import Any, Literal
 
-from manual_backprop.graph.layout import LINE, Page, Path, Shape, lay_out, visible
+from manual_backprop.graph.layout import lay_out
 from manual_backprop.graph.model import Diagram
+from manual_backprop.graph.shapes import LINE, Frame, Page, Path, Shape, visible
 
 Theme = Literal["light", "dark"]
 COLOURS = {
@@ -114,7 +115,7 @@ class _Drawing:
         else:
             self._text(x, y, text, parse_math=True, **style)
 
-    def _frame(self, frame: Any) -> None:
+    def _frame(self, frame: Frame) -> None:
         from matplotlib.patches import FancyBboxPatch
 
         size = frame.right - frame.left, frame.top - frame.bottom

@@ -1,0 +1,88 @@
+"""The things on a page: shapes, arrows as lines, frames, and how wide a label is. In inches."""
+
+import re
+from dataclasses import dataclass
+
+from manual_backprop.graph.model import Arrow, Vertex
+
+HALF = 0.21  # half the height of a square, and the radius of a circle
+LINE = 0.135  # one line of notes
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A vertex on the page: its middle and half its extent; `in_lane` where an arrow from under the row is joined."""
+
+    vertex: Vertex
+    x: float
+    y: float
+    half_width: float
+    half_height: float
+    notes_below: bool
+    in_lane: bool
+
+    @property
+    def note_lines(self) -> int:
+        """How many lines of notes stand below it."""
+        return len(self.vertex.notes) if self.notes_below else 0
+
+    def foot(self, port: float) -> Point:
+        """Its lower edge, so far from its middle."""
+        down = (HALF**2 - port**2) ** 0.5 if self.vertex.kind == "operator" else self.half_height
+        return self.x + port, self.y - down
+
+    def border(self, towards: Point) -> Point:
+        """Where the line from its middle to a point leaves it."""
+        dx, dy = towards[0] - self.x, towards[1] - self.y
+        if self.vertex.kind == "operator":
+            scale = self.half_height / (dx * dx + dy * dy) ** 0.5
+        else:
+            scale = 1 / max(abs(dx) / self.half_width, abs(dy) / self.half_height)
+        return self.x + scale * dx, self.y + scale * dy
+
+
+@dataclass(frozen=True)
+class Path:
+    """An arrow on the page, through its points in turn; `label_at` is the middle of its label."""
+
+    arrow: Arrow
+    points: tuple[Point, ...]
+    label_at: Point
+    align: str = "center"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A part of an opened composite's box, in one row; the first part has the label."""
+
+    label: str
+    left: float
+    bottom: float
+    right: float
+    top: float
+
+
+@dataclass(frozen=True)
+class Page:
+    """A graph laid out; y grows upwards from 0."""
+
+    width: float
+    height: float
+    shapes: dict[str, Shape]
+    paths: tuple[Path, ...]
+    frames: tuple[Frame, ...]
+
+
+def visible(label: str) -> float:
+    """About how many letters wide a label is; raised ones are smaller."""
+    raised = sum(len(part) for part in re.findall(r"\^\(([^)]*)\)", label))
+    plain = re.sub(r"\^\([^)]*\)|[\^_]", "", label)
+    plain = re.sub(r"delta|lambda|theta", "d", plain)
+    return len(plain) + 0.75 * (raised + 1.2 * (raised > 0))
+
+
+def half_width_of(label: str) -> float:
+    """Half the width of a variable's box, in inches."""
+    return max(HALF, 0.05 * visible(label) + 0.06)
