@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from helpers import assert_close, fast
 
-from benchmarks import readings
 from benchmarks.experiments import CLAIMS, Bound, Claim, Finding, alignment, curvature, examples, forward
 from benchmarks.experiments.__main__ import chosen, main
 from benchmarks.experiments.claims import least_mean
+from benchmarks.readings.expectations import EXPECTATIONS
+from benchmarks.readings.measuring import Cost, Measured
 from reference.cli.files import BadInput
 
 EXACT = {
@@ -187,8 +188,8 @@ def test_a_claim_runs_in_float64_whatever_the_flag():
 
 
 def row(batch, time):
-    cost = readings.Cost(time, 2.0, 1, 1)
-    return readings.Measured("squared_norms", batch, cost, cost, "", 0.0)
+    cost = Cost(time, 2.0, 1, 1)
+    return Measured("squared_norms", batch, cost, cost, "", 0.0)
 
 
 @pytest.mark.parametrize(
@@ -203,14 +204,14 @@ def row(batch, time):
     ],
 )
 def test_an_expectation_is_of_every_batch(times, verdict, values):
-    norms = readings.EXPECTATIONS[0]
+    norms = EXPECTATIONS[0]
     found = norms.verdict([row(batch, time) for batch, time in times.items()])
     assert found == (verdict, f"squared_norms, gradients <= 0.9 at batch 32, 128, 512: {values}")
 
 
 def test_the_issues_numbers_are_expected_at_its_batches():
     every = (32, 128, 512)
-    assert [(e.row, e.bound, e.at_least, e.batches) for e in readings.EXPECTATIONS] == [
+    assert [(e.row, e.bound, e.at_least, e.batches) for e in EXPECTATIONS] == [
         ("squared_norms", 0.9, False, every),
         ("gradient + squared_norms", 1.25, False, every),
         ("clipped_gradients", 1.25, False, every),
