@@ -1,7 +1,8 @@
-"""What the pattern of a difference says about its cause."""
+"""The probable cause of a difference, by its pattern: hypotheses, tried in turn."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ _MATCH = 1e-6  # how closely a pattern must hold: far above float64 rounding, fa
 
 @dataclass(frozen=True)
 class Context:
-    """What is known of a leaf before its difference is read.
+    """All that is known of a leaf before its difference is read.
 
     Attributes:
         n_examples: N.
@@ -67,42 +68,107 @@ def ratio_pattern(manual: np.ndarray, reference: np.ndarray, match: float = _MAT
 
 def probable_cause(manual: np.ndarray, reference: np.ndarray, context: Context, match: float = _MATCH) -> str:
     """A sentence on what likely went wrong, or "" where the pattern fits nothing known."""
-    if not np.isfinite(manual).all():
-        return f"{np.count_nonzero(~np.isfinite(manual))} of {manual.size} entries are nan or inf"
-    if not np.isfinite(reference).all():
-        return ""
-    if not manual.any():
-        return "identically zero: this term is never filled in"
-    size = np.max(np.abs(reference), initial=0)
+    difference = _Difference(manual, reference, context, match)
+    said = (hypothesis(difference) for hypothesis in HYPOTHESES)
+    return next((cause for cause in said if cause is not None), "")
 
-    def equal(value: Any) -> bool:
-        return np.shape(value) == manual.shape and bool(np.all(np.abs(manual - value) <= match * size))
 
-    parameter = context.parameter
-    if parameter is not None and parameter.shape == reference.shape:
-        k = _multiple_of(reference - manual, parameter, match * size)
-        if k is not None:
-            return _cause_of_penalty(k, context, match)
-    if manual.size > 1:  # one number can equal anything
-        for mistake, value in context.mistakes.items():
-            if equal(value):
-                return mistake
-    ratio = ratio_pattern(manual, reference, match)[0]
-    if ratio is not None and _named_ratio(ratio, context.n_examples, match):
-        return _cause_of_ratio(ratio, context.n_examples, match)
-    for mistake, value in context.mistakes.items():
-        if equal(value):
-            return mistake
-    if manual.ndim >= 2 and manual.shape[-1] == manual.shape[-2] and equal(np.swapaxes(reference, -1, -2)):
-        return "transposed"
-    if ratio is not None:
-        return _cause_of_ratio(ratio, context.n_examples, match)
-    if parameter is not None and context.counted and context.lam:
-        # What is wrong may be wrong in the loss's part alone.
-        penalty = context.lam * parameter
-        plain = Context(context.n_examples)
-        return probable_cause(manual - penalty, reference - penalty, plain, match)
-    return ""
+@dataclass(frozen=True, eq=False)
+class _Difference:
+    """A leaf by hand beside its reference, and how closely a pattern must hold."""
+
+    manual: np.ndarray
+    reference: np.ndarray
+    context: Context
+    match: float
+
+    @cached_property
+    def size(self) -> float:
+        """The largest entry of the reference."""
+        return float(np.max(np.abs(self.reference), initial=0))
+
+    @cached_property
+    def ratio(self) -> float | None:
+        """Manual / reference, where that is one number."""
+        return ratio_pattern(self.manual, self.reference, self.match)[0]
+
+    def is_manual(self, value: Any) -> bool:
+        """Whether the leaf by hand is this."""
+        near = self.match * self.size
+        return np.shape(value) == self.manual.shape and bool(np.all(np.abs(self.manual - value) <= near))
+
+
+# The hypotheses: each gives the cause if its pattern holds, else None.
+
+
+def _not_finite(leaf: _Difference) -> str | None:
+    wrong = np.count_nonzero(~np.isfinite(leaf.manual))
+    return f"{wrong} of {leaf.manual.size} entries are nan or inf" if wrong else None
+
+
+def _nothing_to_hold_it_against(leaf: _Difference) -> str | None:
+    return None if np.isfinite(leaf.reference).all() else ""
+
+
+def _never_filled_in(leaf: _Difference) -> str | None:
+    return None if leaf.manual.any() else "identically zero: this term is never filled in"
+
+
+def _wrong_penalty(leaf: _Difference) -> str | None:
+    """The difference is a multiple of the parameter."""
+    parameter = leaf.context.parameter
+    if parameter is None or parameter.shape != leaf.reference.shape:
+        return None
+    k = _multiple_of(leaf.reference - leaf.manual, parameter, leaf.match * leaf.size)
+    return None if k is None else _cause_of_penalty(k, leaf.context, leaf.match)
+
+
+def _known_mistake(leaf: _Difference) -> str | None:
+    return next((mistake for mistake, value in leaf.context.mistakes.items() if leaf.is_manual(value)), None)
+
+
+def _known_mistake_in_several_numbers(leaf: _Difference) -> str | None:
+    return _known_mistake(leaf) if leaf.manual.size > 1 else None
+
+
+def _known_ratio(leaf: _Difference) -> str | None:
+    n = leaf.context.n_examples
+    known = leaf.ratio is not None and any(_close(leaf.ratio, one, leaf.match) for one in (-1.0, float(n), 1 / n))
+    return _any_ratio(leaf) if known else None
+
+
+def _transposed(leaf: _Difference) -> str | None:
+    square = leaf.manual.ndim >= 2 and leaf.manual.shape[-1] == leaf.manual.shape[-2]
+    return "transposed" if square and leaf.is_manual(np.swapaxes(leaf.reference, -1, -2)) else None
+
+
+def _any_ratio(leaf: _Difference) -> str | None:
+    return None if leaf.ratio is None else _cause_of_ratio(leaf.ratio, leaf.context.n_examples, leaf.match)
+
+
+def _wrong_without_the_penalty(leaf: _Difference) -> str | None:
+    """The loss's part alone is wrong, in a way of its own."""
+    context = leaf.context
+    if context.parameter is None or not context.counted or not context.lam:
+        return None
+    penalty = context.lam * context.parameter
+    plain = Context(context.n_examples)
+    return probable_cause(leaf.manual - penalty, leaf.reference - penalty, plain, leaf.match)
+
+
+HYPOTHESES: tuple[Callable[[_Difference], str | None], ...] = (
+    _not_finite,
+    _nothing_to_hold_it_against,
+    _never_filled_in,
+    _wrong_penalty,
+    _known_mistake_in_several_numbers,
+    _known_ratio,
+    _known_mistake,  # after the ratios that have a name, for one number can equal anything
+    _transposed,
+    _any_ratio,
+    _wrong_without_the_penalty,
+)
+"""In the order in which they are tried; the first that holds is the cause."""
 
 
 def _close(a: float, b: float, match: float) -> bool:
@@ -117,10 +183,6 @@ def _multiple_of(part: np.ndarray, of: np.ndarray, noise: float) -> float | None
     k = float(np.vdot(of, part)) / size
     fits = np.all(np.abs(part - k * of) <= noise) and np.abs(part).max() > 10 * noise
     return k if fits else None
-
-
-def _named_ratio(ratio: float, n: int, match: float) -> bool:
-    return any(_close(ratio, known, match) for known in (-1.0, float(n), 1 / n))
 
 
 def _cause_of_ratio(ratio: float, n: int, match: float) -> str:

@@ -1,0 +1,51 @@
+"""The probable cause of a difference: every hypothesis by a pattern of its own, and the order of trying them."""
+
+import numpy as np
+import pytest
+
+from reference import causes
+
+RNG = np.random.default_rng(0)
+G, W, OTHER = RNG.normal(size=(3, 3, 3))
+N, LAM = 7, 0.1
+DATA = G - LAM * W  # the loss's part of G
+
+PATTERNS = {
+    "_not_finite": (np.where(np.eye(3), np.nan, G), "3 of 9 entries are nan or inf"),
+    "_never_filled_in": (0 * G, "identically zero"),
+    "_wrong_penalty": (DATA, "lam W missing"),
+    "_known_mistake_in_several_numbers": (OTHER, "the other one"),
+    "_known_ratio": (-G, "sign"),
+    "_transposed": (G.T, "transposed"),
+    "_any_ratio": (3 * G, "a constant factor of 3"),
+    "_wrong_without_the_penalty": (N * DATA + LAM * W, "1/N missing"),
+}
+
+
+def cause(manual, reference=G, mistakes=None):
+    context = causes.Context(N, LAM, W, counted=True, mistakes=mistakes or {"the other one": OTHER})
+    return causes.probable_cause(np.asarray(manual), np.asarray(reference), context)
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_every_hypothesis_has_its_pattern(name, monkeypatch):
+    manual, said = PATTERNS[name]
+    assert said in cause(manual)
+    left = tuple(hypothesis for hypothesis in causes.HYPOTHESES if hypothesis.__name__ != name)
+    assert len(left) == len(causes.HYPOTHESES) - 1
+    monkeypatch.setattr(causes, "HYPOTHESES", left)
+    again = {"_known_mistake_in_several_numbers", "_known_ratio"}  # the same stands below, for one number
+    assert (said in cause(manual)) == (name in again)
+
+
+def test_the_order_decides_where_two_hold():
+    assert cause(-G, mistakes={"a mistake": -G}) == "a mistake"
+    assert cause(-G[0, :1], G[0, :1], {"a mistake": -G[0, :1]}) == "sign"  # one number can equal anything
+    assert cause(3 * G[0, :1], G[0, :1], {"a mistake": 3 * G[0, :1]}) == "a mistake"
+    symmetric = G - G.T
+    assert cause(-symmetric, symmetric) == "sign"  # and not transposed
+
+
+def test_nothing_is_said_where_nothing_is_known():
+    assert cause(G + OTHER) == ""
+    assert cause(-G, np.where(np.eye(3), np.nan, G)) == ""
