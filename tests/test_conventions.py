@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -248,3 +248,73 @@ def test_modules_stay_small():
     """A file has one job and fits a few screens."""
     for path in [*BY_HAND, *REFERENCE]:
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path
+
+
+def modules(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """The file of every module of these packages, by its dotted name; an `__init__` has the package's."""
+    paths = [path for name in names for path in sorted((folder / name).rglob("*.py"))]
+    return {".".join(p.relative_to(folder).with_suffix("").parts).removesuffix(".__init__"): p for p in paths}
+
+
+def imports_among(files: dict[str, Path]) -> dict[str, set[str]]:
+    """Which of these modules each of them imports, at its top, in a function or for types alone.
+
+    A name that a package gathers is the package's own; a module in it is the module. That Python runs the `__init__`
+    of the packages around a module is no import of them.
+    """
+    arrows: dict[str, set[str]] = {name: set() for name in files}
+    for module, path in files.items():
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                arrows[module] |= {name.name for name in node.names} & files.keys()
+            elif isinstance(node, ast.ImportFrom):
+                up = package.rsplit(".", node.level - 1)[0] if node.level else ""
+                source = ".".join(filter(None, [up, node.module]))
+                found = {f"{source}.{name.name}" if f"{source}.{name.name}" in files else source for name in node.names}
+                arrows[module] |= found & files.keys()
+    return arrows
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """The modules that reach one another, circle by circle."""
+    reached = {module: set(there) for module, there in arrows.items()}
+    for through in arrows:
+        for module in arrows:
+            if through in reached[module]:
+                reached[module] |= reached[through]
+    found = {tuple(sorted(m for m in reached[n] if n in reached[m])) for n in arrows if n in reached[n]}
+    return [list(circle) for circle in sorted(found)]
+
+
+def test_no_import_runs_in_a_circle():
+    """Counting imports within functions and for types alone, which only hide one."""
+    files = modules(ROOT, ["manual_backprop", "reference"])
+    assert {*files.values()} == {*BY_HAND, *REFERENCE}
+    assert circles(imports_among(files)) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ("import math", []),
+        ("from pack import b", [["pack.a", "pack.b"]]),
+        ("from . import b", [["pack.a", "pack.b"]]),
+        ("from .b import name", [["pack.a", "pack.b"]]),
+        ("import pack.b", [["pack.a", "pack.b"]]),
+        ("def f():\n    from pack.b import name", [["pack.a", "pack.b"]]),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pack.b import name", [["pack.a", "pack.b"]]),
+        ("from pack.in_between import name", [["pack.a", "pack.b", "pack.in_between"]]),
+        ("from pack import name", [["pack", "pack.a", "pack.b"]]),  # the package gathers it from b
+        ("from pack.a import name", [["pack.a"]]),
+    ],
+)
+def test_the_test_for_circles_can_fail(tmp_path, source, found):
+    texts = {
+        "__init__": "from pack.b import name", "a": source, "b": "from pack.a import other",
+        "in_between": "def f():\n    from pack.b import name",
+    }  # fmt: skip
+    (tmp_path / "pack").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "pack" / f"{name}.py").write_text(text, encoding="utf-8")
+    assert circles(imports_among(modules(tmp_path, ["pack"]))) == found

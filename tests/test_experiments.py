@@ -16,7 +16,8 @@ from benchmarks.experiments import CLAIMS, Bound, Claim, Finding, alignment, cur
 from benchmarks.experiments.__main__ import chosen, main
 from benchmarks.experiments.claims import least_mean
 from benchmarks.readings.expectations import EXPECTATIONS
-from benchmarks.readings.measuring import Cost, Measured
+from benchmarks.readings.measuring import Cost, Measured, apart, problem
+from benchmarks.readings.rows import readings
 from reference.cli.files import BadInput
 
 EXACT = {
@@ -219,3 +220,22 @@ def test_the_issues_numbers_are_expected_at_its_batches():
         ("clipped_gradients", 300, True, (128,)),
         ("hessian_vector_product", 2.1, False, every),
     ]
+
+
+def test_every_reading_and_its_peer_have_one_form():
+    objective, args = problem(3)
+    rows = readings(objective)
+    assert len(rows) == 15
+    with jax.numpy_rank_promotion("allow"):  # the peers are written as users write
+        for row in rows:
+            hand, peer = (jax.eval_shape(way, *args) for way in (row.by_hand, row.peer))
+            forms = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(result)] for result in (hand, peer)]
+            assert forms[0] == forms[1], row.name
+            assert {dtype for _, dtype in forms[0]} == {jnp.float32.dtype}, row.name
+
+
+def test_apart_is_relative_to_the_largest_entry_of_a_leaf():
+    assert apart((jnp.array([1.0, 20.0]),), (jnp.array([2.0, 20.0]),)) == 0.05
+    assert apart([jnp.array([1.0]), jnp.array([1e-6])], [jnp.array([1.0]), jnp.array([0.0])]) == pytest.approx(1e-3)
+    with pytest.raises(ValueError, match=r"\[2\] by hand and \[3\] by its peer"):
+        apart(jnp.ones(2), jnp.ones(3))
