@@ -257,22 +257,29 @@ def modules(folder: Path, names: Iterable[str]) -> dict[str, Path]:
 
 
 def imports_among(files: dict[str, Path]) -> dict[str, set[str]]:
-    """Which of these modules each of them imports, at its top, in a function or for types alone.
+    """Which of these modules each of them imports, at its top, in a function, for types alone or by `import_module`.
 
-    A name that a package gathers is the package's own; a module in it is the module. That Python runs the `__init__`
-    of the packages around a module is no import of them.
+    A name that a package gathers is the package's own; a module in it is the module, and the package too where that
+    has a `__getattr__`, which Python asks first. That Python runs the `__init__` of the packages around a module is no
+    import of them.
     """
-    arrows: dict[str, set[str]] = {name: set() for name in files}
-    for module, path in files.items():
-        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    trees = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in files.items()}
+    asked = {m for m, tree in trees.items() if any(getattr(node, "name", "") == "__getattr__" for node in tree.body)}
+    arrows: dict[str, set[str]] = {}
+    for module, tree in trees.items():
+        package = module if files[module].name == "__init__.py" else module.rpartition(".")[0]
+        found: set[str] = set()
+        for node in ast.walk(tree):
             if isinstance(node, ast.Import):
-                arrows[module] |= {name.name for name in node.names} & files.keys()
+                found |= {name.name for name in node.names}
             elif isinstance(node, ast.ImportFrom):
                 up = package.rsplit(".", node.level - 1)[0] if node.level else ""
                 source = ".".join(filter(None, [up, node.module]))
-                found = {f"{source}.{name.name}" if f"{source}.{name.name}" in files else source for name in node.names}
-                arrows[module] |= found & files.keys()
+                inner = {f"{source}.{name.name}" for name in node.names} & files.keys()
+                found |= inner | ({source} if source in asked or len(inner) < len(node.names) else set())
+            elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+                found |= {of.value for of in node.args if isinstance(of, ast.Constant)}
+        arrows[module] = found & files.keys()
     return arrows
 
 
@@ -287,11 +294,20 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
     return [list(circle) for circle in sorted(found)]
 
 
+LATE = {
+    ("reference", "reference.api"): "its names are loaded when one is asked for, so that --help answers without JAX",
+}
+"""The imports that may close a circle, and why."""
+
+
 def test_no_import_runs_in_a_circle():
     """Counting imports within functions and for types alone, which only hide one."""
     files = modules(ROOT, ["manual_backprop", "reference"])
     assert {*files.values()} == {*BY_HAND, *REFERENCE}
-    assert circles(imports_among(files)) == []
+    arrows = imports_among(files)
+    for module, late in LATE:
+        arrows[module].remove(late)
+    assert circles(arrows) == []
 
 
 @pytest.mark.parametrize(
@@ -305,16 +321,23 @@ def test_no_import_runs_in_a_circle():
         ("def f():\n    from pack.b import name", [["pack.a", "pack.b"]]),
         ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from pack.b import name", [["pack.a", "pack.b"]]),
         ("from pack.in_between import name", [["pack.a", "pack.b", "pack.in_between"]]),
+        ("import importlib\ndef f():\n    importlib.import_module('pack.b')", [["pack.a", "pack.b"]]),
+        ("from pack.on_demand import leaf", [["pack.a", "pack.b", "pack.on_demand"]]),
         ("from pack import name", [["pack", "pack.a", "pack.b"]]),  # the package gathers it from b
         ("from pack.a import name", [["pack.a"]]),
     ],
 )
 def test_the_test_for_circles_can_fail(tmp_path, source, found):
     texts = {
-        "__init__": "from pack.b import name", "a": source, "b": "from pack.a import other",
+        "__init__": "from pack.b import name",
+        "a": source,
+        "b": "from pack.a import other",
         "in_between": "def f():\n    from pack.b import name",
-    }  # fmt: skip
-    (tmp_path / "pack").mkdir()
+        "on_demand/__init__": "from importlib import import_module\ndef __getattr__(n):\n    import_module('pack.b')",
+        "on_demand/leaf": "",
+    }
     for name, text in texts.items():
-        (tmp_path / "pack" / f"{name}.py").write_text(text, encoding="utf-8")
+        path = tmp_path / "pack" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     assert circles(imports_among(modules(tmp_path, ["pack"]))) == found
