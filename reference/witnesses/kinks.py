@@ -6,17 +6,18 @@ length is not known beforehand (`while`) and the inside of a `cond` are not look
 `cond` takes is.
 """
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend import core, source_info_util
+from jax.extend.core import JaxprEqn
 from jaxtyping import Array
 
+from reference.jaxprs import CALLS, Values, bind, evaluate, inside, source, through
 from reference.xla import quick
 
 Tree = Any
@@ -25,10 +26,6 @@ Trail = tuple[Any, ...]
 Rule = Callable[[Trail, list[Any]], Sequence[Any]]
 """(an equation's trail, its inputs) -> its outputs."""
 
-_CALLS = {
-    "jit", "pjit", "call", "closed_call", "core_call", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call",
-    "custom_vjp_call_jaxpr",
-}  # fmt: skip
 _COMPARISONS = {"max", "min", "gt", "ge", "lt", "le", "eq", "ne"}
 _STEPS = {"floor", "ceil", "round", "argmax", "argmin"}
 _NUDGE = 2.0**-20  # a point next to x: any other would do to break a tie
@@ -46,51 +43,37 @@ def walk(closed: Any, inputs: Sequence[Any], rule: Rule, callers: Trail = ()) ->
         rule: what to do with each equation that is not a call.
         callers: the calls in which all of it stands.
     """
-    env: dict[Any, Any] = dict(zip(closed.jaxpr.constvars, closed.consts, strict=True))
-    env |= dict(zip(closed.jaxpr.invars, inputs, strict=True))
-    for eqn in closed.jaxpr.eqns:
-        values = [v.val if isinstance(v, core.Literal) else env[v] for v in eqn.invars]
-        called, trail = _called(eqn), (*callers, eqn)
-        outputs = rule(trail, values) if called is None else walk(called, values, rule, trail)
-        env |= dict(zip(eqn.outvars, outputs, strict=True))
-    return [v.val if isinstance(v, core.Literal) else env[v] for v in closed.jaxpr.outvars]
 
+    def at(equation: JaxprEqn, values: Values) -> Sequence[Any]:
+        trail = (*callers, equation)
+        if equation.primitive.name in CALLS:
+            return walk(inside(equation)[0], values, rule, trail)
+        return rule(trail, values)
 
-def _called(eqn: Any) -> Any:
-    if eqn.primitive.name not in _CALLS:
-        return None
-    inner = eqn.params["call_jaxpr"] if "call_jaxpr" in eqn.params else eqn.params["jaxpr"]
-    return inner if isinstance(inner, core.ClosedJaxpr) else core.ClosedJaxpr(inner, ())
+    return evaluate(closed, inputs, at)
 
 
 def plain(trail: Trail, values: Sequence[Any], **changed: Any) -> list[Any]:
     """The rule that computes an equation as it stands, parameters `changed` apart."""
-    eqn = trail[-1]
-    outputs = eqn.primitive.bind(*values, **(eqn.params | changed))
-    return list(outputs) if eqn.primitive.multiple_results else [outputs]
+    return bind(trail[-1], values, **changed)
 
 
 def scan(trail: Trail, values: Sequence[Any], body: Callable[[Any, list[Any]], tuple[list[Any], Any]]) -> Any:
-    """A `scan` equation with its body evaluated by `body` -> (outputs, more); (outputs, `more` stacked)."""
-    p = trail[-1].params
-    consts, rest = values[: p["num_consts"]], values[p["num_consts"] :]
+    """A `scan` equation with its body evaluated by `body` -> (outputs, a list of more); (outputs, more, stacked)."""
+    (jaxpr,), count = inside(trail[-1]), len(trail[-1].outvars)
 
-    def step(carry: list[Any], x: list[Any]) -> tuple[list[Any], Any]:
-        outputs, more = body(p["jaxpr"], [*consts, *carry, *x])
-        return outputs[: p["num_carry"]], (outputs[p["num_carry"] :], more)
+    def turn(k: int, given: Values, t: Any) -> Values:
+        outputs, more = body(jaxpr, given)
+        return [*outputs, *(more or ())]
 
-    init, xs = list(rest[: p["num_carry"]]), list(rest[p["num_carry"] :])
-    carry, (ys, more) = jax.lax.scan(step, init, xs, length=p["length"], reverse=p["reverse"])
-    return [*carry, *ys], more
+    found = through(trail[-1], list(values), turn)
+    return found[:count], found[count:]
 
 
 def place(trail: Trail) -> str:
     """Which line of which file an equation comes from, "losses.py:31"; if unknown, the innermost call that knows."""
-    for eqn in reversed(trail):
-        found = re.match(r"(?:.*[/\\])?([^/\\:]+):(\d+)", source_info_util.summarize(eqn.source_info))
-        if found:
-            return f"{found[1]}:{found[2]}"
-    return "an unknown line"
+    found = next(filter(None, map(source, reversed(trail))), None)
+    return f"{Path(found[0]).name}:{found[1]}" if found else "an unknown line"
 
 
 @dataclass(frozen=True)

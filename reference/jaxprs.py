@@ -1,0 +1,163 @@
+"""Programs evaluated one equation at a time, by a rule that says what happens at each.
+
+JAX traces a function to a jaxpr: a list of equations, each of which makes outputs of inputs by a primitive. To
+evaluate it is a loop over the list, as in Autodidax, the tutorial that builds JAX anew; but where that computes an
+equation, this asks a rule for its outputs. `reference.tolerance.monte_carlo` perturbs them,
+`reference.mutation.program` breaks one of them, `reference.witnesses.kinks` records which branch each takes, and
+`reference.checks.culprit` looks for the first nan. This rule adds nothing, and makes of a jaxpr what JAX makes of it:
+
+    def rule(equation, inputs):
+        return through(equation, inputs, lambda k, given, turn: evaluate(inside(equation)[k], given, rule))
+
+Calls, loops and branches are equations with jaxprs inside. `inside` lists them, and `through` computes the equation
+with a `body` in their place, which may evaluate them by the same rule, by one that knows more, or by another.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend import source_info_util
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+
+Values = list[Any]
+Rule = Callable[[JaxprEqn, Values], Sequence[Any]]
+"""(an equation, its inputs) -> its outputs."""
+Body = Callable[[int, Values, Any], Values]
+"""(which of an equation's jaxprs, its inputs, the turn of the loop) -> its outputs; see `through`."""
+
+CALLS = {
+    "call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "composite": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_vmap_call": "call",
+    "jit": "jaxpr",
+    "remat2": "jaxpr",
+}
+"""Primitives that compute what the jaxpr inside them computes, each with the parameter that holds it."""
+
+
+def evaluate(closed: ClosedJaxpr, inputs: Sequence[Any], rule: Rule) -> Values:
+    """The outputs of a jaxpr, each of its equations computed by the rule.
+
+    Raises:
+        ValueError: there are not as many inputs as the jaxpr has, or outputs by the rule as the equation has.
+    """
+    jaxpr = closed.jaxpr
+    values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *inputs), strict=True))
+    for equation in jaxpr.eqns:
+        outputs = rule(equation, _read(equation.invars, values))
+        values.update(zip(equation.outvars, outputs, strict=True))
+    return _read(jaxpr.outvars, values)
+
+
+def _read(atoms: Sequence[Any], values: dict[Any, Any]) -> Values:
+    return [atom.val if isinstance(atom, Literal) else values[atom] for atom in atoms]
+
+
+def bind(equation: JaxprEqn, inputs: Sequence[Any], **changed: Any) -> Values:
+    """The outputs of an equation by JAX itself, with its parameters as they are but for those `changed`."""
+    primitive = equation.primitive
+    outputs = primitive.bind(*inputs, **primitive.get_bind_params(equation.params | changed))
+    return list(outputs) if primitive.multiple_results else [outputs]
+
+
+def inside(equation: JaxprEqn) -> list[ClosedJaxpr]:
+    """The jaxprs in an equation: of a call or a scan one, of a while condition and body, of a cond its branches."""
+    params = equation.params
+    match equation.primitive.name:
+        case "cond":
+            found = list(params["branches"])
+        case "scan":
+            found = [params["jaxpr"]]
+        case "while":
+            found = [params["cond_jaxpr"], params["body_jaxpr"]]
+        case name:
+            found = [params[CALLS[name]]] if name in CALLS else []
+    return [each if isinstance(each, ClosedJaxpr) else ClosedJaxpr(each, ()) for each in found]
+
+
+def through(equation: JaxprEqn, inputs: Values, body: Body, unrolled: int | float = 0) -> Values:
+    """The outputs of an equation, with `body` in the place of the jaxprs inside it.
+
+    Args:
+        equation: any; one with nothing inside is computed by JAX.
+        inputs: a value for each of its inputs.
+        body: called with the number of a jaxpr in `inside(equation)`, the inputs of that, and how many turns its loop
+            has taken, None where it is in none. What it returns beyond the outputs of a scan's jaxpr is stacked,
+            turn by turn, behind the outputs of the scan.
+        unrolled: the longest scan that is run in Python, turn by turn, where its inputs are known and not traced; so
+            is any while, and of a cond the branch that is taken alone. With 0 JAX traces them all.
+    """
+    match equation.primitive.name:
+        case "cond":
+            return _cond(inputs, len(equation.params["branches"]), body, unrolled > 0 and _known(inputs[:1]))
+        case "scan":
+            return _scan(equation, inputs, body, 0 < unrolled >= equation.params["length"] and _known(inputs))
+        case "while":
+            return _while(equation, inputs, body, unrolled > 0 and _known(inputs))
+        case name:
+            return body(0, inputs, None) if name in CALLS else bind(equation, inputs)
+
+
+def _known(values: Values) -> bool:
+    return not any(isinstance(value, jax.core.Tracer) for value in values)
+
+
+def _cond(inputs: Values, count: int, body: Body, known: bool) -> Values:
+    index, *given = inputs
+    if known:
+        return body(int(index), given, None)
+    return list(jax.lax.switch(index, [lambda *given, k=k: body(k, [*given], None) for k in range(count)], *given))
+
+
+def _scan(equation: JaxprEqn, inputs: Values, body: Body, known: bool) -> Values:
+    length, reverse = equation.params["length"], equation.params["reverse"]
+    consts, carry, xs = _split(inputs, equation.params["num_consts"], equation.params["num_carry"])
+
+    def turn(state: tuple[Any, Values], x: Values) -> tuple[tuple[Any, Values], Values]:
+        t, before = state
+        outputs = body(0, [*consts, *before, *x], t)
+        return (t + 1, outputs[: len(carry)]), outputs[len(carry) :]
+
+    if not known:
+        (_, last), rows = jax.lax.scan(turn, (jnp.zeros((), jnp.int32), carry), xs, length, reverse)
+        return [*last, *rows]
+    if length == 0:  # nothing to stack, and no turn to take
+        return bind(equation, inputs)
+    state, rows = (0, carry), [[]] * length
+    for i in reversed(range(length)) if reverse else range(length):
+        state, rows[i] = turn(state, [jax.lax.dynamic_index_in_dim(x, i, keepdims=False) for x in xs])
+    return [*state[1], *map(jnp.stack, zip(*rows, strict=True))]
+
+
+def _while(equation: JaxprEqn, inputs: Values, body: Body, known: bool) -> Values:
+    for_cond, for_body, carry = _split(inputs, equation.params["cond_nconsts"], equation.params["body_nconsts"])
+
+    def again(state: tuple[Any, Values]) -> Any:
+        return body(0, [*for_cond, *state[1]], state[0])[0]
+
+    def turn(state: tuple[Any, Values]) -> tuple[Any, Values]:
+        return state[0] + 1, body(1, [*for_body, *state[1]], state[0])
+
+    if not known:
+        return jax.lax.while_loop(again, turn, (jnp.zeros((), jnp.int32), carry))[1]
+    state = (0, carry)
+    while again(state):
+        state = turn(state)
+    return state[1]
+
+
+def _split(inputs: Values, first: int, second: int) -> tuple[Values, Values, Values]:
+    return inputs[:first], inputs[first : first + second], inputs[first + second :]
+
+
+def source(equation: JaxprEqn) -> tuple[str, int, str] | None:
+    """The file, line and function that an equation was traced from; None where it is of JAX's own making."""
+    found = re.match(r"(.*?):(\d+)(?::\d+)? \((.*)\)$", source_info_util.summarize(equation.source_info))
+    return None if found is None else (found[1], int(found[2]), found[3])
