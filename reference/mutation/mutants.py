@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 
-Values = list[Any]
+from reference.jaxprs import Values
+
 Apply = Callable[[Callable[[Values], Values], Values], Values]
 """(the right equation, its inputs) -> the outputs with the fault in them."""
 
