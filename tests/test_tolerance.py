@@ -14,7 +14,8 @@ from reference.compare import BLIND, compare_leaf
 from reference.equations import bounds
 from reference.equations.rows import equations
 from reference.report import InconclusiveCheck
-from reference.tolerance.rounding import measure, unit_roundoff
+from reference.tolerance.formats import unit_roundoff
+from reference.tolerance.rounding import measure
 
 LOW = ("float32", "bfloat16", "float16")
 
@@ -252,3 +253,25 @@ def test_a_value_may_be_used_on_with_other_roundings_than_it_is_stored_with():
             found = equations(objective, *inputs, run(*inputs), bounds.Arithmetic.of("float32"))
             worst = max(worst, *(compare_leaf(e.path, e.manual, e.known.value, e.known.bound).used for e in found))
     assert worst <= 1
+
+
+def test_a_reduction_by_a_function_of_ones_own_is_one_operation():
+    """`lax.reduce` holds a jaxpr for two of its entries, which says nothing of the whole."""
+    measured = measure(
+        lambda x: jax.lax.reduce(x, 1.0, lambda a, b: a * b + 0 * a, (0,)), np.arange(1, 5.0), dtype="float32"
+    )
+    assert measured.value == 24
+    assert 0 < measured.tolerance < 1e-4
+
+
+def test_functions_with_a_batching_rule_and_composites_are_measured_inside():
+    @jax.custom_batching.custom_vmap
+    def batched(x):
+        return jnp.tanh(x * x) * 3.0
+
+    batched.def_vmap(lambda size, given, x: (batched(x), True))
+    named = jax.lax.composite(lambda x: jnp.tanh(x * x) * 3.0, name="tests.named")
+    x = np.linspace(0.1, 1, 50)
+    plain = measure(lambda x: jnp.tanh(x * x) * 3.0, x, dtype="float32")
+    for function in (batched, named):
+        np.testing.assert_array_equal(measure(function, x, dtype="float32").tolerance, plain.tolerance)

@@ -17,11 +17,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import DTypeLike
 
 from manual_backprop.losses import BinaryCrossEntropy, Huber, Loss, SquaredError
 from reference import model
-from reference.tolerance.rounding import unit_roundoff
+from reference.tolerance.formats import Format, unit_roundoff
 
 Wide = Any  # float64 arrays of NumPy, and the numbers that it turns arrays without axes into
 LIBRARY = 8.0  # ulps: what exp, tanh, erf and what is built of a few of them may be off by
@@ -90,36 +89,8 @@ class Curve:
     slope_moved: Wide
 
 
-@dataclass(frozen=True)
-class Arithmetic:
-    """How the step under test rounds.
-
-    Attributes:
-        u: unit roundoff of its results.
-        u_sum: of its sums and of functions computed in float32 or wider and rounded once.
-        eta: size of its smallest results; below it digits are lost.
-        eta_sum: likewise of its sums.
-        largest: beyond it results are inf.
-    """
-
-    u: float
-    u_sum: float
-    eta: float
-    eta_sum: float
-    largest: float
-
-    @classmethod
-    def of(cls, dtype: DTypeLike) -> "Arithmetic":
-        """The arithmetic of a dtype; in float64 the reference rounds just as much, so u counts twice."""
-        dtype = jnp.dtype(dtype)
-        info = jnp.finfo(dtype)
-        twice = 2.0 if dtype == jnp.float64 else 1.0
-        u = twice * unit_roundoff(dtype)
-        # float16 keeps its subnormals on every backend; the others may flush theirs to zero.
-        eta = float(info.smallest_subnormal) if dtype == jnp.float16 else float(info.tiny)
-        wide = info.bits >= 32
-        u_sum = u if wide else unit_roundoff(jnp.float32)
-        return cls(u, u_sum, eta, eta if wide else float(jnp.finfo(jnp.float32).tiny), float(info.max))
+class Arithmetic(Format):
+    """How the step under test rounds: the numbers of its format, and what is derived from them."""
 
     def gamma(self, terms: int) -> float:
         """Relative error of a sum of so many terms."""

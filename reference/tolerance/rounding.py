@@ -13,30 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
-from reference.tolerance.monte_carlo import SAMPLES_AXIS, Format, noises, perturbed
+from reference.tolerance.formats import Format
+from reference.tolerance.monte_carlo import SAMPLES_AXIS, noises, perturbed
 
 Tree = Any
 SIGMAS = 6.0
 OF_THE_LEAF = 0.25
 SAMPLES = 16
-
-
-def unit_roundoff(dtype: DTypeLike) -> float:
-    """u: half the distance from 1 to the next number."""
-    return float(jnp.finfo(dtype).eps) / 2
-
-
-def format_of(dtype: DTypeLike) -> Format:
-    """The numbers that rounding in `dtype` depends on.
-
-    Matrix products of 16-bit numbers accumulate in float32. float16 keeps its subnormals on every backend; the
-    others may flush theirs to zero. In float64 the reference rounds like what it is held against, so u counts twice.
-    """
-    dtype = jnp.dtype(dtype)
-    info = jnp.finfo(dtype)
-    u = unit_roundoff(dtype) * (2.0 if dtype == jnp.float64 else 1.0)
-    eta = float(info.smallest_subnormal) if dtype == jnp.float16 else float(info.tiny)
-    return Format(u, u if info.bits >= 32 else unit_roundoff(jnp.float32), eta, float(info.max))
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +81,7 @@ def meter(
     def measured(dtype: DTypeLike, *args: Any) -> Measured:
         with jax.enable_x64(True):
             flat = [_in_float64(leaf) for leaf in jax.tree.leaves(args)]
-            results = jax.device_get(run(noises(format_of(dtype), samples, seed), *flat))
+            results = jax.device_get(run(noises(Format.of(dtype), samples, seed), *flat))
         pairs = [spread(result) for result in results]
         return Measured(tree.unflatten([value for value, _ in pairs]), tree.unflatten([tol for _, tol in pairs]))
 

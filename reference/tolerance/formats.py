@@ -1,0 +1,50 @@
+"""The numbers of a floating-point format that rounding depends on."""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import DTypeLike
+
+Kind = TypeVar("Kind", bound="Format")
+
+
+def unit_roundoff(dtype: DTypeLike) -> float:
+    """u: half the distance from 1 to the next number."""
+    return float(jnp.finfo(dtype).eps) / 2
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Format:
+    """How a precision rounds, in numbers that may be traced: one compiled program serves all precisions.
+
+    Attributes:
+        u: unit roundoff of a result.
+        u_sum: likewise of sums, which accumulate in float32 or finer, and of functions that are computed so.
+        eta: the size of the smallest results; below it digits are lost.
+        eta_sum: likewise of what sums accumulate.
+        largest: the largest finite number; beyond it results are inf.
+    """
+
+    u: Any
+    u_sum: Any
+    eta: Any
+    eta_sum: Any
+    largest: Any
+
+    @classmethod
+    def of(cls: type[Kind], dtype: DTypeLike) -> Kind:
+        """The numbers of a dtype.
+
+        Sums of 16-bit numbers accumulate in float32. float16 keeps its subnormals on every backend; the others may
+        flush theirs to zero. In float64 the reference rounds like what it is held against, so u counts twice.
+        """
+        dtype = jnp.dtype(dtype)
+        info = jnp.finfo(dtype)
+        u = unit_roundoff(dtype) * (2.0 if dtype == jnp.float64 else 1.0)
+        eta = float(info.smallest_subnormal) if dtype == jnp.float16 else float(info.tiny)
+        wide = info.bits >= 32
+        sums = (u, eta) if wide else (unit_roundoff(jnp.float32), float(jnp.finfo(jnp.float32).tiny))
+        return cls(u, sums[0], eta, sums[1], float(info.max))
