@@ -6,7 +6,7 @@
 
 `Objective` is J = L + s; `backprop` runs the three steps and keeps everything; `value_and_grad` is the
 drop-in for `jax.value_and_grad`. `gradients` is one reading of (a, delta): norms, clipped sums, Gram matrices and
-the rest in `contractions` are others; `rules` has other ways for delta to travel, `curvature` the second order.
+the rest in `readings` are others; `rules` has other ways for delta to travel, `curvature` the second order.
 Nothing here calls automatic differentiation. The package `reference` does, and proves every number right.
 """
 
@@ -22,6 +22,7 @@ from manual_backprop.graph import backward_graph as backward_graph
 from manual_backprop.graph import forward_graph as forward_graph
 from manual_backprop.layers import Affine as Affine
 from manual_backprop.layers import Dense as Dense
+from manual_backprop.layers import Product as Product
 from manual_backprop.losses import Huber as Huber
 from manual_backprop.losses import Loss as Loss
 from manual_backprop.losses import binary_cross_entropy as binary_cross_entropy
@@ -29,6 +30,7 @@ from manual_backprop.losses import huber as huber
 from manual_backprop.losses import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
 from manual_backprop.losses import softmax_cross_entropy as softmax_cross_entropy
 from manual_backprop.losses import squared_error as squared_error
+from manual_backprop.network import Parallel as Parallel
 from manual_backprop.network import Repeat as Repeat
 from manual_backprop.network import Residual as Residual
 from manual_backprop.network import Serial as Serial
@@ -40,28 +42,28 @@ from manual_backprop.objective import backprop as backprop
 from manual_backprop.objective import value_and_grad as value_and_grad
 from manual_backprop.readings import curvature as curvature
 from manual_backprop.readings import diagnosis as diagnosis
+from manual_backprop.readings.angle import angle as angle
 from manual_backprop.readings.curvature import fisher_deltas as fisher_deltas
 from manual_backprop.readings.curvature import fisher_diagonal as fisher_diagonal
 from manual_backprop.readings.curvature import gauss_newton_diagonal as gauss_newton_diagonal
 from manual_backprop.readings.curvature import gauss_newton_vector_product as gauss_newton_vector_product
 from manual_backprop.readings.curvature import hessian_vector_product as hessian_vector_product
-from manual_backprop.readings.curvature import kfac_direction as kfac_direction
 from manual_backprop.readings.diagnosis import diagnose as diagnose
 from manual_backprop.readings.gradients import clip_weights as clip_weights
 from manual_backprop.readings.gradients import clipped_gradients as clipped_gradients
 from manual_backprop.readings.gradients import gradients as gradients
 from manual_backprop.readings.gradients import gram as gram
-from manual_backprop.readings.gradients import kronecker_factors as kronecker_factors
 from manual_backprop.readings.gradients import noise_scale as noise_scale
 from manual_backprop.readings.gradients import per_example_gradients as per_example_gradients
 from manual_backprop.readings.gradients import second_moment as second_moment
 from manual_backprop.readings.gradients import squared_norms as squared_norms
+from manual_backprop.readings.kronecker import kfac_direction as kfac_direction
+from manual_backprop.readings.kronecker import kronecker_factors as kronecker_factors
 from manual_backprop.regularizers import Frobenius as Frobenius
-from manual_backprop.rules import angle as angle
 from manual_backprop.rules import edits as edits
 from manual_backprop.sweep import backward as backward
 from manual_backprop.sweep import factors as factors
 from manual_backprop.sweep import forward as forward
-from manual_backprop.sweep import pushforward as pushforward
+from manual_backprop.tangent import pushforward as pushforward
 from manual_backprop.textbook import forward_mode as forward_mode
 from manual_backprop.textbook import jacobians as jacobians

@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manual_backprop import validate
-from manual_backprop.layers.base import Node, Rule, backpropagation
-from manual_backprop.layers.factor import Tree
+from manual_backprop.node import Node
 from manual_backprop.objective import Objective, per_example_scaled
 from manual_backprop.precision import accumulator
 from manual_backprop.readings.gradients import gradient_reader
+from manual_backprop.sweep import Rule, backpropagation, backward_sweep, checked_rule, forward_sweep
+from manual_backprop.types import Examples, Flow, Tree
 
 
 def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Callable[..., Array]:
@@ -39,7 +40,7 @@ def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Calla
         NotImplementedError: when differentiated with float targets, a loss of one's own without
             `target_derivative`.
     """
-    rule = backpropagation if rule is None else validate.rule(rule)
+    rule = backpropagation if rule is None else checked_rule(rule)
     if isinstance(function, Objective):
         return _objective(function, rule)
     if isinstance(function, Node):
@@ -48,24 +49,23 @@ def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Calla
 
 
 def _network(net: Node, rule: Rule) -> Callable[..., Array]:
-    def apply(rule: Rule, params: Tree, x: Array) -> Array:
-        return net.lean_forward(params, x)[0]
+    def apply(rule: Rule, params: Tree, x: Examples) -> Flow:
+        return forward_sweep(net, params, x, lean=True)[0]
 
-    def forward(rule: Rule, params: Tree, x: Array) -> tuple[Array, Any]:
-        output, trace = net.lean_forward(params, x)
+    def forward(rule: Rule, params: Tree, x: Examples) -> tuple[Flow, Any]:
+        output, trace = forward_sweep(net, params, x, lean=True)
         return output, (rule, params, x, trace)
 
-    def backward(saved: Any, d_output: Any) -> tuple[None, Tree, Array]:
+    def backward(saved: Any, d_output: Any) -> tuple[None, Tree, Flow]:
         rule, params, x, trace = saved
-        way = rule.way(net, params, trace, d_output)
-        summed = gradient_reader(jnp.ones(x.shape[:1], accumulator(x.dtype)))
-        d_x, gradients = net.backward(params, trace, d_output, summed, way)
+        summed = gradient_reader(jnp.ones(validate.count(x), accumulator(validate.dtype_of(params, x))))
+        d_x, gradients = backward_sweep(net, params, trace, d_output, reader=summed, rule=rule)
         return None, _varying_like(params, gradients), _varying_like(x, d_x)
 
     by_hand = jax.custom_vjp(apply)
     by_hand.defvjp(forward, backward)
 
-    def network(params: Tree, x: Float[Array, "N *features"]) -> Float[Array, "N *outputs"]:
+    def network(params: Tree, x: Examples) -> Flow:
         """The network's output; reverse mode through it is our backward sweep (`as_custom_vjp`)."""
         return by_hand(rule, *validate.inputs(net, params, x))
 
@@ -80,18 +80,18 @@ def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
         return of_loss + penalty
 
     def apply(rule: Rule, params: Tree, x: Array, y: Array, lam: Any, weights: Array | None) -> Array:
-        return value(net.lean_forward(params, x)[0], params, y, lam, weights)
+        return value(forward_sweep(net, params, x, lean=True)[0], params, y, lam, weights)
 
     def forward(rule: Rule, params: Tree, x: Array, y: Array, lam: Any, weights: Array | None) -> tuple[Array, Any]:
-        output, trace = net.lean_forward(params, x)
+        output, trace = forward_sweep(net, params, x, lean=True)
         return value(output, params, y, lam, weights), (rule, params, x, y, lam, weights, output, trace)
 
     def backward(saved: Any, g: Any) -> tuple[Any, ...]:
         rule, params, x, y, lam, weights, output, trace = saved
         g = jnp.asarray(g)
         d_output = loss.derivative(output, y)
-        way = rule.way(net, params, trace, d_output)
-        d_x, gradients = net.backward(params, trace, d_output, gradient_reader(weights), way)
+        reader = gradient_reader(weights)
+        d_x, gradients = backward_sweep(net, params, trace, d_output, reader=reader, rule=rule)
         gradients = objective.add_penalty_gradient(gradients, params, lam)
         d_y = d_lam = d_weights = None
         if jnp.issubdtype(y.dtype, jnp.floating):
@@ -111,7 +111,7 @@ def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
     def J(params: Tree, x: Array, y: Array, lam: Any = None, weights: Any = None) -> Float[Array, ""]:
         """The objective; reverse mode through it is our backward sweep (`as_custom_vjp`)."""
         params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
-        lam = None if lam is None else jnp.asarray(lam, accumulator(x.dtype))
+        lam = None if lam is None else jnp.asarray(lam, accumulator(validate.dtype_of(params, x)))
         return by_hand(rule, params, x, y, lam, weights)
 
     return J

@@ -6,18 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array
 
 from manual_backprop import validate
-from manual_backprop.layers.base import Leaf, Node, Rule, backpropagation
-from manual_backprop.layers.factor import Tree
 from manual_backprop.losses import Loss
+from manual_backprop.node import Node
 from manual_backprop.readings.gradients import gradient_reader
-from manual_backprop.regularizers import Coefficient, Frobenius, Scalar
-
-Batch = Float[Array, "N *features"]
-Targets = Shaped[Array, "N *targets"]
-Weights = Float[Array, " N"]
+from manual_backprop.regularizers import Frobenius
+from manual_backprop.sweep import Rule, backpropagation, backward_sweep, checked_rule, forward_sweep, read
+from manual_backprop.types import Coefficient, Examples, Flow, Leaf, Scalar, Targets, Tree, Weights
 
 
 @jax.tree_util.register_dataclass
@@ -75,7 +72,7 @@ class Objective:
     def __call__(
         self,
         params: Tree,
-        x: Batch,
+        x: Examples,
         y: Targets,
         *,
         lam: Coefficient | None = None,
@@ -95,25 +92,25 @@ class Objective:
             TypeError: dtypes that differ.
         """
         params, x, y, lam, weights = self.checked(params, x, y, lam, weights)
-        output, _ = self.net.lean_forward(params, x)
+        output, _ = forward_sweep(self.net, params, x, lean=True)
         loss, penalty = self.terms(params, output, y, lam, weights)
         return loss + penalty
 
     def checked(
         self, params: Tree, x: Any, y: Any, lam: Any, weights: Any
-    ) -> tuple[Tree, Array, Array, Coefficient | None, Array | None]:
+    ) -> tuple[Tree, Examples, Array, Coefficient | None, Array | None]:
         """The arguments of `__call__` as JAX arrays, or the error that says what is wrong with them."""
         params, x = validate.inputs(self.net, params, x)
         y = validate.array("y", y)
-        if y.shape[:1] != x.shape[:1]:
-            raise ValueError(f"y is {list(y.shape)} but x has {x.shape[0]} examples; they must agree in number")
-        self.loss.check(validate.output(self.net, x), y)
+        if y.shape[:1] != (validate.count(x),):
+            raise ValueError(f"y is {list(y.shape)} but x has {validate.count(x)} examples; they must agree in number")
+        self.loss.check(validate.output(self.net, params, x), y)
         if lam is not None:
             if self.regularizer is None:
                 raise ValueError("lam was given but the objective has no regularizer; give it Frobenius(0.0)")
-            lam = validate.coefficient(lam, x)
+            lam = validate.coefficient(lam, validate.dtype_of(params, x))
         if weights is not None:
-            weights = validate.weights(weights, x)
+            weights = validate.weights(weights, params, x)
         return params, x, y, lam, weights
 
     def terms(
@@ -136,7 +133,7 @@ class Objective:
 def backprop(
     objective: Objective,
     params: Tree,
-    x: Batch,
+    x: Examples,
     y: Targets,
     *,
     lam: Coefficient | None = None,
@@ -151,11 +148,10 @@ def backprop(
     """
     params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
     net = objective.net
-    output, trace = net.forward(params, x)  # step 1
+    output, trace = forward_sweep(net, params, x)  # step 1
     d_output = objective.loss.derivative(output, y)
-    way = validate.rule(rule).way(net, params, trace, d_output)
-    d_x, deltas = net.backward(params, trace, d_output, None, way)  # step 2
-    gradients = net.read(gradient_reader(weights), (trace, deltas))  # step 3
+    d_x, deltas = backward_sweep(net, params, trace, d_output, rule=checked_rule(rule))  # step 2
+    gradients = read(net, gradient_reader(weights), (trace, deltas))  # step 3
     loss, penalty = objective.terms(params, output, y, lam, weights)
     return Step(
         value=loss + penalty,
@@ -196,7 +192,7 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
 
     def value_and_gradient(
         params: Tree,
-        x: Batch,
+        x: Examples,
         y: Targets,
         *,
         lam: Coefficient | None = None,
@@ -205,10 +201,10 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
     ) -> tuple[Scalar, Any]:
         params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
         net = objective.net
-        output, trace = net.lean_forward(params, x)
+        output, trace = forward_sweep(net, params, x, lean=True)
         d_output = objective.loss.derivative(output, y)
-        way = validate.rule(rule).way(net, params, trace, d_output)
-        d_x, gradients = net.backward(params, trace, d_output, gradient_reader(weights), way)
+        reader, way = gradient_reader(weights), checked_rule(rule)
+        d_x, gradients = backward_sweep(net, params, trace, d_output, reader=reader, rule=way)
         loss, penalty = objective.terms(params, output, y, lam, weights)
         by_argument = (
             objective.add_penalty_gradient(gradients, params, lam),
@@ -220,8 +216,12 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
     return value_and_gradient
 
 
-def per_example_scaled(d_x: Array, weights: Array | None) -> Array:
+def per_example_scaled(d_x: Flow, weights: Array | None) -> Flow:
     """dJ/dx from dL_n/dx_n: row n times its example's weight."""
-    if weights is None:
-        return d_x / d_x.shape[0]
-    return (weights.reshape(-1, *(1,) * (d_x.ndim - 1)) * d_x.astype(weights.dtype)).astype(d_x.dtype)
+
+    def of_rows(rows: Array) -> Array:
+        if weights is None:
+            return rows / rows.shape[0]
+        return (weights.reshape(-1, *(1,) * (rows.ndim - 1)) * rows.astype(weights.dtype)).astype(rows.dtype)
+
+    return jax.tree.map(of_rows, d_x)

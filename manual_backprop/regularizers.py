@@ -5,14 +5,11 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from manual_backprop.layers.base import Parameters
-from manual_backprop.layers.factor import Tree
 from manual_backprop.precision import accumulator, compiled
-
-Scalar = Float[Array, ""]
-Coefficient = float | Scalar
+from manual_backprop.types import Coefficient, Scalar, Tree
 
 
 def _is_parameters(node: object) -> bool:

@@ -1,23 +1,139 @@
 """The note's algorithm: one sweep forward, one back, and what is kept of each layer is a plain value.
 
-The step itself stands in `layers.base.Layer`, once for every family of layers; composites thread it. These
-are the public doors, and they check what comes in, so that what is traced under jit stays clean.
+`Sweep` is steps 1 and 2 at one layer, whatever its family; composites carry it through a network. The functions are the
+public doors: they check what comes in, so that what is traced under jit stays clean; those whose names end in `_sweep`
+are the same without checks.
 """
 
-from jaxtyping import Array, Float
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+from jaxtyping import Array
 
 from manual_backprop import validate
-from manual_backprop.layers.base import Node, Rule, backpropagation
-from manual_backprop.layers.factor import Factor, Tree
+from manual_backprop.layers.base import Layer, LayerTrace
+from manual_backprop.node import Node, Step, Walk, vmapped
+from manual_backprop.types import Examples, Flow, Tree, override
+
+Reader = Callable[..., Any]
+"""What to keep of a layer's parameters: a contraction of its `Factor`, or of its factors in several batches."""
 
 
-def forward(net: Node, params: Tree, x: Float[Array, "N *features"]) -> tuple[Float[Array, "N *outputs"], Tree]:
+@dataclass(frozen=True)
+class Rule:
+    """How error terms travel from a layer to the one below. This one is backpropagation; `rules` has others.
+
+    A rule is a pytree. What it needs at a layer it lays out once a sweep, in a tree that mirrors the parameters, and
+    composites take that tree apart as they do the parameters: nothing is looked up on the way.
+    """
+
+    def carried(self, net: Node, params: Tree, trace: Tree, d_output: Flow) -> Tree:
+        """One entry for every layer, in the structure of `params` down to the layers; here the parameters."""
+        return params
+
+    def params(self, carried: Any) -> Any:
+        """The layer's parameters, which what is carried to it must contain."""
+        return carried
+
+    def at_use(self, carried: Tree, use: Array) -> Tree:
+        """What is carried for one use of parameters that are used several times (`Tied`)."""
+        return carried
+
+    def delta(self, layer: Layer, carried: Any, trace: LayerTrace, d_a: Array) -> Array:
+        """delta^(l), from the dL/da^(l) that arrives from above (B1) (B2)."""
+        return layer.error_term(trace, d_a)
+
+    def transport(self, layer: Layer, carried: Any, saved: Tree, delta: Array) -> Any:
+        """What arrives at the layer below: (W^(l))^T delta^(l) (B2)."""
+        return layer.transport(carried, saved, delta)
+
+
+jax.tree_util.register_static(Rule)
+backpropagation = Rule()
+
+
+@dataclass(frozen=True)
+class Sweep(Step):
+    """Steps 1 and 2 of the note at one layer; and step 3 on the way, where nobody asks for deltas.
+
+    Attributes:
+        reader: what to make of the layer's pair (a, delta); without one, delta is what is found.
+        rule: how error terms travel.
+        lean: that no trace is asked for.
+    """
+
+    reader: Reader | None = None
+    rule: Rule = backpropagation
+    lean: bool = False
+
+    @override
+    def forward(self, layer: Layer, x: Flow, own: Any) -> tuple[Array, LayerTrace]:
+        z, saved = layer.net_input(self.rule.params(own), x)  # (F1)
+        a = layer.f.f(z)  # (F2)
+        return a, LayerTrace(z, a, saved)
+
+    @override
+    def backward(self, layer: Layer, d: Array, own: Any, kept: LayerTrace) -> tuple[Flow, Any]:
+        layer.require_like_z("dL/da", d, kept)
+        delta = self.rule.delta(layer, own, kept, d)  # (B1) (B2)
+        found = delta if self.reader is None else self.reader(layer.factor(kept.saved, delta))  # (B3) (B4)
+        return self.rule.transport(layer, own, kept.saved, delta), found  # (B2) (B5)
+
+    @override
+    def at_use(self, owned: Tree, use: Array) -> Tree:
+        return self.rule.at_use(owned, use)
+
+    @property
+    @override
+    def unread(self) -> "Sweep":
+        return replace(self, reader=None, lean=False)
+
+    @override
+    def read(self, block: Node, kept: Tree, found: Tree) -> Tree:
+        return found if self.reader is None else read(block, self.reader, (kept, found), uses=1)
+
+
+def forward_sweep(net: Node, params: Tree, x: Examples, *, lean: bool = False) -> tuple[Flow, Tree]:
+    """`forward`, unchecked; lean for a caller who shows nobody the trace."""
+    return net.forward(Sweep(lean=lean), x, params)
+
+
+def backward_sweep(
+    net: Node, params: Tree, trace: Tree, d_output: Flow, *, reader: Reader | None = None, rule: Rule = backpropagation
+) -> tuple[Flow, Tree]:
+    """`backward`, unchecked; with a reader, what that keeps of every layer in place of its delta."""
+    return net.backward(Sweep(reader, rule), d_output, rule.carried(net, params, trace, d_output), trace)
+
+
+def read(net: Node, reader: Reader, *batches: tuple[Tree, Tree], uses: int = 0) -> Tree:
+    """Step 3, after the sweep: what `reader` makes of every layer's factor, in the parameters' structure.
+
+    Args:
+        net: a layer or composite.
+        reader: is given a factor of each batch.
+        batches: (trace, deltas) of each.
+        uses: so many axes of uses are in front already.
+    """
+
+    def at(layer: Layer, uses: int, *entries: Any) -> Any:
+        factors = []
+        for trace, delta in zip(entries[::2], entries[1::2], strict=True):
+            layer.require_like_z("delta", delta, trace)
+            factors.append(vmapped(layer.factor, uses)(trace.saved, delta).over_uses(uses))
+        return reader(*factors)
+
+    return net.walk(at, Walk(of_uses=True, uses=uses), *(tree for batch in batches for tree in batch))
+
+
+def forward(net: Node, params: Tree, x: Examples) -> tuple[Flow, Tree]:
     """Step 1, (F1) and (F2): z and a of every layer, up to the last.
 
     Args:
         net: a layer or composite.
         params: its parameters, as from `net.init`.
-        x: a batch, one example a row; a^(0).
+        x: a batch (N, *features), one example a row; a^(0). A tuple of such where the first layer has several inputs.
 
     Returns:
         The output a^(L), and the trace: it mirrors `net`, and `trace[l].z`, `trace[l].a` are plain arrays.
@@ -26,17 +142,12 @@ def forward(net: Node, params: Tree, x: Float[Array, "N *features"]) -> tuple[Fl
         ValueError: shapes that do not fit, or parameters of another structure.
         TypeError: dtypes that differ, or are not floats.
     """
-    return net.forward(*validate.inputs(net, params, x))
+    return forward_sweep(net, *validate.inputs(net, params, x))
 
 
 def backward(
-    net: Node,
-    params: Tree,
-    trace: Tree,
-    d_output: Float[Array, "N *outputs"],
-    *,
-    rule: Rule = backpropagation,
-) -> tuple[Float[Array, "N *features"], Tree]:
+    net: Node, params: Tree, trace: Tree, d_output: Flow, *, rule: Rule = backpropagation
+) -> tuple[Flow, Tree]:
     """Step 2, (B1) and (B2): delta of every layer, last to first.
 
     Args:
@@ -54,31 +165,21 @@ def backward(
         TypeError: a rule that is none.
     """
     validate.params(net, params)
-    return net.backward(params, trace, d_output, None, validate.rule(rule).way(net, params, trace, d_output))
+    return backward_sweep(net, params, trace, d_output, rule=checked_rule(rule))
 
 
 def factors(net: Node, trace: Tree, deltas: Tree) -> Tree:
     """Step 3's raw material (C2): each layer's pair (what entered it, delta), as a `Factor`."""
-
-    def itself(factor: Factor) -> Factor:
-        return factor
-
-    return net.read(itself, (trace, deltas))
+    return read(net, lambda factor: factor, (trace, deltas))
 
 
-def pushforward(
-    net: Node, params: Tree, x: Float[Array, "N *features"], dparams: Tree, dx: Float[Array, "N *features"]
-) -> tuple[Float[Array, "N *outputs"], Float[Array, "N *outputs"]]:
-    """Forward propagation of a derivative: (output, its change along (dparams, dx)), the differential of (F3).
-
-    One pass gives one directional derivative; the note's remark on why one propagates backward instead.
+def checked_rule(value: Any) -> Rule:
+    """A rule by which error terms travel.
 
     Raises:
-        ValueError: a tangent that has not the structure and shapes of what it is a tangent of.
-        TypeError: likewise for dtypes.
+        TypeError: anything else, such as a rule's class or name.
     """
-    params, x = validate.inputs(net, params, x)
-    validate.like("dparams", dparams, "params", params)
-    validate.like("dx", dx, "x", x)
-    output, d_output, _, _ = net.tangent(params, x, dparams, dx)
-    return output, d_output
+    if not isinstance(value, Rule):
+        came = f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r}"
+        raise TypeError(f"rule must be an instance such as mb.rules.FeedbackAlignment(feedback), got {came}")
+    return value

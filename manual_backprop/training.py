@@ -10,12 +10,11 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from manual_backprop import objective as by_hand
-from manual_backprop.layers.factor import Tree
 from manual_backprop.objective import Objective
 from manual_backprop.precision import accumulator
 from manual_backprop.readings.gradients import gradients
-from manual_backprop.regularizers import Scalar
-from manual_backprop.rules import KolenPollack
+from manual_backprop.rules.feedback import KolenPollack
+from manual_backprop.types import Scalar, Tree
 
 State = Any  # of the optimizer
 ValueAndGrad = Callable[[Objective], Callable[..., tuple[Scalar, Any]]]

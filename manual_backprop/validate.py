@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from manual_backprop.layers.base import Batch, LayerTrace, Node, Rule, Shape
-from manual_backprop.layers.factor import Factor, Tree
+from manual_backprop.layers.base import LayerTrace
+from manual_backprop.layers.factor import Factor
+from manual_backprop.node import Node
 from manual_backprop.precision import accumulator
+from manual_backprop.types import Examples, Flow, Tree
 
 
 @lru_cache(maxsize=256)
@@ -24,8 +26,8 @@ def _expected(net: Node) -> Tree:
 
 
 @lru_cache(maxsize=256)
-def _out_shape(net: Node, in_shape: Shape) -> Shape:
-    return net.out_shape(in_shape)
+def _output(net: Node, x: Flow) -> Flow:
+    return net.output(x)
 
 
 def array(name: str, value: Any) -> Array:
@@ -117,31 +119,75 @@ def inputs(net: Node, tree: Tree, x: Any) -> tuple[Tree, Array]:
         TypeError: not float arrays, or dtypes that differ.
     """
     tree = params(net, tree)
-    x = _floating("x", x)
-    if x.ndim < 2:
-        raise ValueError(f"x is {list(x.shape)}, expected a batch with one example a row; one example is x[None]")
-    if x.shape[0] == 0:
-        raise ValueError(f"x is {list(x.shape)}: a batch needs at least one example")
-    _out_shape(net, x.shape[1:])
-    dtype = jax.tree.leaves(tree)[0].dtype if jax.tree.leaves(tree) else x.dtype
-    if x.dtype != dtype:
-        raise TypeError(f"x is {x.dtype} but params are {dtype}; convert one of them with .astype")
+    x = tuple(_examples(f"x[{i}]", part) for i, part in enumerate(x)) if isinstance(x, tuple) else _examples("x", x)
+    if len({part.shape[0] for part in jax.tree.leaves(x)}) > 1:
+        raise ValueError(f"the parts of x have {[part.shape[0] for part in x]} examples; they must agree in number")
+    dtype = dtype_of(tree, x)
+    _output(net, described(x, dtype))
+    for part in jax.tree.leaves(x):
+        if jnp.issubdtype(part.dtype, jnp.floating) and part.dtype != dtype:
+            raise TypeError(f"x is {part.dtype} but params are {dtype}; convert one of them with .astype")
     return tree, x
 
 
-def output(net: Node, x: Array) -> jax.ShapeDtypeStruct:
-    """Shape and dtype of `net`'s output for a batch that `inputs` has let in."""
-    return jax.ShapeDtypeStruct((x.shape[0], *_out_shape(net, x.shape[1:])), x.dtype)
+def _examples(name: str, x: Any) -> Array:
+    x = array(name, x)
+    if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.integer):
+        raise TypeError(f"{name} must hold floats or integers, got {x.dtype}; convert it with .astype")
+    if x.ndim < (2 if jnp.issubdtype(x.dtype, jnp.floating) else 1):
+        raise ValueError(f"{name} is {list(x.shape)}, expected a batch with one example a row; one example is x[None]")
+    if x.shape[0] == 0:
+        raise ValueError(f"{name} is {list(x.shape)}: a batch needs at least one example")
+    return x
 
 
-def weights(value: Any, x: Array) -> Array:
+def described(x: Examples, dtype: Any) -> Flow:
+    """Shapes of a batch, its floats as that type."""
+
+    def of_part(part: Array) -> jax.ShapeDtypeStruct:
+        kind = dtype if jnp.issubdtype(part.dtype, jnp.floating) else part.dtype
+        return jax.ShapeDtypeStruct(part.shape, kind)
+
+    return jax.tree.map(of_part, x)
+
+
+def dtype_of(tree: Tree, x: Examples) -> jnp.dtype:
+    """The float type that a network computes in: its parameters', or where it has none its input's.
+
+    Raises:
+        TypeError: there is no float among them.
+    """
+    for leaf in (*jax.tree.leaves(tree), *jax.tree.leaves(x)):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
+            return leaf.dtype
+    raise TypeError("x must hold floats where the network has no parameters, got integers; convert it with .astype")
+
+
+def count(x: Examples) -> int:
+    """N, the number of examples."""
+    return jax.tree.leaves(x)[0].shape[0]
+
+
+def output(net: Node, tree: Tree, x: Examples) -> Flow:
+    """Shape and dtype of `net`'s output for parameters and a batch that `inputs` has let in.
+
+    Raises:
+        TypeError: a network whose output is a tuple.
+    """
+    found = _output(net, described(x, dtype_of(tree, x)))
+    if isinstance(found, tuple):
+        raise TypeError(f"a loss takes one output, but {net} has {len(found)}; join them, by a Product for one")
+    return jax.ShapeDtypeStruct(found.shape, dtype_of(tree, x))
+
+
+def weights(value: Any, tree: Tree, x: Examples) -> Array:
     """One weight for each example of the batch x, in the precision of sums.
 
     Raises:
         ValueError: not of shape (N,).
         TypeError: not floats of x's dtype or of the precision of sums.
     """
-    return _weights(value, x.shape[0], x.dtype, "x is")
+    return _weights(value, count(x), dtype_of(tree, x), "x is")
 
 
 def weights_of(factor: Factor, value: Any) -> Array | None:
@@ -160,19 +206,7 @@ def _weights(value: Any, n: int, dtype: Any, whose: str) -> Array:
     return value.astype(accumulator(dtype))
 
 
-def rule(value: Any) -> Rule:
-    """A rule by which error terms travel.
-
-    Raises:
-        TypeError: anything else, such as a rule's class or name.
-    """
-    if not isinstance(value, Rule):
-        came = f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r}"
-        raise TypeError(f"rule must be an instance such as mb.rules.FeedbackAlignment(feedback), got {came}")
-    return value
-
-
-def batch(net: Any, trace: Tree, deltas: Tree) -> Batch:
+def batch(net: Any, trace: Tree, deltas: Tree) -> tuple[Tree, Tree]:
     """A trace and deltas of one network, as a pair.
 
     Raises:
@@ -219,7 +253,7 @@ def non_negative(name: str, value: Any, dtype: Any) -> Array:
     return value
 
 
-def coefficient(value: Any, x: Array) -> Array | float:
+def coefficient(value: Any, dtype: Any) -> Array | float:
     """A lambda given at the call: a Python number, or a scalar array that may be traced.
 
     Raises:
@@ -232,11 +266,11 @@ def coefficient(value: Any, x: Array) -> Array | float:
             raise ValueError(f"lam must be finite and >= 0, got {value}")
         return value
     value = _floating("lam", value)
-    wide = accumulator(x.dtype)
+    wide = accumulator(dtype)
     if value.shape != ():
         raise ValueError(f"lam is {list(value.shape)}, expected a scalar; sweep over several with jax.vmap")
     if value.dtype != wide:
-        raise TypeError(f"lam is {value.dtype}, expected {wide} for x of {x.dtype}; convert it with .astype")
+        raise TypeError(f"lam is {value.dtype}, expected {wide} for x of {jnp.dtype(dtype)}; convert it with .astype")
     if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) < float("inf"):
         raise ValueError(f"lam must be finite and >= 0, got {value}")
     return value

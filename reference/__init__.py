@@ -4,6 +4,7 @@ The names of `reference.api` are loaded on first use, so that the command line a
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,7 +12,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name.startswith("__") and name != "__all__":  # what Python asks of any module
+    # What Python asks of any module, and a module of ours: `from reference import causes` asks here before it imports.
+    if (name.startswith("__") and name != "__all__") or find_spec(f"reference.{name}"):
         raise AttributeError(f"module 'reference' has no attribute {name!r}")
     api = vars(import_module("reference.api"))
     names = [key for key in api if key[0] != "_"]

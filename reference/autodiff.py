@@ -21,47 +21,55 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
         A function (params, x, y, *, lam=None, weights=None) -> (J, gradient).
     """
 
-    def J(params: Tree, x: Array, y: Array, *, lam: Any = None, weights: Any = None) -> Array:
+    def J(params: Tree, x: Any, y: Array, *, lam: Any = None, weights: Any = None) -> Array:
         return model.value(objective, params, x, y, lam=lam, weights=weights)
 
     return jax.value_and_grad(J, argnums)
 
 
-def deltas(objective: Objective, params: Tree, x: Array, y: Array) -> Tree:
+def deltas(objective: Objective, params: Tree, x: Any, y: Array) -> Tree:
     """delta^(l) = dL_n/dz^(l) of every example, unscaled: the derivative with respect to a zero added to z."""
     return _deltas_and_d_x(objective, params, x, y)[0]
 
 
-def d_x(objective: Objective, params: Tree, x: Array, y: Array) -> Array:
+def d_x(objective: Objective, params: Tree, x: Any, y: Array) -> Array:
     """dL_n/dx_n of every example, unscaled."""
     return _deltas_and_d_x(objective, params, x, y)[1]
 
 
-def _deltas_and_d_x(objective: Objective, params: Tree, x: Array, y: Array) -> tuple[Tree, Array]:
-    def summed(added: Tree, x: Array) -> Array:
+def _deltas_and_d_x(objective: Objective, params: Tree, x: Any, y: Array) -> tuple[Tree, Array]:
+    def summed(added: Tree, x: Any) -> Array:
         return model.example_losses(objective, params, x, y, added)[0].sum()
 
-    return jax.grad(summed, argnums=(0, 1))(model.zero_probes(objective.net, params, x), x)
+    probes = model.zero_probes(objective.net, params, x)
+    losses, pull = jax.vjp(summed, probes, x)
+    deltas, d_x = pull(jnp.ones_like(losses))
+    return deltas, _of_floats(d_x)
+
+
+def _of_floats(d_x: Any) -> Any:
+    """The derivative without what JAX gives for integers, which have none."""
+    return jax.tree.map(lambda leaf: None if leaf.dtype == jax.dtypes.float0 else leaf, d_x)
 
 
 def d_lam(objective: Objective, params: Tree, lam: Any = None) -> Array:
     """ds/dlam; zero without a regulariser."""
     if objective.regularizer is None:
         return jnp.zeros_like(model.penalty(objective, params))
-    return jax.grad(lambda lam: model.penalty(objective, params, lam))(_lam(objective, params, lam))
+    return jax.grad(lambda lam: model.penalty(objective, params, lam))(_lam(objective, params, (), lam))
 
 
-def _lam(objective: Objective, params: Tree, lam: Any) -> Array:
+def _lam(objective: Objective, params: Tree, x: Any, lam: Any) -> Array:
     """Lambda as an array to differentiate by: the one given, the regulariser's, or zero without one."""
     if lam is None:
         lam = 0.0 if objective.regularizer is None else objective.regularizer.lam
-    return jnp.asarray(lam, jax.tree.leaves(params)[0].dtype)
+    return jnp.asarray(lam, model.float_type(params, x))
 
 
 def backprop(
     objective: Objective,
     params: Tree,
-    x: Array,
+    x: Any,
     y: Array,
     *,
     lam: Any = None,
@@ -73,8 +81,8 @@ def backprop(
     share of what reaches z and x is 1/N; where weights are given, one of them may be 0, so the sum of the losses
     is pulled back as well.
     """
-    n, given = x.shape[0], weights is not None
-    weights = weights if given else jnp.full(n, 1 / n, x.dtype)
+    n, given = model.examples(x), weights is not None
+    weights = weights if given else jnp.full(n, 1 / n, model.float_type(params, x))
 
     def everything(params: Tree, lam: Any, added: Tree, x: Array) -> tuple[tuple[Array, Array], Step]:
         losses, (output, values) = model.example_losses(objective, params, x, y, added)
@@ -82,30 +90,33 @@ def backprop(
         step = Step(loss + penalty, loss, penalty, output, values, None, None, None, None)
         return (loss + penalty, losses.sum()), step
 
-    lam = _lam(objective, params, lam)
+    lam = _lam(objective, params, x, lam)
     added = model.zero_probes(objective.net, params, x)
     (J, _), pull, step = jax.vjp(everything, params, lam, added, x, has_aux=True)
     one, none = jnp.ones_like(J), jnp.zeros_like(J)
     gradients, d_lam, deltas, d_x = pull((one, none))
+    d_x = _of_floats(d_x)
     if given:
         _, _, deltas, d_x = pull((none, one))
+        d_x = _of_floats(d_x)
     else:
         deltas, d_x = jax.tree.map(lambda leaf: n * leaf, (deltas, d_x))
     return replace(step, gradients=gradients, d_lam=d_lam, deltas=deltas, d_x=d_x)
 
 
-def per_example_gradients(objective: Objective, params: Tree, x: Array, y: Array) -> Tree:
+def per_example_gradients(objective: Objective, params: Tree, x: Any, y: Array) -> Tree:
     """dL_n/dparams of every example by vmap of jax.grad: N in front of every leaf's shape."""
 
-    def one(params: Tree, x: Array, y: Array) -> Array:
-        probes = model.zero_probes(objective.net, params, x[None])
-        return model.example_losses(objective, params, x[None], y[None], probes)[0][0]
+    def one(params: Tree, x: Any, y: Array) -> Array:
+        x, y = jax.tree.map(lambda leaf: leaf[None], (x, y))
+        probes = model.zero_probes(objective.net, params, x)
+        return model.example_losses(objective, params, x, y, probes)[0][0]
 
     return jax.vmap(jax.grad(one), (None, 0, 0))(params, x, y)
 
 
 def hessian_vector_product(
-    objective: Objective, params: Tree, x: Array, y: Array, v: Tree, *, lam: Any = None, weights: Any = None
+    objective: Objective, params: Tree, x: Any, y: Array, v: Tree, *, lam: Any = None, weights: Any = None
 ) -> Tree:
     """H v by jax.jvp of jax.grad."""
 
@@ -116,13 +127,14 @@ def hessian_vector_product(
 
 
 def gauss_newton_vector_product(
-    objective: Objective, params: Tree, x: Array, y: Array, v: Tree, *, lam: Any = None, weights: Any = None
+    objective: Objective, params: Tree, x: Any, y: Array, v: Tree, *, lam: Any = None, weights: Any = None
 ) -> Tree:
     """G v: jvp of the outputs, the loss's Hessian by jvp of its gradient, vjp of the outputs, and the penalty's own."""
-    weights = jnp.full(x.shape[:1], 1 / x.shape[0], x.dtype) if weights is None else weights
+    n = model.examples(x)
+    weights = jnp.full(n, 1 / n, model.float_type(params, x)) if weights is None else weights
 
     def outputs(params: Tree) -> Array:
-        return model.apply(objective.net, params, x, model.zero_probes(objective.net, params, x))[0]
+        return model.outputs(objective.net, params, x)
 
     def of_loss(output: Array) -> Array:
         return jnp.dot(weights, model.losses(objective.loss, output, y))

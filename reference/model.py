@@ -2,9 +2,10 @@
 
 From `manual_backprop` this takes descriptions alone: which layers, which loss, which lambda. Every formula
 is another library's or is written anew, so a forward formula that is wrong on one side shows.
-To add a layer family or a loss, register its function on `apply` or `losses`; an activation, a row of
-`ACTIVATIONS`. An activation or loss of somebody's own that has no witness here is taken at its word, value
-by value; its derivative is still jax.grad's.
+
+To add a family of layers, register its net input on `apply`; to add a composite, register how it is joined on
+`through`; a loss, on `losses`; an activation is a row of `ACTIVATIONS`. An activation or loss of somebody's own that has
+no witness here is taken at its word, value by value; its derivative is still jax.grad's.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import optax
 from jax.scipy.special import xlog1py, xlogy
 from jaxtyping import Array, Float
 
-from manual_backprop.layers import Affine, Dense, Node
+from manual_backprop.layers import Affine, Dense, Layer, Parameters, Product
 from manual_backprop.losses import (
     BinaryCrossEntropy,
     Huber,
@@ -27,7 +28,8 @@ from manual_backprop.losses import (
     SoftmaxCrossEntropy,
     SquaredError,
 )
-from manual_backprop.network import Repeat, Residual, Serial, Tied
+from manual_backprop.network import Parallel, Repeat, Residual, Serial, Tied
+from manual_backprop.node import Node
 from manual_backprop.objective import Objective
 
 Tree = Any
@@ -58,59 +60,105 @@ class LayerValues:
 
 
 @singledispatch
-def apply(node: Node, params: Tree, x: Array, probes: Tree) -> tuple[Array, Tree]:
-    """(output, values of every layer): the forward pass, `probes` added to every z: d/dprobe is delta."""
-    raise TypeError(f"the reference has no forward for {type(node).__name__}; register one on reference.model.apply")
+def apply(layer: Any, params: Tree, a_in: Any) -> Array:
+    """z^(l) of a layer, from its parameters and what enters it (F1); a family registers its own forward here."""
+    raise TypeError(
+        f"the reference has no forward for {type(layer).__name__}; register one on reference.model.apply, a function of"
+        " (layer, params, a_in) that returns z"
+    )
 
 
 @apply.register
-def _(node: Dense, params: Affine, x: Array, probes: Array) -> tuple[Array, LayerValues]:
-    z = jax.lax.dot_general(x, params.W, (((x.ndim - 1,), (1,)), ((), ())))
-    z = z + jnp.broadcast_to(params.b, z.shape) + probes
-    a = ACTIVATIONS.get(node.f.name, node.f.f)(z)
+def _(layer: Dense, params: Affine, a_in: Array) -> Array:
+    z = jax.lax.dot_general(a_in, params.W, (((a_in.ndim - 1,), (1,)), ((), ())))
+    return z + jnp.broadcast_to(params.b, z.shape)
+
+
+@apply.register
+def _(layer: Product, params: tuple[()], a_in: tuple[Array, Array]) -> Array:
+    return jax.lax.mul(*a_in)
+
+
+def activated(layer: Layer, z: Array) -> Array:
+    """a^(l) = f_l(z^(l)) (F2)."""
+    return ACTIVATIONS.get(layer.f.name, layer.f.f)(z)
+
+
+At = Callable[..., tuple[Any, Any]]
+"""(layer, what enters, its parameters, its entries in other trees) -> (what leaves, what is to be known of it)."""
+
+
+@singledispatch
+def through(node: Any, at: At, x: Any, params: Tree, *uses: Tree) -> tuple[Any, Tree]:
+    """How x goes through a node: `at` is done at every layer, with its entries in trees that mirror the layers' uses.
+
+    Returns:
+        The output, and what `at` found at every use of every layer.
+    """
+    raise TypeError(
+        f"the reference does not know how {type(node).__name__} is joined; register it on reference.model.through"
+    )
+
+
+@through.register
+def _(node: Layer, at: At, x: Any, params: Tree, *uses: Tree) -> tuple[Any, Tree]:
+    return at(node, x, params, *uses)
+
+
+@through.register
+def _(node: Serial, at: At, x: Any, params: Tree, *uses: Tree) -> tuple[Any, Tree]:
+    found: tuple[Tree, ...] = ()
+    for child, *each in zip(node.nodes, params, *uses, strict=True):
+        x, of_child = through(child, at, x, *each)
+        found += (of_child,)
+    return x, found
+
+
+@through.register
+def _(node: Residual, at: At, x: Any, params: Tree, *uses: Tree) -> tuple[Any, Tree]:
+    branch, found = through(node.block, at, x, params, *uses)
+    return jax.tree.map(jax.lax.add, x, branch), found
+
+
+@through.register
+def _(node: Parallel, at: At, x: Any, params: Tree, *uses: Tree) -> tuple[Any, Tree]:
+    each = [through(child, at, x, *trees) for child, *trees in zip(node.nodes, params, *uses, strict=True)]
+    return tuple(output for output, _ in each), tuple(found for _, found in each)
+
+
+@through.register
+def _(node: Repeat, at: At, x: Any, params: Tree, *uses: Tree) -> tuple[Any, Tree]:
+    return jax.lax.scan(lambda a, block: through(node.block, at, a, *block), x, (params, *uses), length=node.n)
+
+
+@through.register
+def _(node: Tied, at: At, x: Any, params: Tree, *uses: Tree) -> tuple[Any, Tree]:
+    return jax.lax.scan(lambda a, use: through(node.block, at, a, params, *use), x, uses, length=node.n)
+
+
+def probed(layer: Layer, x: Any, params: Tree, probe: Array) -> tuple[Array, LayerValues]:
+    """A layer with a probe added to its z: the derivative with respect to the probe is delta."""
+    z = apply(layer, params, x) + probe
+    a = activated(layer, z)
     return a, LayerValues(z, a)
 
 
-@apply.register
-def _(node: Serial, params: Tree, x: Array, probes: Tree) -> tuple[Array, Tree]:
-    values: tuple[Tree, ...] = ()
-    for child, p, probe in zip(node.nodes, params, probes, strict=True):
-        x, value = apply(child, p, x, probe)
-        values += (value,)
-    return x, values
+def unprobed(layer: Layer, x: Any, params: Tree) -> tuple[Array, LayerValues]:
+    """A layer as it is."""
+    z = apply(layer, params, x)
+    a = activated(layer, z)
+    return a, LayerValues(z, a)
 
 
-@apply.register
-def _(node: Residual, params: Tree, x: Array, probes: Tree) -> tuple[Array, Tree]:
-    branch, values = apply(node.block, params, x, probes)
-    return jax.lax.add(x, branch), values
+def outputs(net: Node, params: Tree, x: Any) -> Any:
+    """a^(L): the network as a plain function, for JAX to differentiate."""
+    return through(net, unprobed, x, params)[0]
 
 
-@apply.register
-def _(node: Repeat, params: Tree, x: Array, probes: Tree) -> tuple[Array, Tree]:
-    return jax.lax.scan(lambda a, block: apply(node.block, block[0], a, block[1]), x, (params, probes))
-
-
-@apply.register
-def _(node: Tied, params: Tree, x: Array, probes: Tree) -> tuple[Array, Tree]:
-    return jax.lax.scan(lambda a, probe: apply(node.block, params, a, probe), x, probes)
-
-
-def zero_probes(net: Node, params: Tree, x: Array) -> Tree:
+def zero_probes(net: Node, params: Tree, x: Any) -> Tree:
     """A tree of zeros in the shape of every z."""
-    _, values = jax.eval_shape(lambda p, x: apply(net, p, x, _scalar_probes(net, x.dtype)), params, x)
-    return jax.tree.map(lambda v: jnp.zeros(v.z.shape, v.z.dtype), values, is_leaf=lambda v: isinstance(v, LayerValues))
-
-
-def _scalar_probes(node: Node, dtype: Any) -> Tree:
-    """Zeros of shape () for every layer, (n,) under Repeat: enough to find the shapes of z."""
-    if isinstance(node, Serial):
-        return tuple(_scalar_probes(child, dtype) for child in node.nodes)
-    if isinstance(node, Residual):
-        return _scalar_probes(node.block, dtype)
-    if isinstance(node, Repeat | Tied):
-        return jax.tree.map(lambda leaf: jnp.stack([leaf] * node.n), _scalar_probes(node.block, dtype))
-    return jnp.zeros((), dtype)
+    _, shapes = jax.eval_shape(lambda params, x: through(net, unprobed, x, params), params, x)
+    return jax.tree.map(lambda v: jnp.zeros(v.z.shape, v.z.dtype), shapes, is_leaf=lambda v: isinstance(v, LayerValues))
 
 
 def _sum_outputs(terms: Array) -> Float[Array, " N"]:
@@ -151,27 +199,36 @@ def _(loss: BinaryCrossEntropy, o: Array, y: Array) -> Array:
 
 
 def penalty(objective: Objective, params: Tree, lam: Any = None) -> Array:
-    """(lam/2) sum_l ||W^(l)||_F^2 by optax's tree norm over the weights alone."""
-    affine = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, Affine))
-    if not all(isinstance(node, Affine) for node in affine):
-        raise TypeError(f"the reference knows the weights of Affine alone, got {set(map(type, affine))}")
-    squared = optax.tree.norm([node.W for node in affine], squared=True)
+    """(lam/2) sum_l ||W^(l)||_F^2 by optax's tree norm over the weights alone, as their families name them."""
+    blocks = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, Parameters))
+    weights = [getattr(block, name) for block in blocks if isinstance(block, Parameters) for name in block.weights]
+    squared = jnp.asarray(optax.tree.norm(weights, squared=True))
     if objective.regularizer is None:
         return jnp.zeros_like(squared)
     return (objective.regularizer.lam if lam is None else lam) / 2 * squared
 
 
+def examples(x: Any) -> int:
+    """N, the number of rows of a batch, or of each of its parts."""
+    return jax.tree.leaves(x)[0].shape[0]
+
+
+def float_type(params: Tree, x: Any) -> Any:
+    """What the network computes in: the type of its parameters, or where it has none of its input."""
+    return jnp.result_type(*(leaf for leaf in jax.tree.leaves((params, x)) if jnp.issubdtype(leaf.dtype, jnp.floating)))
+
+
 def example_losses(
-    objective: Objective, params: Tree, x: Array, y: Array, probes: Tree
+    objective: Objective, params: Tree, x: Any, y: Array, probes: Tree
 ) -> tuple[Array, tuple[Array, Tree]]:
-    """(L_n of every example, (output, values of every layer)); `probes` as for `apply`."""
-    output, values = apply(objective.net, params, x, probes)
+    """(L_n of every example, (output, values of every layer)); `probes` as for `probed`."""
+    output, values = through(objective.net, probed, x, params, probes)
     return losses(objective.loss, output, y), (output, values)
 
 
-def value(objective: Objective, params: Tree, x: Array, y: Array, *, lam: Any = None, weights: Any = None) -> Array:
+def value(objective: Objective, params: Tree, x: Any, y: Array, *, lam: Any = None, weights: Any = None) -> Array:
     """J = sum_n w_n L_n + s."""
     per_example, _ = example_losses(objective, params, x, y, zero_probes(objective.net, params, x))
     if weights is None:
-        weights = jnp.full(x.shape[:1], 1 / x.shape[0], per_example.dtype)
+        weights = jnp.full(per_example.shape, 1 / examples(x), per_example.dtype)
     return jnp.dot(weights, per_example) + penalty(objective, params, lam)

@@ -41,6 +41,7 @@ class Row:
         witness: what `reference` was computed by.
         pattern: on failure, what the ratios manual / reference look like.
         cause: on failure, the probable cause, or "".
+        by: of an error term, the layers whose transports, W^T delta, sent what arrived at it.
         leading: "for cotangent", "for tangent" or "at point" where several of them are stacked in front of the leaf's
             own axes, else "".
     """
@@ -63,6 +64,7 @@ class Row:
     pattern: str = ""
     cause: str = ""
     leading: str = ""
+    by: tuple[int, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -90,7 +92,8 @@ class Row:
         at, first = self.entry()
         at = (f"[{at}]" if at else "") + (f" {first}" if first else "")
         place = f" of layer {self.layer}" if self.layer else ""
-        lead = f"{self.equation}{place}: " if self.equation else ""
+        sent = f", sent by the transport of layer {' and '.join(map(str, self.by))}" if self.by else ""
+        lead = f"{self.equation}{place}{sent}: " if self.equation else ""
         if self.kind == "contract" and self.cause and not self.error < float("inf"):  # a promise, not a number
             return f"{self.path}{at}: {self.cause}"
         detail = f"error {self.error:.3g}, {self.used:.3g} times the tolerance of {self.tolerance:.3g}"

@@ -127,16 +127,22 @@ def test_manual_backprop_knows_nothing_of_the_reference_or_the_outside(path):
 
 
 DESCRIPTIONS = {
-    "manual_backprop.layers": {"Affine", "Dense", "Node"},
+    "manual_backprop.layers": {"Affine", "Dense", "Layer", "LayerTrace", "Parameters", "Product"},
     "manual_backprop.losses": {
         "BinaryCrossEntropy", "Huber", "Loss", "SigmoidBinaryCrossEntropy", "SoftmaxCrossEntropy", "SquaredError",
     },
-    "manual_backprop.network": {"Repeat", "Residual", "Serial", "Tied"},
+    "manual_backprop.network": {"Parallel", "Repeat", "Residual", "Serial", "Tied"},
+    "manual_backprop.node": {"Branches", "Node", "Wrapper"},
     "manual_backprop.objective": {"Objective", "Step"},
 }  # fmt: skip
+TAKES_DESCRIPTIONS = [
+    "model",
+    "autodiff",
+    *(f"equations/{path.stem}" for path in REFERENCE if path.parent.name == "equations"),
+]
 
 
-@pytest.mark.parametrize("name", ["model", "autodiff", "equations/bounds", "equations/rows"])
+@pytest.mark.parametrize("name", TAKES_DESCRIPTIONS)
 def test_the_reference_takes_descriptions_alone(name):
     """No forward formula is shared; an activation or loss without a witness is the one exception, by name."""
     path = ROOT / "reference" / f"{name}.py"
@@ -146,8 +152,9 @@ def test_the_reference_takes_descriptions_alone(name):
         node.func.attr
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
-        if getattr(node.func.value, "id", "") != "bounds"  # the reference's own formulas
-    }
+        if not {"bounds", "kind", "ways", "family"}
+        & {word.id for word in ast.walk(node.func) if isinstance(word, ast.Name)}
+    }  # the reference's own formulas
     forbidden = {"forward", "backward", "net_input", "transport", "factor", "pushforward", "derivative", "df",
                  "gradient", "d_lam", "lean_forward", "tangent"}  # fmt: skip
     assert called & forbidden == set()
@@ -167,16 +174,17 @@ def test_only_the_check_and_what_stands_above_it_call_both_programs():
         path.name
         for path in REFERENCE
         if any(n == "manual_backprop" or n.startswith("manual_backprop.") for n in imported(path))
-        and path.name not in {"model.py", "autodiff.py", "bounds.py", "rows.py"}  # these take descriptions alone
+        and f"{path.parent.name}/{path.stem}".removeprefix("reference/") not in TAKES_DESCRIPTIONS
     }
     about_ours = {"step.py", "published.py", "networks.py", "proving.py", "mutating.py", "train.py", "graph.py"}
     assert both == about_ours | {"layer.py", "layer_quantities.py"}
 
 
 def test_arrows_point_one_way():
-    """layers <- network <- sweep <- readings, rules <- objective <- curvature, training."""
-    order = ["precision", "activations", "layers", "network", "losses", "regularizers", "validate", "sweep"]
-    order += ["readings.gradients", "readings.diagnosis", "rules", "objective", "readings.curvature", "custom_vjp"]
+    """node <- layers <- network <- sweep <- readings, rules <- objective <- curvature, training."""
+    order = ["types", "precision", "activations", "node", "layers", "network", "losses", "regularizers", "validate"]
+    order += ["sweep", "tangent", "readings.angle", "readings.gradients"]
+    order += ["readings.kronecker", "readings.diagnosis", "rules", "objective", "readings.curvature", "custom_vjp"]
     order += ["textbook", "training", "adapters", "graph"]
     rank = {name: i for i, name in enumerate(order)}
     for path in BY_HAND:

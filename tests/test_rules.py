@@ -11,6 +11,7 @@ from helpers import assert_close, fast, generic
 
 import manual_backprop as mb
 from manual_backprop import rules
+from manual_backprop.layers import Layer
 from manual_backprop.rules import edits
 from reference import autodiff
 
@@ -351,10 +352,12 @@ def test_bad_input_says_what_is_wrong(without_hook):
 
 
 def test_a_rule_refuses_a_layer_that_it_does_not_know():
-    class Odd(mb.Dense):
-        bilinear = False
+    class Odd(Layer):  # not affine, as far as the rule can know
+        init, out_shape, net_input = mb.Dense.init, mb.Dense.out_shape, mb.Dense.net_input
+        transport, factor, pushforward = mb.Dense.transport, mb.Dense.factor, mb.Dense.pushforward
+        d_in, d_out, initializer, __str__ = 4, 2, "glorot", mb.Dense.__str__
 
-    net = mb.Serial((mb.Dense(3, 4), Odd(4, 2)))
+    net = mb.Serial((mb.Dense(3, 4), Odd()))
     objective, params, x, y = problem(net)
     for rule in (rules.FeedbackAlignment(params), rules.SignSymmetry()):
         with pytest.raises(ValueError, match="does not know the layer Dense\\(4 -> 2, identity\\)"):

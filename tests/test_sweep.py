@@ -12,8 +12,9 @@ from jax.test_util import check_grads
 import manual_backprop as mb
 import reference
 from manual_backprop.losses import TABLE as LOSSES
+from manual_backprop.sweep import read
 from reference import model
-from reference.checks.step import layer_values
+from reference.equations.chain import layer_values
 
 
 @pytest.mark.parametrize("lam", [None, 0.1])
@@ -115,8 +116,8 @@ def test_factors_know_every_examples_gradient(name):
 
     witness = fast(jax.vmap(one))(x, y)
     at = (step.trace, step.deltas)
-    per_example = fast(lambda *at: objective.net.read(lambda factor: factor.per_example(), at))(*at)
-    norms = fast(lambda *at: objective.net.read(lambda factor: factor.squared_norms(), at))(*at)
+    per_example = fast(lambda *at: read(objective.net, lambda factor: factor.per_example(), at))(*at)
+    norms = fast(lambda *at: read(objective.net, lambda factor: factor.squared_norms(), at))(*at)
     if "Repeat" not in repr(objective.net):
         assert_close(per_example, witness, 1e-13)
     total = sum(leaf.reshape(-1, N).sum(axis=0) for leaf in jax.tree.leaves(norms))

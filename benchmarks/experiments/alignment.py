@@ -27,7 +27,7 @@ from benchmarks.experiments.digits import (
     split,
     trained,
 )
-from manual_backprop.layers.base import Rule
+from manual_backprop.sweep import Rule
 
 # On seeds 0 to 4, pixels of unit variance left backprop itself less than 4 points above readout only, and feedback as
 # small as W left FA 3: hence pixels in [0, 1] and SPREAD. The seeds here had no say in either.

@@ -28,8 +28,8 @@ from benchmarks.experiments.digits import (
     split,
     trained,
 )
-from manual_backprop.layers.base import Node
 from manual_backprop.layers.dense import OuterProduct
+from manual_backprop.node import Node
 
 SEEDS = (0, 1, 2)
 EXACT = 1e-12

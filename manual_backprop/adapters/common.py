@@ -23,9 +23,8 @@ from jaxtyping import Array
 
 from manual_backprop import validate
 from manual_backprop.layers import Affine, Dense, Node
-from manual_backprop.layers.base import Shape
-from manual_backprop.layers.factor import Tree
 from manual_backprop.network import Serial
+from manual_backprop.types import Shape, Tree
 
 
 @dataclass(frozen=True)

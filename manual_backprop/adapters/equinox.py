@@ -19,7 +19,7 @@ from manual_backprop.adapters.common import (
     rebuilt,
 )
 from manual_backprop.layers import Dense, Node
-from manual_backprop.layers.factor import Tree
+from manual_backprop.types import Tree
 
 DENSE = dense(There("weight", ("d_out", "d_in")))
 

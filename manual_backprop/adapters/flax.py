@@ -15,7 +15,7 @@ from manual_backprop.adapters.common import (
     rebuilt,
 )
 from manual_backprop.layers import Node
-from manual_backprop.layers.factor import Tree
+from manual_backprop.types import Tree
 
 DENSE = dense(There("kernel", ("d_in", "d_out"), turned=True))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from manual_backprop.adapters.common import Found, There, by_number, dense, entries_of, layers_of, params_from
 from manual_backprop.layers import Node
-from manual_backprop.layers.factor import Tree
+from manual_backprop.types import Tree
 
 DENSE = dense(There("weight", ("d_out", "d_in")))
 

@@ -1,32 +1,13 @@
 """The families of layers, one file each; `base` says what a family gives and what it gets for it."""
 
-from manual_backprop.layers.base import (
-    Layer as Layer,
-)
-from manual_backprop.layers.base import (
-    LayerTangent as LayerTangent,
-)
-from manual_backprop.layers.base import (
-    LayerTrace as LayerTrace,
-)
-from manual_backprop.layers.base import (
-    Node as Node,
-)
-from manual_backprop.layers.base import (
-    Parameters as Parameters,
-)
-from manual_backprop.layers.base import (
-    Rule as Rule,
-)
-from manual_backprop.layers.dense import (
-    Affine as Affine,
-)
-from manual_backprop.layers.dense import (
-    Dense as Dense,
-)
-from manual_backprop.layers.dense import (
-    OuterProduct as OuterProduct,
-)
-from manual_backprop.layers.factor import (
-    Factor as Factor,
-)
+from manual_backprop.layers.base import AffineLayer as AffineLayer
+from manual_backprop.layers.base import Layer as Layer
+from manual_backprop.layers.base import LayerTrace as LayerTrace
+from manual_backprop.layers.base import ParameterFree as ParameterFree
+from manual_backprop.layers.base import Parameters as Parameters
+from manual_backprop.layers.dense import Affine as Affine
+from manual_backprop.layers.dense import Dense as Dense
+from manual_backprop.layers.dense import OuterProduct as OuterProduct
+from manual_backprop.layers.factor import Factor as Factor
+from manual_backprop.layers.product import Product as Product
+from manual_backprop.node import Node as Node

@@ -9,9 +9,10 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from manual_backprop import activations
 from manual_backprop.activations import Activation
-from manual_backprop.layers.base import Layer, Leaf, Parameters, Shape
+from manual_backprop.layers.base import AffineLayer, Parameters
 from manual_backprop.layers.factor import Factor
 from manual_backprop.precision import accumulator, compiled
+from manual_backprop.types import Leaf, Shape
 
 _INITIALIZERS = {
     "glorot": jax.nn.initializers.glorot_uniform,
@@ -126,6 +127,22 @@ class OuterProduct(Factor):
         return self.delta.reshape(self.delta.shape[0], -1, self.delta.shape[-1])
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class WithoutBias(OuterProduct):
+    """The outer product alone; the bias gets zero."""
+
+    def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Affine:
+        """(B4), and zero for (B3)."""
+        dW, db = _weighted_sums(self.a_in, self.delta, weights)
+        return Affine(dW, jnp.zeros_like(db))
+
+    def tied(self) -> "WithoutBias":
+        """As `OuterProduct.tied`."""
+        both = super().tied()
+        return WithoutBias(both.a_in, both.delta)
+
+
 def _wide(rows: Array) -> Array:
     return rows.astype(accumulator(rows.dtype))
 
@@ -146,7 +163,7 @@ def _weighted_sums(a_in: Array, delta: Array, weights: Array | None) -> tuple[Ar
 
 
 @dataclass(frozen=True)
-class Dense(Layer):
+class Dense(AffineLayer):
     """A fully connected layer, a = f(W a_in + b), applied to the last axis.
 
     Attributes:
@@ -164,7 +181,6 @@ class Dense(Layer):
     activation: Activation | str = "identity"
     initializer: str | None = None
 
-    bilinear = True
     operators = (("×", ("W",)), ("+", ("b",)))  # (F1)
     local_derivatives = MappingProxyType({"a_in": "({W})^T", "W": "({a_in})^T", "b": "I"})  # (C6) (C3) (C4)
 
@@ -180,6 +196,11 @@ class Dense(Layer):
 
     def __str__(self) -> str:
         return f"Dense({self.d_in} -> {self.d_out}, {self.f.name})"
+
+    @classmethod
+    def specimen(cls, width: int, activation: Activation | str) -> "Dense":
+        """A square one."""
+        return cls(width, width, activation)
 
     def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Affine:
         """W by Glorot, He or LeCun, b zero."""
@@ -234,19 +255,16 @@ class Dense(Layer):
         """Dz = dW a_in + db, where a_in does not change."""
         return _affine(dparams.W, dparams.b, saved)
 
-    def gradient_tangent(
+    def change(
         self,
+        params: Affine,
         saved: Float[Array, "N *positions d_in"],
-        delta: Float[Array, "N *positions d_out"],
+        dparams: Affine,
         da_in: Float[Array, "N *positions d_in"] | None,
-        ddelta: Float[Array, "N *positions d_out"],
-        weights: Float[Array, " N"] | None,
-    ) -> Affine:
-        """R{delta a^T} = R{delta} a^T + delta R{a}^T and R{delta}: the differentials of (B4) and (B3)."""
-        along_delta = OuterProduct(saved, ddelta).weighted_sum(weights)
-        if da_in is None:
-            return along_delta
-        return Affine(along_delta.W + OuterProduct(da_in, delta).weighted_sum(weights).W, along_delta.b)
+        delta: Float[Array, "N *positions d_out"],
+    ) -> tuple[Float[Array, "N *positions d_in"], Factor | None]:
+        """V^T delta, and delta R{a}^T: the differentials of (B2), (B4) and (B3) at a fixed delta."""
+        return _through(delta, dparams.W), None if da_in is None else WithoutBias(da_in, delta)
 
 
 @compiled

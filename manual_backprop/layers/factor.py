@@ -2,15 +2,14 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from manual_backprop.node import vmapped
 from manual_backprop.precision import accumulator
-
-Tree = Any  # a pytree that mirrors the network
+from manual_backprop.types import Leaf, Tree, override
 
 
 class Factor(ABC):
@@ -40,7 +39,7 @@ class Factor(ABC):
         def total(g: Array) -> Array:
             return jnp.sum(jnp.square(g), axis=tuple(range(1, g.ndim)))
 
-        return total_of([total(g) for g in self._wide_examples()], (self.examples,))
+        return self._total([total(g) for g in self._wide_examples()], (self.examples,))
 
     def squared_sum(self, weights: Float[Array, " N"] | None = None) -> Tree:
         """Sum over n of weights[n] (dL_n/dparams)^2, entry by entry; None is the mean. In the precision of sums."""
@@ -58,7 +57,7 @@ class Factor(ABC):
             return g.reshape(g.shape[0], -1) @ h.reshape(h.shape[0], -1).T
 
         pairs = zip(self._wide_examples(), other._wide_examples(), strict=True)
-        return total_of([products(g, h) for g, h in pairs], (self.examples, other.examples))
+        return self._total([products(g, h) for g, h in pairs], (self.examples, other.examples))
 
     def tied(self) -> "Factor":
         """One factor for several uses of the same parameters; every leaf of `self` has the uses in front.
@@ -68,13 +67,58 @@ class Factor(ABC):
         """
         return SeveralUses(self)
 
+    def over_uses(self, axes: int) -> "Factor":
+        """`tied`, once for every axis of uses in front of the leaves, the innermost first."""
+        factor = self
+        for outer in reversed(range(axes)):
+            factor = vmapped(lambda one: one.tied(), outer)(factor)
+        return factor
+
     def _wide_examples(self) -> list[Array]:
         return [g.astype(accumulator(g.dtype)) for g in jax.tree.leaves(self.per_example())]
 
+    def _total(self, terms: list[Array], shape: tuple[int, ...]) -> Array:
+        """The sum of arrays of one shape, one after the other; zeros where a layer has no parameters."""
+        if terms:
+            return sum(terms[1:], terms[0])
+        return jnp.zeros(shape, accumulator(jax.tree.leaves(self)[0].dtype))
 
-def total_of(terms: list[Array], shape: tuple[int, ...]) -> Array:
-    """The sum of arrays of one shape, one after the other; zeros of that shape where there are none."""
-    return sum(terms[1:], terms[0]) if terms else jnp.zeros(shape)
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class NoParameters(Factor):
+    """The pair of a layer that has no parameters: its gradient is (), every norm of it 0.
+
+    Attributes:
+        delta: shape (N, ...).
+    """
+
+    delta: Leaf
+
+    def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Tree:
+        """()."""
+        return ()
+
+    def tied(self) -> "NoParameters":
+        """Of any one use."""
+        return NoParameters(self.delta[0])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Difference(Factor):
+    """The difference of two factors of one family: its gradient is the difference of theirs."""
+
+    of: Factor
+    less: Factor
+
+    def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Tree:
+        """Entry by entry."""
+        return jax.tree.map(jnp.subtract, self.of.weighted_sum(weights), self.less.weighted_sum(weights))
+
+    def tied(self) -> "Difference":
+        """Each of them."""
+        return Difference(self.of.tied(), self.less.tied())
 
 
 @jax.tree_util.register_dataclass
@@ -85,7 +129,8 @@ class SeveralUses(Factor):
     uses: Factor
 
     @property
-    def examples(self) -> int:  # noqa: D102
+    @override
+    def examples(self) -> int:
         return jax.tree.leaves(self.uses)[0].shape[1]
 
     def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Tree:

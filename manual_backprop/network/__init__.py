@@ -1,5 +1,6 @@
-"""Composites: networks made of layers and of one another, each a file's few lines of wiring."""
+"""Composites: networks made of layers and of one another. Each says how its parts are joined, and nothing else."""
 
+from manual_backprop.network.composites import Parallel as Parallel
 from manual_backprop.network.composites import Residual as Residual
 from manual_backprop.network.composites import Serial as Serial
 from manual_backprop.network.composites import mlp as mlp

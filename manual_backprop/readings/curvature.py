@@ -9,24 +9,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, Shaped
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from manual_backprop import validate
-from manual_backprop.layers.base import Parameters
-from manual_backprop.layers.factor import Tree
+from manual_backprop.layers.factor import Factor
 from manual_backprop.objective import Objective
-from manual_backprop.readings.gradients import KroneckerFactors, gradient_reader, second_moment
-from manual_backprop.regularizers import Coefficient
-
-Batch = Float[Array, "N *features"]
-Targets = Shaped[Array, "N *targets"]
-Weights = Float[Array, " N"]
+from manual_backprop.readings.gradients import gradient_reader, second_moment
+from manual_backprop.sweep import backward_sweep, forward_sweep
+from manual_backprop.tangent import Pair, Tangent, TangentTrace, along, tangent_sweep
+from manual_backprop.types import Coefficient, Examples, Targets, Tree, Weights
 
 
 def gauss_newton_vector_product(
     objective: Objective,
     params: Tree,
-    x: Batch,
+    x: Examples,
     y: Targets,
     v: Tree,
     *,
@@ -54,16 +51,17 @@ def gauss_newton_vector_product(
     """
     params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
     validate.like("v", v, "params", params)
-    output, d_output, trace, _ = objective.net.tangent(params, x, v, None)
+    output, d_output, kept = tangent_sweep(objective.net, params, x, v, None)
     curved = objective.loss.hessian_product(output, y, d_output)
-    _, product = objective.net.backward(params, trace, curved, gradient_reader(weights))
+    trace = jax.tree.map(lambda layer: layer.trace, kept, is_leaf=lambda node: isinstance(node, TangentTrace))
+    _, product = backward_sweep(objective.net, params, trace, curved, reader=gradient_reader(weights))
     return objective.add_penalty_gradient(product, v, lam)
 
 
 def hessian_vector_product(
     objective: Objective,
     params: Tree,
-    x: Batch,
+    x: Examples,
     y: Targets,
     v: Tree,
     *,
@@ -77,16 +75,22 @@ def hessian_vector_product(
     Arguments as for `gauss_newton_vector_product`.
 
     Raises:
-        ValueError: a layer that is not affine in its parameters, or an activation without d2f; v that does not fit.
+        ValueError: a layer without `change`, or an activation without d2f; v that does not fit.
         TypeError: dtypes that differ.
         NotImplementedError: a loss without `hessian_product`.
     """
     params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
     validate.like("v", v, "params", params)
     net, loss = objective.net, objective.loss
-    output, d_output, trace, dtrace = net.tangent(params, x, v, None)
-    error, change = loss.derivative(output, y), loss.hessian_product(output, y, d_output)
-    _, _, product = net.backward_tangent(params, v, trace, dtrace, error, change, weights)
+    output, d_output, kept = tangent_sweep(net, params, x, v, None)
+    error = Pair(loss.derivative(output, y), loss.hessian_product(output, y, d_output))
+
+    def gradient_change(along_delta: Factor, moved: Factor | None) -> Tree:
+        """R{delta} a^T + delta R{a}^T, contracted."""
+        terms = [factor.weighted_sum(weights) for factor in (along_delta, moved) if factor is not None]
+        return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *terms)
+
+    _, product = net.backward(Tangent(gradient_change), error, along(net, params, v), kept)
     return objective.add_penalty_gradient(product, v, lam)
 
 
@@ -96,7 +100,7 @@ LABELS = ("all", "sampled", "given")
 def fisher_deltas(
     objective: Objective,
     params: Tree,
-    x: Batch,
+    x: Examples,
     y: Targets,
     *,
     labels: str = "all",
@@ -128,11 +132,11 @@ def fisher_deltas(
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
     params, x, y, _, _ = objective.checked(params, x, y, None, None)
-    output, trace = objective.net.forward(params, x)
+    output, trace = forward_sweep(objective.net, params, x)
     columns = _columns(objective, output, y, labels, key, samples)
 
     def back(column: Array) -> Tree:
-        return objective.net.backward(params, trace, column, None)[1]
+        return backward_sweep(objective.net, params, trace, column)[1]
 
     return trace, jax.vmap(back)(columns)
 
@@ -158,7 +162,7 @@ def _columns(
 def fisher_diagonal(
     objective: Objective,
     params: Tree,
-    x: Batch,
+    x: Examples,
     y: Targets,
     *,
     labels: str = "all",
@@ -176,11 +180,11 @@ def fisher_diagonal(
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
     params, x, y, _, weights = objective.checked(params, x, y, None, weights)
     net = objective.net
-    output, trace = net.forward(params, x)
+    output, trace = forward_sweep(net, params, x)
     columns = _columns(objective, output, y, labels, key, samples)
 
     def of_column(column: Array) -> Tree:
-        _, deltas = net.backward(params, trace, column, None)
+        _, deltas = backward_sweep(net, params, trace, column)
         return second_moment(net, trace, deltas, weights=weights)
 
     def add(total: Tree, column: Array) -> tuple[Tree, None]:
@@ -192,7 +196,7 @@ def fisher_diagonal(
 def gauss_newton_diagonal(
     objective: Objective,
     params: Tree,
-    x: Batch,
+    x: Examples,
     y: Targets,
     *,
     lam: Coefficient | None = None,
@@ -203,63 +207,3 @@ def gauss_newton_diagonal(
     diagonal = fisher_diagonal(objective, params, x, y, weights=weights)
     ones = jax.tree.map(jnp.ones_like, diagonal)
     return objective.add_penalty_gradient(diagonal, ones, lam)
-
-
-def kfac_direction(factors: Tree, gradients: Tree, damping: float | Float[Array, ""]) -> Tree:
-    """(A (x) G + damping I)^-1 times the gradient of every layer, exactly, by the eigenvectors of A and G.
-
-    The natural gradient's direction under K-FAC's approximation (Martens & Grosse, arXiv:1503.05671); a step
-    goes against it. With eigenvalues a_i of A and g_j of G, the gradient in their basis is divided by
-    a_i g_j + damping, which needs no splitting of the damping between the two. There is no trust region: damping
-    and step size are the caller's, and the regulariser's lam, which `backprop`'s gradients have, is not in the
-    factors: adding it to the damping accounts for it.
-
-    Args:
-        factors: from `kronecker_factors`.
-        gradients: from `gradients` or `backprop`, of the same network.
-        damping: > 0, or 0 where A and G are known to have full rank; a number, or a scalar that may be traced.
-
-    Returns:
-        The structure of `gradients`.
-
-    Raises:
-        ValueError: a damping that is negative or nan; factors and gradients that do not belong together.
-    """
-    _require_pairs(factors, gradients)
-    leaves = jax.tree.leaves(gradients)
-    bound = validate.non_negative("damping", damping, leaves[0].dtype)
-
-    def of_layer(factor: KroneckerFactors, gradient: Any) -> Any:
-        dW, db = gradient.W, gradient.b
-        expected = (*dW.shape[:-1], dW.shape[-1] + 1)
-        if factor.A.shape[-1] != expected[-1] or factor.G.shape[-1] != dW.shape[-2] or factor.A.ndim != dW.ndim:
-            raise ValueError(
-                f"factors A {list(factor.A.shape)} and G {list(factor.G.shape)} do not fit the gradient W"
-                f" {list(dW.shape)}"
-            )
-        of_A, basis_A = jnp.linalg.eigh(factor.A)
-        of_G, basis_G = jnp.linalg.eigh(factor.G)
-        joint = jnp.concatenate([dW, db[..., None]], axis=-1)
-        turned = jnp.swapaxes(basis_G, -1, -2) @ joint @ basis_A
-        # eigh may give a tiny negative where the true eigenvalue is 0
-        scales = jnp.maximum(of_G, 0)[..., :, None] * jnp.maximum(of_A, 0)[..., None, :] + bound
-        solved = basis_G @ (turned / scales) @ jnp.swapaxes(basis_A, -1, -2)
-        return type(gradient)(W=solved[..., :-1], b=solved[..., -1])
-
-    return jax.tree.map(of_layer, factors, gradients, is_leaf=lambda node: isinstance(node, KroneckerFactors))
-
-
-def _require_pairs(factors: Tree, gradients: Tree) -> None:
-    """Refuse factors and gradients of two networks, or the one for the other."""
-    structures: list[Any] = []
-    for name, tree, kind in (("factors", factors, KroneckerFactors), ("gradients", gradients, Parameters)):
-
-        def is_kind(node: Any, kind: type = kind) -> bool:
-            return isinstance(node, kind)
-
-        leaves, structure = jax.tree.flatten(tree, is_leaf=is_kind)
-        if not all(map(is_kind, leaves)):
-            raise TypeError(f"kfac_direction takes (factors, gradients, damping): {name} holds no {kind.__name__}")
-        structures.append(structure)
-    if structures[0] != structures[1]:
-        raise ValueError(f"factors are of {structures[0]} but gradients of {structures[1]}: two networks")

@@ -8,9 +8,10 @@ import numpy as np
 from jaxtyping import Array
 
 from manual_backprop import validate
-from manual_backprop.layers.base import Layer, LayerTrace, Leaf, Node
-from manual_backprop.layers.factor import Tree
+from manual_backprop.layers.base import Layer, LayerTrace
+from manual_backprop.node import Node
 from manual_backprop.precision import accumulator
+from manual_backprop.types import Leaf, Tree
 
 
 @jax.tree_util.register_dataclass
@@ -80,7 +81,7 @@ def diagnose(net: Node, trace: Tree, deltas: Tree, *, threshold: float = 0.01) -
         )
 
     batch = validate.batch(net, trace, deltas)
-    return net.visit(*batch, of_layer)
+    return net.visit(of_layer, *batch)
 
 
 def _signal(values: Array) -> Signal:

@@ -15,12 +15,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manual_backprop import validate
-from manual_backprop.layers.base import Batch, Leaf, Node, Reader
-from manual_backprop.layers.dense import OuterProduct
-from manual_backprop.layers.factor import Factor, Tree
-
-Weights = Float[Array, " N"]
-Scalar = Float[Array, ""]
+from manual_backprop.layers.factor import Factor
+from manual_backprop.node import Node
+from manual_backprop.sweep import Reader, read
+from manual_backprop.types import Leaf, Scalar, Tree, Weights
 
 
 def gradient_reader(weights: Weights | None) -> Reader:
@@ -49,7 +47,7 @@ def gradients(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | None =
     Raises:
         ValueError: weights that are not of shape (N,), or deltas of another batch or network than the trace.
     """
-    return _read(gradient_reader(weights), net, trace, deltas)
+    return checked_read(gradient_reader(weights), net, trace, deltas)
 
 
 def per_example_gradients(net: Node, trace: Tree, deltas: Tree) -> Tree:
@@ -62,8 +60,8 @@ def per_example_gradients(net: Node, trace: Tree, deltas: Tree) -> Tree:
     def examples_first(blocks: jax.ShapeDtypeStruct, gradient: Tree) -> Tree:
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf, len(blocks.shape), 0), gradient)
 
-    blocks = jax.eval_shape(lambda: net.read(lambda factor: jnp.zeros(()), batch))  # under Repeat, its n
-    return jax.tree.map(examples_first, blocks, net.read(lambda factor: factor.per_example(), batch))
+    blocks = jax.eval_shape(lambda: read(net, lambda factor: jnp.zeros(()), batch))  # under Repeat, its n
+    return jax.tree.map(examples_first, blocks, read(net, lambda factor: factor.per_example(), batch))
 
 
 def squared_norms(net: Node, trace: Tree, deltas: Tree, *, by_layer: bool = False) -> Tree:
@@ -80,7 +78,7 @@ def squared_norms(net: Node, trace: Tree, deltas: Tree, *, by_layer: bool = Fals
 
     Source: Goodfellow, arXiv:1510.01799; for sequences Li et al., arXiv:2110.05679.
     """
-    norms = _read(lambda factor: factor.squared_norms(), net, trace, deltas)
+    norms = checked_read(lambda factor: factor.squared_norms(), net, trace, deltas)
     if by_layer:
         return norms
     return _over_layers(norms, 1)
@@ -130,7 +128,7 @@ def clipped_gradients(
         given = validate.weights_of(factor, weights)
         return factor.weighted_sum(clip if given is None else clip * given)
 
-    return net.read(contract, (trace, deltas))
+    return read(net, contract, (trace, deltas))
 
 
 def second_moment(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | None = None) -> Tree:
@@ -143,7 +141,7 @@ def second_moment(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | No
     def squares(factor: Factor) -> Tree:
         return factor.squared_sum(validate.weights_of(factor, weights))
 
-    return _read(squares, net, trace, deltas)
+    return checked_read(squares, net, trace, deltas)
 
 
 def gram(net: Node, trace: Tree, deltas: Tree, other: tuple[Tree, Tree] | None = None) -> Float[Array, "N M"]:
@@ -171,10 +169,10 @@ def gram(net: Node, trace: Tree, deltas: Tree, other: tuple[Tree, Tree] | None =
         return mine.gram(theirs)
 
     mine = validate.batch(net, trace, deltas)
-    return _over_layers(net.read(products, mine, mine if other is None else _other_batch(net, deltas, other)), 2)
+    return _over_layers(read(net, products, mine, mine if other is None else _other_batch(net, deltas, other)), 2)
 
 
-def _other_batch(net: Node, deltas: Tree, other: Any) -> Batch:
+def _other_batch(net: Node, deltas: Tree, other: Any) -> tuple[Tree, Tree]:
     if not isinstance(other, tuple) or len(other) != 2:
         raise TypeError(f"gram's other must be the pair (trace, deltas) of a second batch, got {type(other).__name__}")
     validate.same_structure("the other batch's deltas", other[1], "these", deltas)
@@ -209,63 +207,12 @@ def noise_scale(net: Node, trace: Tree, deltas: Tree) -> NoiseScale:
     n = norms.shape[0]
     if n < 2:
         raise ValueError("noise_scale compares the examples of a batch and needs at least 2, got 1")
-    mean = net.read(gradient_reader(None), (trace, deltas))
+    mean = read(net, gradient_reader(None), (trace, deltas))
     of_mean = _over_layers(jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf.astype(norms.dtype))), mean), 0)
     of_one = jnp.mean(norms)
     covariance_trace = n / (n - 1) * (of_one - of_mean)
     squared_gradient = (n * of_mean - of_one) / (n - 1)
     return NoiseScale(covariance_trace, squared_gradient, covariance_trace / squared_gradient)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class KroneckerFactors:
-    """K-FAC's two factors of one layer: its curvature in (W, b) is approximated by A (x) G.
-
-    Attributes:
-        A: mean over examples of a a^T, with a 1 below a for the bias, (d_in + 1, d_in + 1).
-        G: mean over examples of delta delta^T, (d_out, d_out).
-    """
-
-    A: Leaf
-    G: Leaf
-
-
-def kronecker_factors(net: Node, trace: Tree, deltas: Tree, *, columns: bool = False, shared: str = "expand") -> Tree:
-    """K-FAC's factors A and G of every layer, in the network's structure (Martens & Grosse, arXiv:1503.05671).
-
-    Args:
-        net: made of dense layers.
-        trace: from `forward`.
-        deltas: from `backward` of the loss itself, for the empirical Fisher; or, with `columns`, from
-            `curvature.fisher_deltas`, with the columns in front, for the Fisher or Gauss-Newton matrix.
-        columns: whether the deltas have columns in front, whose delta delta^T are added up.
-        shared: what to do with positions and with the uses of `Tied`: "expand" or "reduce"
-            (Eschenhagen et al., arXiv:2311.00636).
-
-    Raises:
-        TypeError: a layer whose gradient is no outer product.
-        ValueError: another `shared`.
-    """
-    if shared not in ("expand", "reduce"):
-        raise ValueError(f'shared must be "expand" or "reduce", got {shared!r}')
-
-    def reader(factor: Factor) -> KroneckerFactors:
-        if not isinstance(factor, OuterProduct):
-            raise TypeError(
-                f"kronecker_factors are known for layers whose gradient is an outer product (Dense), got"
-                f" {type(factor).__name__}"
-            )
-        return KroneckerFactors(*factor.kronecker(shared))
-
-    if not columns:
-        return _read(reader, net, trace, deltas)
-    factors = jax.vmap(lambda column: _read(reader, net, trace, column))(deltas)
-
-    def of_layer(each: KroneckerFactors) -> KroneckerFactors:
-        return KroneckerFactors(each.A[0], jnp.sum(each.G, axis=0))
-
-    return jax.tree.map(of_layer, factors, is_leaf=lambda node: isinstance(node, KroneckerFactors))
 
 
 def _over_layers(by_layer: Tree, rank: int) -> Array:
@@ -274,6 +221,6 @@ def _over_layers(by_layer: Tree, rank: int) -> Array:
     return sum(leaves[1:], leaves[0])
 
 
-def _read(reader: Reader, net: Node, trace: Tree, deltas: Tree) -> Tree:
-    batch = validate.batch(net, trace, deltas)
-    return net.read(reader, batch)
+def checked_read(reader: Reader, net: Node, trace: Tree, deltas: Tree) -> Tree:
+    """`sweep.read`, once trace and deltas are known to belong together."""
+    return read(net, reader, validate.batch(net, trace, deltas))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from manual_backprop.rules.feedback import Site
+from manual_backprop.rules.on_delta import Site
 
 
 @dataclass(frozen=True)

@@ -2,33 +2,32 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array
 
-from manual_backprop.layers.factor import Tree
+from manual_backprop import validate
 from manual_backprop.objective import Objective
-from manual_backprop.regularizers import Scalar
+from manual_backprop.tangent import tangent_sweep
+from manual_backprop.types import Examples, Scalar, Targets, Tree
 
 
 def directional_derivative(
     objective: Objective,
     params: Tree,
-    x: Float[Array, "N *features"],
-    y: Shaped[Array, "N *targets"],
+    x: Examples,
+    y: Targets,
     dparams: Tree,
 ) -> Scalar:
     """DJ along `dparams`, from one forward pass: (1/N) sum_n <dl/do_n, do_n> + <ds/dW, dW>."""
     params, x, y, _, _ = objective.checked(params, x, y, None, None)
-    output, d_output, _, _ = objective.net.tangent(params, x, dparams, None)
-    along_loss = jnp.vdot(objective.loss.derivative(output, y), d_output) / x.shape[0]
+    output, d_output, _ = tangent_sweep(objective.net, params, x, dparams, None)
+    along_loss = jnp.vdot(objective.loss.derivative(output, y), d_output) / validate.count(x)
     if objective.regularizer is None:
         return along_loss
     slope = objective.regularizer.gradient(params)
     return along_loss + sum(jax.tree.leaves(jax.tree.map(jnp.vdot, slope, dparams)))
 
 
-def gradient_by_forward_propagation(
-    objective: Objective, params: Tree, x: Float[Array, "N *features"], y: Shaped[Array, "N *targets"]
-) -> Tree:
+def gradient_by_forward_propagation(objective: Objective, params: Tree, x: Examples, y: Targets) -> Tree:
     """dJ/dparams, one parameter at a time: as many forward passes as there are parameters.
 
     The backward sweep gives the same in one pass; this is here to show what that saves, and as a second

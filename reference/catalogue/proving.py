@@ -15,7 +15,7 @@ import manual_backprop as mb
 from reference import model
 from reference.catalogue import networks, published
 from reference.checks.step import Judge, by_hand, prepare
-from reference.equations.rows import chain, sites
+from reference.equations.chain import written_out
 from reference.reports.run import NetworkResult, Pictures
 from reference.witnesses.differences import difference_curve
 from reference.xla import quick
@@ -105,8 +105,8 @@ def _once(task: Task, pictures: bool, seed: int) -> NetworkResult:
 def _pictures(judge: Judge, step: mb.Step, seed: int) -> Pictures:
     """Every entry of the gradient by hand and by jax.grad, the deltas' norms, and a difference's error by step."""
     ours, theirs = (_flat(tree) for tree in (step.gradients, judge.measured.value.gradients))
-    written_out = sites(chain(judge.objective.net, judge.inputs[0], step))
-    norms = tuple((f"layer {site.number}", float(np.linalg.norm(site.delta))) for site in written_out)
+    uses = written_out(judge.objective.net, judge.inputs[0], step)
+    norms = tuple((f"layer {use.number}", float(np.linalg.norm(use.delta))) for use in uses)
     with jax.enable_x64(True):
         params, x, y = jax.tree.map(lambda leaf: jnp.asarray(_wide(leaf)), judge.inputs)
         lam = judge.given.get("lam")

@@ -10,13 +10,13 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 import manual_backprop as mb
-from manual_backprop.layers import LayerTrace, Parameters
+from manual_backprop.layers import Parameters
 from manual_backprop.objective import Objective, Step
-from reference import autodiff, causes
+from reference import autodiff, causes, model
 from reference.compare import compare_leaf, require_same_structure
 from reference.equations.bounds import Arithmetic
+from reference.equations.chain import layer_values
 from reference.equations.rows import Equation, equations
-from reference.model import LayerValues
 from reference.report import Report, Row
 from reference.tolerance.rounding import SAMPLES, Measured, measure
 
@@ -123,9 +123,9 @@ class Judge:
         params, x, _ = self.inputs
         regularizer, lam = self.objective.regularizer, self.given.get("lam")
         coefficient = 0.0 if regularizer is None else float(regularizer.lam if lam is None else lam)
-        context = causes.Context(len(x), coefficient)
+        context = causes.Context(model.examples(x), coefficient)
         rows = [*self._equation_rows(step, context), *self._end_to_end_rows(step, value_and_grad, context)]
-        return Report(tuple(rows), self.dtype, str(self.objective.net), len(x), coefficient)
+        return Report(tuple(rows), self.dtype, str(self.objective.net), model.examples(x), coefficient)
 
     def _equation_rows(self, step: Step, context: causes.Context) -> Iterator[Row]:
         require_same_structure("gradients", step.gradients, self.measured.value.gradients)
@@ -141,6 +141,7 @@ class Judge:
                 kind="equation",
                 equation=equation.tag,
                 layer=equation.layer,
+                by=equation.by,
                 witness="this equation",
             )
 
@@ -223,15 +224,6 @@ def _parameters(params: Tree) -> Iterator[tuple[str, np.ndarray, bool]]:
 
 def _named(name: str, tree: Tree) -> list[tuple[str, Any]]:
     return [(name + jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
-
-
-def layer_values(trace: Tree) -> Tree:
-    """The z and a of every layer of a trace, by hand or by the reference."""
-
-    def values(layer: Any) -> Any:
-        return LayerValues(layer.z, layer.a) if isinstance(layer, LayerTrace) else layer
-
-    return jax.tree.map(values, trace, is_leaf=lambda node: isinstance(node, LayerTrace))
 
 
 def _leaves(step: Step) -> list[tuple[str, Any]]:

@@ -2,7 +2,8 @@
 
 Each value of a `Step` is held against what its own equation makes of the stored values before it (z from a, a
 from z, delta from the delta above), so an error is of that equation and of no other, and the first that fails
-names the fault. How far a right answer may be off is derived, formula by formula, in `reference.equations.bounds`.
+names the fault. How far a right answer may be off is derived, formula by formula, in `reference.equations.bounds`, or
+measured, for a family that nobody has derived it for.
 """
 
 from collections.abc import Iterator
@@ -12,15 +13,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from manual_backprop.layers import Dense, Node
-from manual_backprop.network import Repeat, Residual, Serial, Tied
 from manual_backprop.objective import Objective, Step
 from reference import model
-from reference.equations import bounds
-from reference.equations.bounds import Arithmetic, Known
+from reference.equations import bounds, joins
+from reference.equations import dense as dense  # registers its derived bounds
+from reference.equations import measured as measured  # what answers for every other family
+from reference.equations.bounds import Arithmetic, Curve, Known
+from reference.equations.chain import Use, Wide, shared, wide, written_out
+from reference.equations.families import Flow, Mistakes, family
+from reference.equations.joins import Arriving
 
 Tree = Any
-Wide = Any  # float64 arrays of NumPy, and the numbers that it turns arrays without axes into
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Equation:
         parameter: what this is the gradient with respect to, if it is one.
         counted: whether the regulariser counts that parameter.
         mistakes: what else the value would be, by the mistake that would make it so.
+        by: of an error term, the numbers of the layers whose transports sent what arrived at it.
     """
 
     path: str
@@ -45,107 +49,8 @@ class Equation:
     known: Known
     parameter: Any = None
     counted: bool = False
-    mistakes: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Site:
-    """One dense layer where it stands in the network, with its share of the step.
-
-    Attributes:
-        layer: what it is.
-        number: 1 for the first.
-        path: of its entry in the trees of the step.
-        block: which block of the Repeats and use of the Tieds around it: the first indices of its z, a and delta.
-        owner: of the Repeats alone: the first indices of its parameters.
-        params: its parameters, float64.
-        trace: its z and a.
-        delta: its error term.
-        gradient: of its parameters.
-        at: f and its derivatives at its z, known once the forward sweep has passed.
-        a_in: what entered it, likewise.
-        delta_used: its delta and the slack of it, known once the backward sweep has passed.
-    """
-
-    layer: Dense
-    number: int
-    path: str
-    block: str
-    owner: str
-    params: Any
-    trace: Any
-    delta: Any
-    gradient: Any
-    at: Any = None
-    a_in: Any = None
-    delta_used: Any = None
-
-    def name(self, what: str, field: str = "") -> str:
-        """The path of one of its leaves, `gradients[1].W[0]`."""
-        return f"{what}{self.path}{field}{self.owner if what == 'gradients' else self.block}"
-
-
-@dataclass
-class Sum:
-    """A residual connection: the sites of its block."""
-
-    inside: "Chain"
-
-
-Chain = list[Site | Sum]
-
-
-def chain(net: Node, params: Tree, step: Step) -> Chain:
-    """The network written out: every layer once for every time that it stands there.
-
-    Raises:
-        TypeError: a layer or composite that this file does not know.
-    """
-    count = iter(range(1, 1 << 30))
-    trees = jax.tree.map(_wide, (params, step.trace, step.deltas, step.gradients))
-    return list(_chain(net, trees, "", "", "", count))
-
-
-def _wide(leaf: Any) -> Wide:
-    return np.asarray(leaf).astype(np.float64)
-
-
-def _chain(node: Node, trees: Tree, path: str, block: str, owner: str, count: Iterator[int]) -> Iterator[Site | Sum]:
-    if isinstance(node, Serial):
-        for i, child in enumerate(node.nodes):
-            yield from _chain(child, [tree[i] for tree in trees], f"{path}[{i}]", block, owner, count)
-    elif isinstance(node, Residual):
-        yield Sum(list(_chain(node.block, trees, path, block, owner, count)))
-    elif isinstance(node, Repeat):
-        for i in range(node.n):
-            one = jax.tree.map(lambda leaf, i=i: leaf[i], trees)
-            yield from _chain(node.block, one, path, f"{block}[{i}]", f"{owner}[{i}]", count)
-    elif isinstance(node, Tied):
-        params, trace, deltas, gradients = trees
-        for i in range(node.n):
-            t, d = jax.tree.map(lambda leaf, i=i: leaf[i], (trace, deltas))
-            yield from _chain(node.block, (params, t, d, gradients), path, f"{block}[{i}]", owner, count)
-    elif isinstance(node, Dense):
-        yield Site(node, next(count), path, block, owner, *trees)
-    else:
-        raise TypeError(f"no equations are known for {type(node).__name__}; check it with reference.check_layer")
-
-
-def sites(chain: Chain) -> Iterator[Site]:
-    """Every layer, first to last."""
-    for item in chain:
-        if isinstance(item, Sum):
-            yield from sites(item.inside)
-        else:
-            yield item
-
-
-def parameters(chain: Chain) -> list[list[Site]]:
-    """The sites of every parameter set, which are several where it is tied, in the order of their first."""
-    owned: dict[tuple[str, str], list[Site]] = {}
-    for site in sites(chain):
-        owned.setdefault((site.path, site.owner), []).append(site)
-    return list(owned.values())
+    mistakes: Mistakes = field(default_factory=dict)
+    by: tuple[int, ...] = ()
 
 
 def equations(
@@ -157,7 +62,7 @@ def equations(
     arithmetic: Arithmetic,
     lam: Any = None,
     weights: Any = None,
-) -> Iterator[Equation]:
+) -> list[Equation]:
     """Every equation of a step, in the order of computation.
 
     Args:
@@ -169,165 +74,154 @@ def equations(
         arithmetic: in which it was computed.
         lam: as it was given, or None.
         weights: as they were given, or None.
+
+    Raises:
+        TypeError: a layer or composite that the reference does not know.
     """
-    whole = chain(objective.net, params, step)
-    n = len(x)
-    shares = np.full(n, 1 / n) if weights is None else _wide(weights)
+    uses = written_out(objective.net, params, step)
+    n = model.examples(x)
+    shares = np.full(n, 1 / n) if weights is None else wide(weights)
     coefficient = 0.0 if objective.regularizer is None else float(objective.regularizer.lam if lam is None else lam)
+    entering = jax.tree.map(lambda part: Known.exactly(_floats_wide(part)), x)
     with np.errstate(all="ignore"):  # what overflows is inf or nan, and its bound says so
-        output = yield from _forward(arithmetic, whole, Known.exactly(_wide(x)))
-        yield Equation("output", "(F3)", 0, step.output, output)
-        stored = output.stored(_wide(step.output))
-        d_output = yield from _objective(arithmetic, objective, whole, step, stored, y, shares, coefficient)
-        every = list(sites(whole))
-        d_x, mistaken = yield from _backward(arithmetic, whole, d_output, {}, every)
-        yield Equation("d_x", "(B5)", 0, step.d_x, d_x, mistakes=mistaken)
-        yield from _gradients(arithmetic, whole, shares, coefficient, objective.regularizer is not None)
+        ways = Ways(objective, arithmetic, uses, step)
+        upward, output, seen = ways.forward(entering)
+        of_objective, d_output = ways.objective_rows(output, y, shares, coefficient)
+        downward, deltas = ways.backward(d_output, seen)
+        counted = objective.regularizer is not None
+        gradients = list(ways.gradients(seen, deltas, shares, coefficient, counted))
+    return [*upward, *of_objective, *downward, *gradients]
 
 
-def _forward(of: Arithmetic, chain: Chain, a: Known) -> Any:
-    """(F1) and (F2) of every layer; returns the output."""
-    for item in chain:
-        if isinstance(item, Sum):
-            branch = yield from _forward(of, item.inside, a)
-            a = of.rounded(a + branch)
-            continue
-        item.a_in = a
-        z = yield from _net_input(of, item, a)
-        function = model.ACTIVATIONS.get(item.layer.f.name, item.layer.f.f)
-        item.at = bounds.curve(function, item.trace.z, z.slack)
-        a = yield from _activation(of, item)
-    return a
+def _floats_wide(part: Any) -> Wide:
+    part = np.asarray(part)
+    return part if np.issubdtype(part.dtype, np.integer) else wide(part)
 
 
-def _net_input(of: Arithmetic, site: Site, a_in: Known) -> Any:
-    W, b = site.params.W, site.params.b
-    known = bounds.net_input(of, W, b, a_in)
-    mistakes = {"the bias is missing": known.value - b}
-    if W.shape[0] == W.shape[1]:
-        mistakes["W is transposed"] = a_in.value @ W + b
-    yield Equation(site.name("trace", ".z"), "(F1)", site.number, site.trace.z, known, mistakes=mistakes)
-    return known
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What the way up knows of one use of a layer: what entered it, and f with its derivatives at its z."""
+
+    a_in: Flow
+    at: Curve
 
 
-def _activation(of: Arithmetic, site: Site) -> Any:
-    known = bounds.activated(of, site.at)
-    mistakes = {"z itself: the activation function is missing": site.trace.z, "f' where f is meant": site.at.slope}
-    yield Equation(site.name("trace", ".a"), "(F2)", site.number, site.trace.a, known, mistakes=mistakes)
-    return known.stored(site.trace.a)
+@dataclass(frozen=True, eq=False)
+class Ways:
+    """The ways up and down one step under test."""
 
+    objective: Objective
+    of: Arithmetic
+    uses: list[Use]
+    step: Step
 
-def _objective(
-    of: Arithmetic, objective: Objective, chain: Chain, step: Step, output: Known, y: Any, shares: Wide, lam: float
-) -> Any:
-    """(J1), (J2), (J3) and ds/dlambda; returns dl/do."""
-    y = np.asarray(y)
-    y = y if np.issubdtype(y.dtype, np.integer) else _wide(y)
-    losses, d_output = bounds.example_losses(of, objective.loss, output, y)
-    size = np.abs(shares) @ np.abs(losses.value)
-    error = np.abs(shares) @ losses.bound + of.gamma(len(shares) + 2) * size + of.eta
-    loss = Known.exactly(shares @ losses.value).further(error)
-    yield Equation(
-        "loss",
-        "(J1)",
-        0,
-        step.loss,
-        loss,
-        mistakes={"the examples are summed, not averaged (1/N missing)": losses.value.sum()},
-    )
-    owners = [uses[0].params for uses in parameters(chain)]
-    weights = [own.W for own in owners] if objective.regularizer is not None else []
-    norm = bounds.squared_norm(of, weights, 0.5)
-    error = abs(lam) * (norm.bound + 2 * of.u_sum * norm.value) + of.eta * bool(weights)
-    penalty = Known.exactly(lam * norm.value).further(error)
-    biases = lam / 2 * sum(float(np.sum(np.square(own.b))) for own in owners)
-    mistakes = {
-        "lam/2 is lam": 2 * penalty.value,
-        "the biases are counted too": penalty.value + biases,
-        "the norm is not squared": lam / 2 * sum(float(np.linalg.norm(W)) for W in weights),
-    }
-    yield Equation("penalty", "(J2)", 0, step.penalty, penalty, mistakes=mistakes)
-    J = _wide(step.loss) + _wide(step.penalty)
-    yield Equation(
-        "value",
-        "(J3)",
-        0,
-        step.value,
-        Known.exactly(J).further(2 * of.u_sum * np.abs(J) + of.eta),
-        mistakes={"the penalty is missing": _wide(step.loss)},
-    )
-    yield Equation("d_lam", "(B6)", 0, step.d_lam, norm)
-    return d_output
+    def forward(self, x: Flow) -> tuple[list[Equation], Known, dict[Use, Seen]]:
+        """(F1) and (F2) of every layer, and (F3); the output, and what was seen."""
+        rows: list[Equation] = []
+        seen: dict[Use, Seen] = {}
 
+        def at(use: Use, a_in: Flow) -> Known:
+            z, wrong = family(use.layer).net_input(self.of, use, a_in)
+            name = use.name("trace", ".z")
+            rows.append(Equation(name, "(F1)", use.number, use.values.z, z, mistakes=wrong))
+            function = model.ACTIVATIONS.get(use.layer.f.name, use.layer.f.f)
+            curve = bounds.curve(function, use.values.z, z.slack)
+            seen[use] = Seen(a_in, curve)
+            a = bounds.activated(self.of, curve)
+            rows.append(self._activation(use, a, curve))
+            return a.stored(use.values.a)
 
-def _backward(of: Arithmetic, chain: Chain, d_a: Known, mistaken: dict[str, Wide], every: list[Site]) -> Any:
-    """(B1) and (B2) of every layer, last to first; returns dL/d(what entered), and what it would be by mistake."""
-    for item in reversed(chain):
-        if isinstance(item, Sum):
-            branch, wrong = yield from _backward(of, item.inside, d_a, mistaken, every)
-            mistaken = {what: d_a.value + value for what, value in wrong.items()}
-            mistaken["the branch of the residual is missing"] = d_a.value
-            mistaken["the skip of the residual is missing"] = branch.value
-            d_a = of.rounded(d_a + branch)
-            continue
-        yield _error_term(of, item, d_a, mistaken, every)
-        d_a = bounds.transport(of, item.params.W, item.delta_used)
-        square = item.layer.d_in == item.layer.d_out
-        mistaken = {"W is not transposed": item.delta @ item.params.W.T} if square else {}
-    return d_a, mistaken
+        output = joins.up(self.objective.net, self.of, at, x, iter(self.uses))
+        rows.append(Equation("output", "(F3)", 0, self.step.output, output))
+        return rows, output.stored(wide(self.step.output)), seen
 
+    def _activation(self, use: Use, a: Known, curve: Curve) -> Equation:
+        wrong = {"z itself: the activation function is missing": use.values.z, "f' where f is meant": curve.slope}
+        return Equation(use.name("trace", ".a"), "(F2)", use.number, use.values.a, a, mistakes=wrong)
 
-def _error_term(of: Arithmetic, site: Site, d_a: Known, mistaken: dict[str, Wide], every: list[Site]) -> Equation:
-    known = bounds.error_term(of, site.at, d_a)
-    site.delta_used = known.stored(site.delta)
-    mistakes = {"f' is missing": d_a.value, "f where f' is meant": site.at.f * d_a.value}
-    mistakes |= {what: site.at.slope * value for what, value in mistaken.items()}
-    for other in every:
-        if other is not site and other.delta.shape == site.delta.shape:
-            mistakes[f"the delta of layer {other.number} (stale)"] = other.delta
-            mistakes[f"f' at the z of layer {other.number} (stale)"] = other.at.slope * d_a.value
-    tag = "(B1)" if site is every[-1] else "(B2)"
-    return Equation(site.name("deltas"), tag, site.number, site.delta, known, mistakes=mistakes)
+    def objective_rows(self, output: Known, y: Any, shares: Wide, lam: float) -> tuple[list[Equation], Known]:
+        """(J1), (J2), (J3) and ds/dlambda; and dl/do."""
+        y = _floats_wide(y)
+        losses, d_output = bounds.example_losses(self.of, self.objective.loss, output, y)
+        return [self._loss(losses, shares), *self._penalty(lam)], d_output
 
+    def _loss(self, losses: Known, shares: Wide) -> Equation:
+        size = np.abs(shares) @ np.abs(losses.value)
+        error = np.abs(shares) @ losses.bound + self.of.gamma(len(shares) + 2) * size + self.of.eta
+        loss = Known.exactly(shares @ losses.value).further(error)
+        summed = {"the examples are summed, not averaged (1/N missing)": losses.value.sum()}
+        return Equation("loss", "(J1)", 0, self.step.loss, loss, mistakes=summed)
 
-def _gradients(of: Arithmetic, chain: Chain, shares: Wide, lam: float, counted: bool) -> Iterator[Equation]:
-    """(B4) with (B6), and (B3), of every layer; of tied layers, summed over their uses like positions."""
-    every = list(sites(chain))
-    for uses in parameters(chain):
-        site = uses[0]
-        a_in, delta = Known.together([use.a_in for use in uses]), Known.together([use.delta_used for use in uses])
-        dW, db = bounds.contraction(of, a_in, delta, shares)
-        size = np.abs(dW.value) + lam * np.abs(site.params.W)
-        penalty = Known.exactly(lam * site.params.W).further(2 * of.u_sum * size)
-        decayed = dW + penalty if counted else dW
-        yield Equation(
-            site.name("gradients", ".W"),
-            "(B4)",
-            site.number,
-            site.gradient.W,
-            of.rounded(decayed),
-            site.params.W,
-            counted,
-            {} if len(uses) > 1 else _wrong_contractions(site, every, shares, lam if counted else 0.0),
-        )
-        yield Equation(site.name("gradients", ".b"), "(B3)", site.number, site.gradient.b, db, site.params.b)
+    def _penalty(self, lam: float) -> Iterator[Equation]:
+        of, step = self.of, self.step
+        owners = [uses[0] for uses in shared(self.uses)]
+        weights = [W for own in owners for W in own.weights.values()] if self.objective.regularizer is not None else []
+        free = [leaf for own in owners for name, (leaf, _) in own.parameters.items() if name not in own.weights]
+        norm = bounds.squared_norm(of, weights, 0.5)
+        error = abs(lam) * (norm.bound + 2 * of.u_sum * norm.value) + of.eta * bool(weights)
+        penalty = Known.exactly(lam * norm.value).further(error)
+        mistakes = {
+            "lam/2 is lam": 2 * penalty.value,
+            "the biases are counted too": penalty.value + lam / 2 * sum(float(np.sum(np.square(b))) for b in free),
+            "the norm is not squared": lam / 2 * sum(float(np.linalg.norm(W)) for W in weights),
+        }
+        yield Equation("penalty", "(J2)", 0, step.penalty, penalty, mistakes=mistakes)
+        J = wide(step.loss) + wide(step.penalty)
+        value = Known.exactly(J).further(2 * of.u_sum * np.abs(J) + of.eta)
+        yield Equation("value", "(J3)", 0, step.value, value, mistakes={"the penalty is missing": wide(step.loss)})
+        yield Equation("d_lam", "(B6)", 0, step.d_lam, norm)
 
+    def backward(self, d_output: Known, seen: dict[Use, Seen]) -> tuple[list[Equation], dict[Use, Known]]:
+        """(B1) and (B2) of every layer, last to first, and (B5); and the deltas with their slack."""
+        rows: list[Equation] = []
+        deltas: dict[Use, Known] = {}
 
-def _wrong_contractions(site: Site, every: list[Site], shares: Wide, lam: float) -> dict[str, Wide]:
-    """What dW would be from what should not have entered it."""
+        def at(use: Use, d: Arriving) -> Any:
+            delta = bounds.error_term(self.of, seen[use].at, d.known)
+            rows.append(self._error_term(use, d, delta, seen))
+            deltas[use] = delta.stored(use.delta)
+            below, wrong = family(use.layer).transport(self.of, use, seen[use].a_in, deltas[use])
+            return jax.tree.map(lambda known: Arriving(known, wrong, (use.number,)), below)
 
-    def dW(delta: Wide, a: Wide) -> Wide:
-        weighted = shares.reshape(-1, *(1,) * (delta.ndim - 1)) * delta
-        product = weighted.reshape(-1, delta.shape[-1]).T @ a.reshape(-1, a.shape[-1])
-        return product + lam * site.params.W
+        d_x = joins.down(self.objective.net, self.of, at, Arriving(d_output), iter(reversed(self.uses)))
+        parts = jax.tree_util.tree_leaves_with_path(self.step.d_x)
+        for (path, manual), d in zip(parts, jax.tree.leaves(d_x), strict=True):
+            name = f"d_x{jax.tree_util.keystr(path)}"
+            rows.append(Equation(name, "(B5)", 0, manual, d.known, mistakes=d.mistakes, by=d.by))
+        return rows, deltas
 
-    entered = site.a_in.value
-    wrong = {}
-    for other in every:
-        if other.trace.z.shape == entered.shape:
-            wrong[f"z of layer {other.number} where its a is meant"] = dW(site.delta, other.trace.z)
-        if other is not site and other.a_in.value.shape == entered.shape:
-            wrong[f"what entered layer {other.number} (stale)"] = dW(site.delta, other.a_in.value)
-        if other is not site and other.delta.shape == site.delta.shape:
-            wrong[f"the delta of layer {other.number} (stale)"] = dW(other.delta, entered)
-    return wrong
+    def _error_term(self, use: Use, d: Arriving, delta: Known, seen: dict[Use, Seen]) -> Equation:
+        at, d_a = seen[use].at, d.known.value
+        mistakes = {"f' is missing": d_a, "f where f' is meant": at.f * d_a}
+        mistakes |= {what: at.slope * value for what, value in d.mistakes.items()}
+        for other in self.uses:
+            if other is not use and other.delta.shape == use.delta.shape:
+                mistakes[f"the delta of layer {other.number} (stale)"] = other.delta
+                mistakes[f"f' at the z of layer {other.number} (stale)"] = seen[other].at.slope * d_a
+        tag = "(B1)" if use is self.uses[-1] else "(B2)"
+        return Equation(use.name("deltas"), tag, use.number, use.delta, delta, mistakes=mistakes, by=d.by)
+
+    def gradients(
+        self, seen: dict[Use, Seen], deltas: dict[Use, Known], shares: Wide, lam: float, counted: bool
+    ) -> Iterator[Equation]:
+        """(B4) with (B6), and (B3), of every layer; of tied layers, summed over their uses like positions."""
+        entered = {use: of.a_in for use, of in seen.items()}
+        for uses in shared(self.uses):
+            use, kind = uses[0], family(uses[0].layer)
+            found = kind.gradient(self.of, uses, [entered[u] for u in uses], [deltas[u] for u in uses], shares)
+            for name, (leaf, gradient) in use.parameters.items():
+                weight = name in use.weights
+                decay = lam * leaf if weight and counted else 0.0
+                known = self._decayed(found[name], decay, counted) if weight else found[name]
+                wrong = kind.gradient_mistakes(use, entered, shares, name) if len(uses) == 1 else {}
+                wrong = {what: value + decay for what, value in wrong.items()}
+                tag = "(B4)" if weight else "(B3)"
+                path = use.name("gradients", name)
+                yield Equation(path, tag, use.number, gradient, known, leaf, weight and counted, wrong)
+
+    def _decayed(self, gradient: Known, decay: Wide, counted: bool) -> Known:
+        """With the regulariser's part, if it counts (B6)."""
+        if not counted:
+            return self.of.rounded(gradient)
+        size = np.abs(gradient.value) + np.abs(decay)
+        return self.of.rounded(gradient + Known.exactly(decay).further(2 * self.of.u_sum * size))

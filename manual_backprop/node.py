@@ -1,0 +1,294 @@
+"""What every part of a network answers. A layer is a node, and so is a composite of nodes.
+
+A node is a frozen dataclass without arrays. Parameters, traces, deltas and gradients are trees that mirror it. A
+composite says in `forward` and `backward` how its parts are joined, and nothing else; what flows along is the business
+of a `Step`, which does its work at every layer: values up and error terms down (`sweep.Sweep`), tangents and their
+R-operator (`tangent.Tangent`), shapes. So each sweep is one small class, and a new composite brings every sweep with it.
+
+How trees mirror a composite follows from its base: `Branches` has a tuple with an entry a node, `Wrapper` the entries
+of its block. Where a network shares parameters (`Tied`), trees of two kinds are to be told apart: those that mirror
+the parameters, and those that mirror the uses, as a trace does.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, PRNGKeyArray
+
+from manual_backprop.types import Flow, Shape, Tree, override
+
+
+class Step(ABC):
+    """The work of one sweep at one layer. Composites hand a step on and need to know no more of it.
+
+    Attributes:
+        lean: whether nobody will look at what is kept, so that a node may keep less, if its backward can do with it.
+    """
+
+    lean: bool = False
+
+    @abstractmethod
+    def forward(self, layer: Any, x: Flow, own: Any) -> tuple[Flow, Any]:
+        """Go up through a layer: what leaves it, and what is kept for the way down; `own` is its entry in a tree."""
+
+    @abstractmethod
+    def backward(self, layer: Any, d: Flow, own: Any, kept: Any) -> tuple[Flow, Any]:
+        """Go down through a layer: what arrives below it, and what is found at it."""
+
+    def at_use(self, owned: Tree, use: Array) -> Tree:
+        """The part of a tree that belongs to one use of a block that is used several times; by default all of it."""
+        return owned
+
+    def scannable(self, flow: Flow) -> Flow:
+        """The flow in the form that it has between the blocks of a scan."""
+        return flow
+
+    @property
+    def unread(self) -> "Step":
+        """This step within a block that is used several times: it keeps all, and sums nothing over the uses yet."""
+        return self
+
+    def read(self, block: "Node", kept: Tree, found: Tree) -> Tree:
+        """What was found by `unread` at every use of a block's layers, as this step gives it for their parameters."""
+        return found
+
+
+@dataclass(frozen=True)
+class Walk:
+    """How a walk over the layers takes trees apart.
+
+    Attributes:
+        of_uses: whether the trees mirror the uses of layers, as a trace does, or the parameters.
+        mirrored: whether what comes out mirrors the uses too.
+        uses: how many `Tied` are around; so many axes of uses are in front of every leaf of what mirrors uses.
+    """
+
+    of_uses: bool = False
+    mirrored: bool = False
+    uses: int = 0
+
+    def within_tied(self) -> "Walk":
+        """The same inside a `Tied`."""
+        return replace(self, uses=self.uses + 1) if self.of_uses else self
+
+
+Visit = Callable[..., Any]
+"""(layer, number of axes of uses in front, its entries in the trees) -> its entry in the result."""
+
+
+class Node(ABC):
+    """A network, or a part of one."""
+
+    drawn: ClassVar[str] = "closed"
+    """How a graph draws a composite (G1). "closed" is a box with its `caption`, true of any; of `Branches`, "in turn"
+    and "beside" say how the nodes stand; of a `Wrapper`, "opened" says that what leaves the block leaves it, and
+    "added" that what entered is added to that."""
+
+    @property
+    def caption(self) -> str:
+        """What stands on its box in a graph."""
+        return type(self).__name__
+
+    @property
+    def depth(self) -> int:
+        """How many layers it has when it is written out, every use counted."""
+        return len(list(self.layers()))
+
+    @abstractmethod
+    def forward(self, step: Step, x: Flow, owned: Tree) -> tuple[Flow, Tree]:
+        """Go up: what leaves the node, and what its layers keep; `owned` mirrors the parameters."""
+
+    @abstractmethod
+    def backward(self, step: Step, d: Flow, owned: Tree, kept: Tree) -> tuple[Flow, Tree]:
+        """Go down: what arrives at what entered the node, and what is found at its layers."""
+
+    @abstractmethod
+    def walk(self, visit: Visit, how: Walk, *trees: Tree) -> Tree:
+        """Call `visit` at every layer with its entries in trees that mirror the node."""
+
+    @abstractmethod
+    def keys(self, key: PRNGKeyArray) -> Tree:
+        """Split a key into one for every layer, in a tree that mirrors the parameters."""
+
+    def map(self, f: Callable[..., Any], *trees: Tree) -> Tree:
+        """Call f(layer, *its entries) at every layer, over trees that mirror the parameters; so does the result."""
+        return self.walk(lambda layer, uses, *entries: f(layer, *entries), Walk(), *trees)
+
+    def visit(self, f: Callable[..., Any], *trees: Tree) -> Tree:
+        """Call f(layer, *its entries) at every use of every layer, over trees that mirror uses; so does the result."""
+
+        def each(layer: Any, uses: int, *entries: Any) -> Any:
+            return vmapped(lambda *one: f(layer, *one), uses)(*entries)
+
+        return self.walk(each, Walk(of_uses=True, mirrored=True), *trees)
+
+    def layers(self) -> Iterator[Any]:
+        """The layers that it is made of, in the order of their first use."""
+        found: list[Any] = []
+        self.map(found.append)
+        return iter(found)
+
+    def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Tree:
+        """Draw parameters; `dtype` defaults to JAX's default float."""
+        return self.map(lambda layer, own: layer.init(own, dtype), self.keys(key))
+
+    def out_shape(self, in_shape: Shape) -> Shape:
+        """Shape of one example's output for that of its input.
+
+        Raises:
+            ValueError: they do not fit; says which layer.
+        """
+        return shape_of(self.output(of_shape(in_shape)))
+
+    def output(self, x: Flow) -> Flow:
+        """Shape and dtype of the output for those of a batch, `jax.ShapeDtypeStruct` for both; nothing is computed.
+
+        Raises:
+            ValueError: shapes that do not fit; says at which layer.
+            TypeError: integers where a layer takes floats.
+        """
+        return jax.eval_shape(lambda x: self.forward(_Shapes(), x, self.map(lambda layer: ()))[0], x)
+
+
+@dataclass(frozen=True)
+class _Shapes(Step):
+    """Arrays of the right shape, under `jax.eval_shape`: no layer computes anything."""
+
+    @override
+    def forward(self, layer: Any, x: Flow, own: Any) -> tuple[Flow, Any]:
+        first, *_ = jax.tree.leaves(x)
+        if not jnp.issubdtype(first.dtype, jnp.floating):
+            if not layer.takes_integers:
+                raise TypeError(
+                    f"x must hold floats, got {first.dtype}; convert it with .astype, {layer} takes no integers"
+                )
+            first = jnp.zeros(first.shape)
+        return jnp.zeros((first.shape[0], *layer.out_shape(shape_of(x))), first.dtype), ()
+
+    @override
+    def backward(self, layer: Any, d: Flow, own: Any, kept: Any) -> tuple[Flow, Any]:
+        raise TypeError("shapes are propagated forward alone")
+
+
+def of_shape(shape: Shape) -> Flow:
+    """A batch of one as `jax.ShapeDtypeStruct`, for the shape of an example."""
+    if any(isinstance(part, tuple) for part in shape):
+        return tuple(of_shape(part) for part in shape)
+    return jax.ShapeDtypeStruct((1, *shape), jnp.zeros(()).dtype)
+
+
+def shape_of(flow: Flow) -> Shape:
+    """The shape of one example of a batch; of several arrays, a tuple of shapes."""
+    return tuple(shape_of(part) for part in flow) if isinstance(flow, tuple) else tuple(flow.shape[1:])
+
+
+class Composite(Node):
+    """Base of what is made of other nodes."""
+
+    @classmethod
+    def specimen(cls, block: Node, n: int) -> Node | None:
+        """A piece of network that shows the composite at work: `n` blocks deep, it keeps the shape that `block` keeps.
+
+        The catalogue of `manual-backprop check` proves and breaks it, with every family of layers in it. A composite
+        without one, None, stays out of that.
+        """
+        return None
+
+
+class Branches(Composite):
+    """Base of composites that have a tuple of nodes: trees that mirror them are tuples.
+
+    Attributes:
+        nodes: at least one.
+    """
+
+    nodes: tuple[Node, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nodes", tuple(self.nodes))
+        if not self.nodes:
+            raise ValueError(f"{type(self).__name__} needs at least one node, got none")
+        for node in self.nodes:
+            require_node(type(self).__name__, node)
+
+    def walk(self, visit: Visit, how: Walk, *trees: Tree) -> Tree:
+        """Node by node."""
+        return tuple(node.walk(visit, how, *each) for node, *each in zip(self.nodes, *trees, strict=True))
+
+    def keys(self, key: PRNGKeyArray) -> Tree:
+        """One for each node."""
+        return tuple(
+            node.keys(own) for node, own in zip(self.nodes, jax.random.split(key, len(self.nodes)), strict=True)
+        )
+
+    @property
+    @override
+    def depth(self) -> int:
+        return sum(node.depth for node in self.nodes)
+
+
+class Wrapper(Composite):
+    """Base of composites around one block: trees that mirror them are the block's.
+
+    Attributes:
+        block: what is inside.
+    """
+
+    block: Node
+    keeps_shape: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_node(type(self).__name__, self.block)
+
+    def walk(self, visit: Visit, how: Walk, *trees: Tree) -> Tree:
+        """The block's."""
+        return self.block.walk(visit, how, *trees)
+
+    def keys(self, key: PRNGKeyArray) -> Tree:
+        """The block's."""
+        return self.block.keys(key)
+
+    @property
+    @override
+    def depth(self) -> int:
+        return self.block.depth
+
+    def kept_shape(self, entered: Flow, left: Flow) -> Flow:
+        """What left the block, once it is known to be shaped like what entered it.
+
+        Raises:
+            ValueError: it is not.
+        """
+        before, after = shape_of(entered), shape_of(left)
+        if before != after:
+            name = type(self).__name__
+            raise ValueError(f"{name} needs a block that keeps the shape, but {self.block} maps {before} to {after}")
+        return left
+
+
+def require_node(owner: str, node: object) -> None:
+    """Refuse what is no node.
+
+    Raises:
+        TypeError: says what came.
+    """
+    if not isinstance(node, Node):
+        raise TypeError(f"{owner} is made of layers and composites, got {type(node).__name__} {node!r}")
+
+
+def add(one: Flow, other: Flow) -> Flow:
+    """The sum of two flows; None is a zero that costs nothing, as what reaches integers is."""
+
+    def of_leaf(a: Any, b: Any) -> Any:
+        return b if a is None else a if b is None else a + b
+
+    return jax.tree.map(of_leaf, one, other, is_leaf=lambda leaf: leaf is None)
+
+
+def vmapped(f: Callable[..., Any], axes: int) -> Callable[..., Any]:
+    """The function mapped over so many axes in front."""
+    return f if axes == 0 else jax.vmap(vmapped(f, axes - 1))

@@ -1,0 +1,129 @@
+"""K-FAC's Kronecker factors of every layer, read off the same sweep, and the natural gradient's direction by them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from manual_backprop import validate
+from manual_backprop.layers.base import Parameters
+from manual_backprop.layers.dense import OuterProduct
+from manual_backprop.layers.factor import Factor, NoParameters
+from manual_backprop.node import Node
+from manual_backprop.readings.gradients import checked_read
+from manual_backprop.types import Leaf, Tree
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class KroneckerFactors:
+    """K-FAC's two factors of one layer: its curvature in (W, b) is approximated by A (x) G.
+
+    Attributes:
+        A: mean over examples of a a^T, with a 1 below a for the bias, (d_in + 1, d_in + 1).
+        G: mean over examples of delta delta^T, (d_out, d_out).
+    """
+
+    A: Leaf
+    G: Leaf
+
+
+def kronecker_factors(net: Node, trace: Tree, deltas: Tree, *, columns: bool = False, shared: str = "expand") -> Tree:
+    """K-FAC's factors A and G of every layer, in the network's structure (Martens & Grosse, arXiv:1503.05671).
+
+    Args:
+        net: made of dense layers, and of layers without parameters, which get ().
+        trace: from `forward`.
+        deltas: from `backward` of the loss itself, for the empirical Fisher; or, with `columns`, from
+            `curvature.fisher_deltas`, with the columns in front, for the Fisher or Gauss-Newton matrix.
+        columns: whether the deltas have columns in front, whose delta delta^T are added up.
+        shared: what to do with positions and with the uses of `Tied`: "expand" or "reduce"
+            (Eschenhagen et al., arXiv:2311.00636).
+
+    Raises:
+        TypeError: a layer whose gradient is no outer product.
+        ValueError: another `shared`.
+    """
+    if shared not in ("expand", "reduce"):
+        raise ValueError(f'shared must be "expand" or "reduce", got {shared!r}')
+
+    def reader(factor: Factor) -> KroneckerFactors | tuple[()]:
+        if isinstance(factor, NoParameters):
+            return ()
+        if not isinstance(factor, OuterProduct):
+            raise TypeError(
+                f"kronecker_factors are known for layers whose gradient is an outer product (Dense), got"
+                f" {type(factor).__name__}"
+            )
+        return KroneckerFactors(*factor.kronecker(shared))
+
+    if not columns:
+        return checked_read(reader, net, trace, deltas)
+    factors = jax.vmap(lambda column: checked_read(reader, net, trace, column))(deltas)
+
+    def of_layer(each: KroneckerFactors) -> KroneckerFactors:
+        return KroneckerFactors(each.A[0], jnp.sum(each.G, axis=0))
+
+    return jax.tree.map(of_layer, factors, is_leaf=lambda node: isinstance(node, KroneckerFactors))
+
+
+def kfac_direction(factors: Tree, gradients: Tree, damping: float | Float[Array, ""]) -> Tree:
+    """(A (x) G + damping I)^-1 times the gradient of every layer, exactly, by the eigenvectors of A and G.
+
+    The natural gradient's direction under K-FAC's approximation (Martens & Grosse, arXiv:1503.05671); a step
+    goes against it. With eigenvalues a_i of A and g_j of G, the gradient in their basis is divided by
+    a_i g_j + damping, which needs no splitting of the damping between the two. There is no trust region: damping
+    and step size are the caller's, and the regulariser's lam, which `backprop`'s gradients have, is not in the
+    factors: adding it to the damping accounts for it.
+
+    Args:
+        factors: from `kronecker_factors`.
+        gradients: from `gradients` or `backprop`, of the same network.
+        damping: > 0, or 0 where A and G are known to have full rank; a number, or a scalar that may be traced.
+
+    Returns:
+        The structure of `gradients`.
+
+    Raises:
+        ValueError: a damping that is negative or nan; factors and gradients that do not belong together.
+    """
+    _require_pairs(factors, gradients)
+    leaves = jax.tree.leaves(gradients)
+    bound = validate.non_negative("damping", damping, leaves[0].dtype)
+
+    def of_layer(factor: KroneckerFactors, gradient: Any) -> Any:
+        dW, db = gradient.W, gradient.b
+        expected = (*dW.shape[:-1], dW.shape[-1] + 1)
+        if factor.A.shape[-1] != expected[-1] or factor.G.shape[-1] != dW.shape[-2] or factor.A.ndim != dW.ndim:
+            raise ValueError(
+                f"factors A {list(factor.A.shape)} and G {list(factor.G.shape)} do not fit the gradient W"
+                f" {list(dW.shape)}"
+            )
+        of_A, basis_A = jnp.linalg.eigh(factor.A)
+        of_G, basis_G = jnp.linalg.eigh(factor.G)
+        joint = jnp.concatenate([dW, db[..., None]], axis=-1)
+        turned = jnp.swapaxes(basis_G, -1, -2) @ joint @ basis_A
+        # eigh may give a tiny negative where the true eigenvalue is 0
+        scales = jnp.maximum(of_G, 0)[..., :, None] * jnp.maximum(of_A, 0)[..., None, :] + bound
+        solved = basis_G @ (turned / scales) @ jnp.swapaxes(basis_A, -1, -2)
+        return type(gradient)(W=solved[..., :-1], b=solved[..., -1])
+
+    return jax.tree.map(of_layer, factors, gradients, is_leaf=lambda node: isinstance(node, KroneckerFactors))
+
+
+def _require_pairs(factors: Tree, gradients: Tree) -> None:
+    """Refuse factors and gradients of two networks, or the one for the other."""
+    structures: list[Any] = []
+    for name, tree, kind in (("factors", factors, KroneckerFactors), ("gradients", gradients, Parameters)):
+
+        def is_kind(node: Any, kind: type = kind) -> bool:
+            return isinstance(node, kind)
+
+        leaves, structure = jax.tree.flatten(tree, is_leaf=is_kind)
+        if not all(map(is_kind, leaves)):
+            raise TypeError(f"kfac_direction takes (factors, gradients, damping): {name} holds no {kind.__name__}")
+        structures.append(structure)
+    if structures[0] != structures[1]:
+        raise ValueError(f"factors are of {structures[0]} but gradients of {structures[1]}: two networks")

@@ -1,0 +1,130 @@
+"""The rule that edits every delta as it comes by; `edits` has a few edits from the literature."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from manual_backprop.layers.base import Layer, LayerTrace
+from manual_backprop.node import Branches, Node, Wrapper
+from manual_backprop.sweep import Rule, backpropagation
+from manual_backprop.types import Flow, Tree, override
+
+
+@dataclass(frozen=True)
+class Site:
+    """What an edit sees at a layer.
+
+    Attributes:
+        layer: the layer.
+        trace: its z, a and saved.
+        d_a: dL/da^(l) that arrived from above.
+        delta: the error term that the rule beneath made of it.
+        key: a key of this layer's own; None where the rule was given none.
+    """
+
+    layer: Layer
+    trace: LayerTrace
+    d_a: Array
+    delta: Array
+    key: Any
+
+
+Edit = Callable[[Site], Array]
+"""A pure function from what is known at a layer to the delta that takes the old one's place."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Edited:
+    """What this rule takes to one layer: its edit, a key, and what the rule beneath takes there."""
+
+    edit: Edit | None = field(metadata={"static": True})
+    key: Any
+    beneath: Tree
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class OnDelta(Rule):
+    """Edits every delta as it comes by, and what is edited travels on: top-k, noise, quantising, straight-through.
+
+    An edit is a function of a `Site` that returns the new delta: `lambda site: jnp.clip(site.delta, -1, 1)`. A few
+    from the literature are in `edits`.
+
+    Attributes:
+        edits: one edit for all layers, or a tuple as a `Serial` has nodes, nested likewise, None for no edit:
+            `(None, my_edit, None)`. Static under jit: define it once, since a fresh lambda compiles anew.
+        key: for edits that draw; every layer, block and use gets one of its own.
+        beneath: the rule that is edited.
+
+    Raises (when used):
+        ValueError: edits that do not mirror the network; a delta of another shape or dtype; a key that is missing.
+    """
+
+    edits: Any = field(metadata={"static": True})
+    key: Any = None
+    beneath: Rule = backpropagation
+
+    @override
+    def carried(self, net: Node, params: Tree, trace: Tree, d_output: Flow) -> Tree:
+        beneath = self.beneath.carried(net, params, trace, d_output)
+        return _with_edits(self.edits, net, self._keys(net), beneath)
+
+    def _keys(self, net: Node) -> Tree:
+        if self.key is None:
+            return net.map(lambda layer: None)
+        typed = jnp.issubdtype(self.key.dtype, jax.dtypes.prng_key)
+        return net.keys(self.key if typed else jax.random.wrap_key_data(self.key))
+
+    @override
+    def params(self, carried: Edited) -> Any:
+        return self.beneath.params(carried.beneath)
+
+    @override
+    def at_use(self, carried: Tree, use: Array) -> Tree:
+        def of_layer(edited: Edited) -> Edited:
+            beneath = self.beneath.at_use(edited.beneath, use)
+            if edited.key is None:
+                return Edited(edited.edit, None, beneath)
+            each = jax.vmap(jax.random.fold_in, (0, None))(edited.key.reshape(-1), use)
+            return Edited(edited.edit, each.reshape(edited.key.shape), beneath)
+
+        return jax.tree.map(of_layer, carried, is_leaf=lambda node: isinstance(node, Edited))
+
+    @override
+    def delta(self, layer: Layer, carried: Edited, trace: LayerTrace, d_a: Array) -> Array:
+        delta = self.beneath.delta(layer, carried.beneath, trace, d_a)
+        if carried.edit is None:
+            return delta
+        edited = carried.edit(Site(layer, trace, d_a, delta, carried.key))
+        if edited.shape != delta.shape or edited.dtype != delta.dtype:
+            raise ValueError(
+                f"{layer}: the edit made {edited.dtype}{list(edited.shape)} of a delta that is"
+                f" {delta.dtype}{list(delta.shape)}; it must keep both"
+            )
+        return edited
+
+    @override
+    def transport(self, layer: Layer, carried: Edited, saved: Tree, delta: Array) -> Any:
+        return self.beneath.transport(layer, carried.beneath, saved, delta)
+
+
+on_delta = OnDelta
+"""`OnDelta` by the name of what it does."""
+
+
+def _with_edits(edits: Any, net: Node, *trees: Tree) -> Tree:
+    """An `Edited` for every layer: of a tuple each node gets its own edit, of one edit every layer the same."""
+    if edits is None or callable(edits):
+        return net.map(lambda layer, *each: Edited(edits, *each), *trees)
+    if not isinstance(edits, tuple):
+        raise ValueError(f"edits are a function, None, or a tuple of these, got {type(edits).__name__}")
+    if isinstance(net, Wrapper):
+        return _with_edits(edits, net.block, *trees)
+    if not isinstance(net, Branches) or len(net.nodes) != len(edits):
+        raise ValueError(f"{len(edits)} edits in a tuple do not mirror {net}: one for each node of a Serial")
+    return tuple(_with_edits(*each) for each in zip(edits, net.nodes, *trees, strict=True))

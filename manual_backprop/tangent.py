@@ -1,0 +1,163 @@
+"""The sweep differentiated along a direction: forward propagation of a derivative, and Pearlmutter's R-operator back."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from manual_backprop import validate
+from manual_backprop.layers.base import AffineLayer, Layer, LayerTrace
+from manual_backprop.layers.factor import Factor
+from manual_backprop.node import Node, Step, Walk
+from manual_backprop.sweep import Reader
+from manual_backprop.types import Examples, Flow, Leaf, Tree, override
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Pair:
+    """A value and its change along a direction; None for a change is a zero that costs nothing."""
+
+    value: Leaf
+    change: Leaf
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the value, and of the change."""
+        return self.value.shape
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TangentTrace:
+    """What the forward sweep with a tangent keeps of one layer.
+
+    Attributes:
+        trace: its z, a and saved.
+        dz: R{z^(l)}, in z's shape.
+        da_in: R{a^(l-1)}, or None where what enters does not change along the direction (the first layer).
+    """
+
+    trace: LayerTrace
+    dz: Leaf
+    da_in: Tree
+
+
+@dataclass(frozen=True)
+class Tangent(Step):
+    """The sweep differentiated along a direction: forward propagation of a derivative, and the R-operator back.
+
+    Along every wire goes a `Pair`, and `own` is the pair (parameters, direction). R{.} is Pearlmutter's operator
+    (doi:10.1162/neco.1994.6.1.147).
+
+    Attributes:
+        reader: what to make of the two factors whose gradients add up to R{dL/dparams}, of which the second may be
+            None; without one, these are what is found.
+    """
+
+    reader: Reader | None = None
+
+    @override
+    def forward(self, layer: Layer, x: Flow, own: Pair) -> tuple[Pair, TangentTrace]:
+        (a_in, da_in), (params, dparams) = parts(x), (own.value, own.change)
+        z, saved = layer.net_input(params, a_in)
+        a = layer.f.f(z)
+        if da_in is None and isinstance(layer, AffineLayer):
+            dz = layer.pushforward_params(params, a_in, saved, dparams)
+        else:
+            da_in = parts(self.scannable(x))[1]
+            dz = layer.pushforward(params, saved, dparams, da_in)
+        return Pair(a, layer.f.df(z, a) * dz), TangentTrace(LayerTrace(z, a, saved), dz, da_in)
+
+    @override
+    def backward(self, layer: Layer, d: Pair, own: Pair, kept: TangentTrace) -> tuple[Flow, Any]:
+        trace, da_in, params, dparams = kept.trace, kept.da_in, own.value, own.change
+        if layer.f.d2f is None:
+            raise ValueError(f"{layer}: no Hessian-vector product by hand, its activation {layer.f.name} has no d2f")
+        delta = layer.error_term(trace, d.value)
+        # R{f'(z) d_a} = f''(z) R{z} d_a + f'(z) R{d_a}
+        ddelta = layer.f.d2f(trace.z, trace.a) * kept.dz * d.value + layer.error_term(trace, d.change)
+        # R{W^T delta} = W^T R{delta} + V^T delta
+        d_in = layer.transport(params, trace.saved, delta)
+        along = layer.transport(params, trace.saved, ddelta)
+        bent, moved = layer.change(params, trace.saved, dparams, da_in, delta)
+        # R{delta a^T} = R{delta} a^T + delta R{a}^T
+        found = (layer.factor(trace.saved, ddelta), moved)
+        d_flow = pairs(d_in, jax.tree.map(jnp.add, along, bent))
+        return d_flow, found if self.reader is None else self.reader(*found)
+
+    @override
+    def scannable(self, flow: Flow) -> Flow:
+        return jax.tree.map(_with_zero, flow, is_leaf=_is_pair)
+
+    @property
+    @override
+    def unread(self) -> "Tangent":
+        return Tangent()
+
+    @override
+    def read(self, block: Node, kept: Tree, found: Tree) -> Tree:
+        reader = self.reader
+        if reader is None:
+            return found
+
+        def summed(layer: Layer, uses: int, factors: tuple[Factor, Factor | None]) -> Any:
+            return reader(*(None if factor is None else factor.over_uses(uses) for factor in factors))
+
+        return block.walk(summed, Walk(of_uses=True, uses=1), found)
+
+
+def _is_pair(node: object) -> bool:
+    return isinstance(node, Pair)
+
+
+def _with_zero(pair: Pair) -> Pair:
+    """The pair with an array for its change; integers have none."""
+    moves = pair.change is None and jnp.issubdtype(pair.value.dtype, jnp.floating)
+    return Pair(pair.value, jnp.zeros_like(pair.value)) if moves else pair
+
+
+def pairs(values: Flow, changes: Flow) -> Flow:
+    """One flow of pairs from two flows; no pair where there is no value, as integers have no error term."""
+
+    def pair(value: Any, change: Any) -> Pair | None:
+        return None if value is None else Pair(value, change)
+
+    return jax.tree.map(pair, values, changes, is_leaf=lambda leaf: leaf is None)
+
+
+def parts(flow: Flow) -> tuple[Flow, Flow]:
+    """The values and the changes of a flow of pairs; None for the changes where all of them are."""
+    values, changes = (
+        jax.tree.map(lambda p, of=of: getattr(p, of), flow, is_leaf=_is_pair) for of in ("value", "change")
+    )
+    return values, changes if jax.tree.leaves(changes) else None
+
+
+def tangent_sweep(net: Node, params: Tree, x: Examples, dparams: Tree, dx: Flow) -> tuple[Flow, Flow, Tree]:
+    """(output, its change, what is kept for the way back); dx None is a zero that costs nothing."""
+    changes = jax.tree.map(lambda leaf: None, x) if dx is None else dx
+    output, kept = net.forward(Tangent(), pairs(x, changes), along(net, params, dparams))
+    return *parts(output), kept
+
+
+def along(net: Node, params: Tree, dparams: Tree) -> Tree:
+    """Parameters and a direction as pairs, a pair a layer."""
+    return net.map(lambda layer, p, dp: Pair(p, dp), params, dparams)
+
+
+def pushforward(net: Node, params: Tree, x: Examples, dparams: Tree, dx: Examples) -> tuple[Flow, Flow]:
+    """Forward propagation of a derivative: (output, its change along (dparams, dx)), the differential of (F3).
+
+    One pass gives one directional derivative; the note's remark on why one propagates backward instead.
+
+    Raises:
+        ValueError: a tangent that has not the structure and shapes of what it is a tangent of.
+        TypeError: likewise for dtypes.
+    """
+    params, x = validate.inputs(net, params, x)
+    validate.like("dparams", dparams, "params", params)
+    validate.like("dx", dx, "x", x)
+    output, d_output, _ = tangent_sweep(net, params, x, dparams, dx)
+    return output, d_output

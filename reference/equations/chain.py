@@ -1,0 +1,123 @@
+"""The network written out: every layer once for every time that it is used, with its share of a step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from manual_backprop.layers import Layer, LayerTrace, Parameters
+from manual_backprop.network import Repeat, Tied
+from manual_backprop.node import Branches, Node, Wrapper
+from manual_backprop.objective import Step
+from reference.model import LayerValues
+
+Tree = Any
+Wide = Any  # float64 arrays of NumPy, and the numbers that it turns arrays without axes into
+
+
+@dataclass(frozen=True, eq=False)
+class Use:
+    """One layer where it stands in the network, with its share of the step.
+
+    Attributes:
+        layer: what it is.
+        number: 1 for the first, every block of a Repeat and use of a Tied counted.
+        path: of its entry in the trees of the step.
+        block: which block of the Repeats and use of the Tieds around it: the first indices of its z, a and delta.
+        owner: of the Repeats alone: the first indices of its parameters.
+        params: its parameters, float64.
+        values: its z and a, as `LayerValues`.
+        delta: its error term.
+        gradient: of its parameters.
+    """
+
+    layer: Layer
+    number: int
+    path: str
+    block: tuple[int, ...]
+    owner: tuple[int, ...]
+    params: Any
+    values: Any
+    delta: Any
+    gradient: Any
+
+    def name(self, what: str, field: str = "") -> str:
+        """The path of one of its leaves, `gradients[1].W[0]`."""
+        index = self.owner if what == "gradients" else self.block
+        return f"{what}{self.path}{field}" + "".join(f"[{i}]" for i in index)
+
+    def of(self, tree: Tree, owned: bool = False) -> Tree:
+        """Its share of another tree that mirrors uses, or with `owned` parameters."""
+        for step in self.path.strip("[]").split("][") if self.path else ():
+            tree = tree[int(step)]
+        return jax.tree.map(lambda leaf: leaf[self.owner if owned else self.block], tree)
+
+    @property
+    def parameters(self) -> dict[str, tuple[Wide, Wide]]:
+        """Each of its parameters and that parameter's gradient, by the path within: ".W"."""
+        pairs = zip(jax.tree_util.tree_leaves_with_path(self.params), jax.tree.leaves(self.gradient), strict=True)
+        return {jax.tree_util.keystr(path): (leaf, gradient) for (path, leaf), gradient in pairs}
+
+    @property
+    def weights(self) -> dict[str, Wide]:
+        """Those of its parameters that the regulariser counts (J2)."""
+        names = self.params.weights if isinstance(self.params, Parameters) else ()
+        return {f".{name}": getattr(self.params, name) for name in names}
+
+
+def written_out(net: Node, params: Tree, step: Step) -> list[Use]:
+    """Every use of every layer, first to last.
+
+    Raises:
+        TypeError: a composite of a kind of its own, whose trees nobody can know.
+    """
+    trees = (params, layer_values(step.trace), step.deltas, step.gradients)
+    found = _uses(net, jax.tree.map(wide, trees), "", (), ())
+    return [Use(layer, number, *rest) for number, (layer, *rest) in enumerate(found, 1)]
+
+
+def _uses(node: Node, trees: Any, path: str, block: tuple[int, ...], owner: tuple[int, ...]) -> Iterator[Any]:
+    if isinstance(node, Layer):
+        yield node, path, block, owner, *trees
+    elif isinstance(node, Branches):
+        for i, child in enumerate(node.nodes):
+            yield from _uses(child, [tree[i] for tree in trees], f"{path}[{i}]", block, owner)
+    elif isinstance(node, Repeat):
+        for i in range(node.n):
+            yield from _uses(node.block, _at(trees, i), path, (*block, i), (*owner, i))
+    elif isinstance(node, Tied):
+        params, *of_uses, gradients = trees
+        for i in range(node.n):
+            yield from _uses(node.block, [params, *_at(of_uses, i), gradients], path, (*block, i), owner)
+    elif isinstance(node, Wrapper):
+        yield from _uses(node.block, trees, path, block, owner)
+    else:
+        raise TypeError(f"{type(node).__name__} is neither Branches nor a Wrapper, so how trees mirror it is not known")
+
+
+def _at(trees: Any, i: int) -> list[Tree]:
+    return [jax.tree.map(lambda leaf: leaf[i], tree) for tree in trees]
+
+
+def shared(uses: list[Use]) -> list[list[Use]]:
+    """The uses of every set of parameters, which are several where it is tied, in the order of their first."""
+    owned: dict[tuple[str, tuple[int, ...]], list[Use]] = {}
+    for use in uses:
+        owned.setdefault((use.path, use.owner), []).append(use)
+    return list(owned.values())
+
+
+def layer_values(trace: Tree) -> Tree:
+    """The z and a of every layer of a trace, by hand or by the reference."""
+
+    def values(layer: Any) -> Any:
+        return LayerValues(layer.z, layer.a) if isinstance(layer, LayerTrace) else layer
+
+    return jax.tree.map(values, trace, is_leaf=lambda node: isinstance(node, LayerTrace))
+
+
+def wide(leaf: Any) -> Wide:
+    """A float64 array of NumPy."""
+    return np.asarray(leaf).astype(np.float64)

@@ -1,0 +1,133 @@
+"""How what is known flows through the composites: up from what entered, and down from dL/d(what left).
+
+Written anew, with the rounding of every sum; the layers are visited in the order of computation. A composite of one's
+own registers here too, next to `reference.model.through`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import singledispatch
+from typing import Any
+
+from manual_backprop.layers import Layer
+from manual_backprop.network import Parallel, Repeat, Residual, Serial, Tied
+from reference.equations.bounds import Arithmetic, Known
+from reference.equations.chain import Use, Wide
+from reference.equations.families import Flow, Mistakes
+
+At = Callable[[Use, Any], Any]
+
+
+@dataclass(frozen=True)
+class Arriving:
+    """dL/d(what left a node), on its way down.
+
+    Attributes:
+        known: what it should be.
+        mistakes: what it would be by a mistake further up.
+        by: the numbers of the layers whose transports sent it.
+    """
+
+    known: Known
+    mistakes: Mistakes = field(default_factory=dict)
+    by: tuple[int, ...] = ()
+
+
+@singledispatch
+def up(node: Any, of: Arithmetic, at: At, x: Flow, uses: Iterator[Use]) -> Flow:
+    """What leaves a node, from what enters it; `at(use, what enters)` gives what leaves a layer."""
+    raise TypeError(
+        f"the equation check does not know how {type(node).__name__} is joined; register it on"
+        " reference.equations.joins.up and .down"
+    )
+
+
+@singledispatch
+def down(node: Any, of: Arithmetic, at: At, d: Any, uses: Iterator[Use]) -> Any:
+    """What arrives at what entered a node, from what arrives at what left it; `uses` come last to first.
+
+    Both are an `Arriving`, a tuple of these, or None where integers entered.
+    """
+    raise TypeError(f"the equation check does not know how {type(node).__name__} is joined")
+
+
+@up.register
+def _(node: Layer, of: Arithmetic, at: At, x: Flow, uses: Iterator[Use]) -> Flow:
+    return at(next(uses), x)
+
+
+@down.register
+def _(node: Layer, of: Arithmetic, at: At, d: Any, uses: Iterator[Use]) -> Any:
+    return at(next(uses), d)
+
+
+@up.register
+def _(node: Serial, of: Arithmetic, at: At, x: Flow, uses: Iterator[Use]) -> Flow:
+    for child in node.nodes:
+        x = up(child, of, at, x, uses)
+    return x
+
+
+@down.register
+def _(node: Serial, of: Arithmetic, at: At, d: Any, uses: Iterator[Use]) -> Any:
+    for child in reversed(node.nodes):
+        d = down(child, of, at, d, uses)
+    return d
+
+
+@up.register(Repeat)
+@up.register(Tied)
+def _(node: Repeat | Tied, of: Arithmetic, at: At, x: Flow, uses: Iterator[Use]) -> Flow:
+    for _ in range(node.n):
+        x = up(node.block, of, at, x, uses)
+    return x
+
+
+@down.register(Repeat)
+@down.register(Tied)
+def _(node: Repeat | Tied, of: Arithmetic, at: At, d: Any, uses: Iterator[Use]) -> Any:
+    for _ in range(node.n):
+        d = down(node.block, of, at, d, uses)
+    return d
+
+
+@up.register
+def _(node: Residual, of: Arithmetic, at: At, x: Flow, uses: Iterator[Use]) -> Flow:
+    return of.rounded(x + up(node.block, of, at, x, uses))
+
+
+@down.register
+def _(node: Residual, of: Arithmetic, at: At, d: Any, uses: Iterator[Use]) -> Any:
+    branch = down(node.block, of, at, d, uses)
+    mistakes = {what: d.known.value + value for what, value in branch.mistakes.items()}
+    mistakes["the branch of the residual is missing"] = d.known.value
+    mistakes["the skip of the residual is missing"] = branch.known.value
+    return Arriving(of.rounded(d.known + branch.known), mistakes, branch.by + d.by)
+
+
+@up.register
+def _(node: Parallel, of: Arithmetic, at: At, x: Flow, uses: Iterator[Use]) -> Flow:
+    return tuple(up(child, of, at, x, uses) for child in node.nodes)
+
+
+@down.register
+def _(node: Parallel, of: Arithmetic, at: At, d: Any, uses: Iterator[Use]) -> Any:
+    branches = [down(child, of, at, part, uses) for child, part in zip(reversed(node.nodes), reversed(d), strict=True)]
+    whole = [branch for branch in reversed(branches) if branch is not None]
+    if not whole:
+        return None
+    total = whole[0].known
+    for branch in whole[1:]:
+        total = of.rounded(total + branch.known)
+    return Arriving(total, _of_branches(total.value, whole), sum((branch.by for branch in whole), ()))
+
+
+def _of_branches(total: Wide, branches: list[Arriving]) -> Mistakes:
+    """A mistake within one branch, or one of several branches left out."""
+    mistakes: Mistakes = {}
+    for i, branch in enumerate(branches):
+        others = total - branch.known.value
+        mistakes |= {what: others + value for what, value in branch.mistakes.items()}
+        if len(branches) > 1:
+            mistakes[f"branch {i + 1} of the Parallel is missing"] = others
+    return mistakes

@@ -1,0 +1,114 @@
+"""The equations of a family that nobody has derived bounds for: how far a right answer may be off is measured.
+
+Monte Carlo arithmetic over the reference's forward of that one layer, and over its vjp, from the stored values that
+entered it. These enter the samples with their own slack, since a program may go on with what it has not yet rounded.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from manual_backprop.layers import Layer
+from reference import model, xla
+from reference.equations.bounds import Arithmetic, Known
+from reference.equations.chain import Use, Wide
+from reference.equations.families import Family, Flow, Mistakes, family
+from reference.tolerance.formats import Format
+from reference.tolerance.monte_carlo import SAMPLES_AXIS, noises, perturbed
+from reference.tolerance.rounding import SAMPLES, spread
+
+Tree = Any
+SEED = 0
+
+
+@family.register
+def _(layer: Layer) -> Family:
+    return _Measured()
+
+
+class _Measured(Family):
+    def net_input(self, of: Arithmetic, use: Use, a_in: Flow) -> tuple[Known, Mistakes]:
+        return measured(of, _net_input, use.layer, use.params, a_in), {}
+
+    def transport(self, of: Arithmetic, use: Use, a_in: Flow, delta: Known) -> tuple[Flow, Mistakes]:
+        return measured(of, _transport, use.layer, use.params, a_in, delta), {}
+
+    def gradient(
+        self, of: Arithmetic, uses: list[Use], a_in: list[Flow], delta: list[Known], shares: Wide
+    ) -> dict[str, Known]:
+        if not uses[0].parameters:
+            return {}
+        layer, params = uses[0].layer, uses[0].params
+        each = [measured(of, _gradient, layer, params, *flows, shares) for flows in zip(a_in, delta, strict=True)]
+        named = [jax.tree_util.tree_leaves_with_path(one) for one in each]
+        every = zip(*named, strict=True)
+        return {jax.tree_util.keystr(same[0][0]): _summed(of, [g for _, g in same]) for same in every}
+
+
+def _summed(of: Arithmetic, terms: list[Known]) -> Known:
+    """The sum over the uses of a parameter, rounded."""
+    total = sum(terms[1:], terms[0])
+    size = sum(np.abs(term.value) for term in terms)
+    return of.rounded(total.further(of.gamma(len(terms)) * size)) if len(terms) > 1 else total
+
+
+def _net_input(layer: Layer, params: Tree, a_in: Any) -> Any:
+    return model.apply(layer, params, a_in)
+
+
+def _transport(layer: Layer, params: Tree, a_in: Any, delta: Any) -> Any:
+    d_in = jax.vjp(lambda a_in: model.apply(layer, params, a_in), a_in)[1](delta)[0]
+    return jax.tree.map(lambda leaf: None if leaf.dtype == jax.dtypes.float0 else leaf, d_in)
+
+
+def _gradient(layer: Layer, params: Tree, a_in: Any, delta: Any, shares: Any) -> Any:
+    weighted = shares.reshape(-1, *(1,) * (delta.ndim - 1)) * delta
+    return jax.vjp(lambda params: model.apply(layer, params, a_in), params)[1](weighted)[0]
+
+
+def measured(of: Arithmetic, function: Callable[..., Any], layer: Any, *args: Tree) -> Tree:
+    """function(layer, *args) with a `Known` for every float of its result.
+
+    Args:
+        of: the arithmetic of the step under test.
+        function: traceable by JAX.
+        layer: hashable: a program is compiled once for it.
+        args: trees of float64 arrays, which are exact, and of `Known`, which vary within their slack.
+    """
+    rng = np.random.default_rng(SEED)
+
+    def sampled(leaf: Any) -> np.ndarray:
+        known = leaf if isinstance(leaf, Known) else Known.exactly(np.asarray(leaf))
+        samples = np.stack([known.value] * (SAMPLES + 1))
+        if np.issubdtype(samples.dtype, np.floating):
+            samples[1:] += rng.uniform(-1, 1, (SAMPLES, *samples.shape[1:])) * known.slack
+        return samples
+
+    with np.errstate(invalid="ignore"), jax.enable_x64(True):
+        samples = jax.tree.map(sampled, args)
+        leaves, structure = jax.tree.flatten(samples)
+        shapes = tuple(jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype) for leaf in leaves)
+        run, result = _program(function, layer, structure, shapes)
+        flat = jax.device_get(run(noises(Format(**vars(of)), SAMPLES, SEED), *leaves))
+    return jax.tree.unflatten(result, [_known(*spread(leaf)) for leaf in flat])
+
+
+def _known(value: Wide, tolerance: Wide) -> Known:
+    return Known(value, tolerance, tolerance)
+
+
+@lru_cache(maxsize=128)
+def _program(
+    function: Callable[..., Any], layer: Any, structure: Any, shapes: tuple[jax.ShapeDtypeStruct, ...]
+) -> tuple[Callable[..., Any], Any]:
+    """The function under Monte Carlo arithmetic, compiled, and the structure of its result."""
+
+    def flat(*leaves: Any) -> Any:
+        return function(layer, *jax.tree.unflatten(structure, leaves))
+
+    closed, result = jax.make_jaxpr(flat, return_shape=True)(*shapes)
+    samples = jax.vmap(perturbed(closed), axis_name=SAMPLES_AXIS)
+    return jax.jit(samples, compiler_options=xla.quick()), jax.tree.structure(result)

@@ -1,0 +1,182 @@
+"""A family that the library never heard of goes through `reference.check` whole: its bounds are measured."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, batch, fast, generic
+
+import manual_backprop as mb
+import reference
+from manual_backprop.layers import AffineLayer, Factor, Parameters
+from reference import autodiff, model
+from reference.equations import bounds, measured
+from reference.equations.bounds import Arithmetic, Known
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Kernel(Parameters):
+    k: Any
+    b: Any
+
+    weights = ("k",)
+
+
+def shifted(rows: Any, width: int) -> Any:
+    """a_(p + k), around the end: (N, width, positions)."""
+    return jnp.stack([jnp.roll(rows, -k, axis=1) for k in range(width)], axis=1)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Windows(Factor):
+    a_in: Any
+    delta: Any
+
+    def weighted_sum(self, weights: Any = None) -> Kernel:
+        n = self.delta.shape[0]
+        w = jnp.full(n, 1 / n, self.delta.dtype) if weights is None else weights.astype(self.delta.dtype)
+        k = jnp.einsum("n,nkp,np->k", w, shifted(self.a_in, 3), self.delta)
+        return Kernel(k, jnp.einsum("n,np->", w, self.delta)[None])
+
+
+@dataclass(frozen=True)
+class Convolution(AffineLayer):
+    """One channel around a ring: z_p = b + sum_k k_k a_(p+k). It keeps the shape, so that it may be repeated."""
+
+    activation: str = "tanh"
+    broken: str = ""
+
+    def __str__(self) -> str:
+        return "Convolution"
+
+    def init(self, key: Any, dtype: Any = None) -> Kernel:
+        return Kernel(jax.random.normal(key, (3,), dtype), jnp.zeros(1, dtype))
+
+    def out_shape(self, in_shape: Any) -> Any:
+        return in_shape
+
+    def net_input(self, params: Kernel, a_in: Any) -> Any:
+        z = jnp.einsum("k,nkp->np", params.k, shifted(a_in, 3)) + jnp.broadcast_to(params.b, a_in.shape)
+        return (jnp.roll(z, 1, axis=1) if self.broken == "net_input" else z), a_in
+
+    def transport(self, params: Kernel, saved: Any, delta: Any) -> Any:
+        back = jnp.stack([jnp.roll(delta, k, axis=1) for k in range(3)], axis=1)
+        k = params.k[::-1] if self.broken == "transport" else params.k
+        return jnp.einsum("k,nkp->np", k, back)
+
+    def factor(self, saved: Any, delta: Any) -> Factor:
+        return Windows(jnp.roll(saved, 1, axis=1) if self.broken == "factor" else saved, delta)
+
+    def pushforward(self, params: Kernel, saved: Any, dparams: Kernel, da_in: Any) -> Any:
+        along, _ = Convolution().net_input(replace(params, b=dparams.b), da_in)
+        return along + jnp.einsum("k,nkp->np", dparams.k, shifted(saved, 3))
+
+    def error_term(self, trace: Any, d_a: Any) -> Any:
+        return d_a if self.broken == "error_term" else super().error_term(trace, d_a)
+
+
+@model.apply.register
+def _(layer: Convolution, params: Kernel, a_in: Any) -> Any:
+    """By jnp.convolve of what is wrapped around."""
+    wrapped = jnp.concatenate([a_in, a_in[:, :2]], axis=1)
+    return jax.vmap(lambda row: jnp.convolve(row, params.k[::-1], mode="valid"))(wrapped) + params.b.reshape(1, 1)
+
+
+def networks(layer: Any) -> dict[str, mb.Serial]:
+    last = mb.Dense(6, 2)
+    return {
+        "serial": mb.Serial((mb.Dense(6, 6, "gelu"), layer, last)),
+        "residual": mb.Serial((mb.Residual(mb.Serial((layer, mb.Dense(6, 6, "tanh")))), last)),
+        "repeat": mb.Serial((mb.Repeat(layer, 3), last)),
+        "tied": mb.Serial((mb.Tied(layer, 2), last)),
+        "gated": mb.Serial((mb.Residual(mb.Serial((mb.Parallel((layer, mb.Dense(6, 6))), mb.Product("silu")))), last)),
+    }
+
+
+def problem(name: str, broken: str = "", width: int = 6) -> tuple[mb.Objective, Any, Any, Any]:
+    net = networks(Convolution(broken=broken))[name]
+    objective = mb.Objective(net, mb.squared_error, mb.Frobenius(0.1))
+    return objective, jax.tree.map(lambda leaf: 0.6 * leaf, generic(net)), batch(width), batch(2, seed=3)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["serial", "residual", "repeat", "tied", "gated"])
+def test_a_family_of_ones_own_is_proven_equation_by_equation(name, dtype):
+    report = reference.check(*problem(name), dtype=dtype)
+    report.raise_if_failed()
+    kinds = {row.equation for row in report.rows if row.kind == "equation"}
+    assert {"(F1)", "(F2)", "(B1)", "(B2)", "(B3)", "(B4)", "(B5)"} <= kinds
+
+
+NAMED = {
+    "net_input": "(F1)",
+    "error_term": "(B2)",
+    "transport": ("(B2)", "(B5)"),
+    "factor": "(B4)",
+}
+
+
+@pytest.mark.parametrize("broken", list(NAMED))
+@pytest.mark.parametrize("name", ["serial", "residual", "repeat", "tied", "gated"])
+def test_a_fault_in_each_method_is_named_by_equation_and_layer(name, broken):
+    objective, params, x, y = problem(name, broken)
+    found = reference.check(objective, params, x, y).failures[0]
+    place = {"serial": {2}, "residual": {1}, "repeat": {1, 3}, "tied": {1, 2}, "gated": {1}}[name]
+    if broken == "transport":  # what it sends down shows in the delta of the layer below, or in dL/dx
+        place = {"serial": {1}, "residual": {0}, "repeat": {2}, "tied": {1}, "gated": {0}}[name]
+    assert found.kind == "equation"
+    assert found.equation in NAMED[broken]
+    assert found.layer in place, found.explain()
+
+
+def test_whose_transport_is_wrong_is_said():
+    """The delta of layer 1 is what shows a wrong W^T of layer 2: the cause says whose W it is."""
+    net = mb.mlp((4, 5, 5, 3))
+    objective, params, x, y = mb.Objective(net, mb.squared_error), generic(net), batch(4), batch(3, seed=3)
+
+    class Transposed(mb.Dense):
+        def transport(self, params: Any, saved: Any, delta: Any) -> Any:
+            return delta @ params.W.T
+
+    layers = list(net.nodes)
+    layers[1] = Transposed(5, 5, "tanh")
+    wrong = replace(objective, net=mb.Serial(tuple(layers)))
+    row = reference.check(wrong, params, x, y).failures[0]
+    assert (row.equation, row.layer) == ("(B2)", 1)
+    assert row.by == (2,)
+    assert "(B2) of layer 1, sent by the transport of layer 2: deltas[0]" in row.explain()
+    assert row.cause == "W is not transposed"
+
+
+def test_measured_bounds_are_like_the_derived_ones():
+    """Of a dense layer both are known: the measured bound is within a factor of eight of the derived one."""
+    layer, params = mb.Dense(6, 4), generic(mb.Dense(6, 4))
+    W, b = (np.asarray(leaf, np.float64) for leaf in (params.W, params.b))
+    a_in = Known.exactly(np.asarray(batch(6)))
+    for dtype in ("float64", "float32", "bfloat16", "float16"):
+        of = Arithmetic.of(dtype)
+        derived = bounds.net_input(of, W, b, a_in)
+        found = measured.measured(of, measured._net_input, layer, params, a_in)
+        np.testing.assert_allclose(found.value, derived.value, rtol=1e-13)
+        ratio = np.median(found.bound / derived.bound)
+        assert 1 / 8 < ratio < 8, (dtype, ratio)
+
+
+def test_every_reading_and_product_of_a_family_of_ones_own():
+    """Norms, Gram matrix and Hessian-vector product by the general forms, against autodiff of the reference."""
+    objective, params, x, y = problem("gated")
+    step = fast(partial(mb.backprop, objective))(params, x, y)
+    each = autodiff.per_example_gradients(replace(objective, regularizer=None), params, x, y)
+    rows = np.concatenate([np.asarray(leaf).reshape(len(x), -1) for leaf in jax.tree.leaves(each)], axis=1)
+    at = (objective.net, step.trace, step.deltas)
+    assert_close(mb.squared_norms(*at), (rows**2).sum(1), 1e-12)
+    assert_close(mb.gram(*at), rows @ rows.T, 1e-12)
+    v = jax.tree.map(jnp.cos, params)
+    ours = fast(partial(mb.hessian_vector_product, objective))(params, x, y, v)
+    assert_close(ours, autodiff.hessian_vector_product(objective, params, x, y, v), 1e-11)
