@@ -11,6 +11,7 @@ import pytest
 import manual_backprop as mb
 from manual_backprop import activations
 from manual_backprop.layers import Factor, Layer, OuterProduct, Parameters
+from manual_backprop.layers.factor import Difference
 from reference import model
 from reference.checks.layer import check_layer
 from tests.helpers import batch, generic
@@ -73,22 +74,52 @@ class Convolution(Layer):
         )
 
 
+class Curved(Convolution):
+    """The same with the change of its transposes."""
+
+    def change(self, params: Kernel, saved: Any, dparams: Kernel, da_in: Any, delta: Any) -> Any:
+        moved = Convolution.net_input(self, params, da_in)[1]
+        gradient = Difference(Windows(moved, delta), Windows(jnp.zeros_like(moved), delta))
+        return Convolution.transport(self, dparams, saved, delta), gradient
+
+
+@model.apply.register
+def _(layer: Curved, params: Kernel, a_in: Any) -> Any:
+    def one(row: Any) -> Any:
+        return jnp.convolve(row, params.k[::-1], mode="valid")
+
+    z = jax.vmap(one)(a_in)
+    return z + jnp.broadcast_to(params.b, z.shape)
+
+
 PARAMS = Kernel(jnp.asarray([0.4, -0.7, 1.1]), jnp.asarray([0.3]))
 X = batch(6, 4)
+METHODS = {"net_input", "pushforward", "transport", "factor", "out_shape", "init", "forward", "backward", "error_term"}
 
 
-def test_layers_of_ours_and_a_new_one_pass() -> None:
-    dense = mb.Dense(6, 3, "tanh")
-    for layer, params in ((dense, generic(dense)), (Convolution(), PARAMS)):
-        report = check_layer(layer, params, X)
-        assert report.passed, report
-        assert report.worst.used < 0.1
-        names = {row.path.split(",")[0].split(".")[0].split("[")[0] for row in report.rows}
-        assert {"net_input", "pushforward", "transport", "factor", "out_shape", "init"} <= names
+def methods(report: Any) -> set[str]:
+    return {row.path.split(",")[0].split(".")[0].split("[")[0] for row in report.rows}
+
+
+@pytest.mark.parametrize("layer", [mb.Dense(6, 3, "tanh"), Curved()], ids=str)
+def test_layers_of_ours_and_a_new_one_pass(layer: Any) -> None:
+    report = check_layer(layer, generic(layer), X)
+    assert report.passed, report
+    assert report.worst.used < 0.1
+    assert methods(report) >= {*METHODS, "change"}
+
+
+def test_a_family_without_change_is_noted_and_passes() -> None:
+    report = check_layer(Convolution(), PARAMS, X)
+    assert report.passed, report
+    assert methods(report) >= METHODS
+    assert "change" not in methods(report)
+    assert "Convolution has no method `change`: Hessian-vector products refuse it" in report.notes
 
 
 def test_a_forward_without_a_witness_is_said_to_be_taken_at_its_word() -> None:
     assert any("not registered" in note for note in check_layer(Convolution(), PARAMS, X).notes)
+    assert not check_layer(Curved(), PARAMS, X).notes
     dense = mb.Dense(6, 3)
     report = check_layer(dense, generic(dense), X)
     assert not report.notes
@@ -199,48 +230,6 @@ def test_a_forward_that_no_derivative_sees_is_caught_by_the_reference() -> None:
     report = check_layer(layer, generic(layer), X)
     assert [row.path for row in report.failures] == ["net_input.z"]
     assert report.failures[0].witness == "reference.model"
-
-
-@dataclass(frozen=True)
-class Doubling(Layer):
-    """A layer without parameters."""
-
-    activation: Any = activations.identity
-
-    def init(self, key: Any, dtype: Any = None) -> tuple:
-        return ()
-
-    def out_shape(self, in_shape: Any) -> Any:
-        return in_shape
-
-    def net_input(self, params: Any, a_in: Any) -> Any:
-        return 2 * a_in, ()
-
-    def transport(self, params: Any, saved: Any, delta: Any) -> Any:
-        return 2 * delta
-
-    def factor(self, saved: Any, delta: Any) -> Any:
-        return Nothing()
-
-    def pushforward(self, params: Any, saved: Any, dparams: Any, da_in: Any) -> Any:
-        return 2 * da_in
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Nothing(Factor):
-    def weighted_sum(self, weights: Any = None) -> tuple:
-        return ()
-
-
-def test_a_layer_without_parameters_passes_and_its_transport_is_checked() -> None:
-    assert check_layer(Doubling(), (), X).passed
-
-    class Tripled(Doubling):
-        def transport(self, params: Any, saved: Any, delta: Any) -> Any:
-            return 3 * delta
-
-    assert check_layer(Tripled(), (), X).failures[0].path == "transport"
 
 
 def test_x64_off_and_promotion_off_give_the_same_verdict() -> None:

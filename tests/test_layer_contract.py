@@ -8,8 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import manual_backprop as mb
+from manual_backprop.layers import AffineLayer
+from manual_backprop.tangent import Pair
+from reference import model
 from reference.checks.layer import check_layer
-from tests.test_layer_check import PARAMS, Convolution, Kernel, X
+from tests.helpers import generic
+from tests.test_layer_check import PARAMS, Convolution, Curved, Kernel, Windows, X
+from tests.test_layer_families import IDS, PAIR, Embedding, Gated
 
 
 class Raises(Convolution):
@@ -85,9 +91,157 @@ def test_a_broken_contract_is_a_row_with_its_reason(layer: Any, path: str, cause
     assert "was not checked" in report.notes[-1]
 
 
+def twice(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: 2 * leaf, tree)
+
+
+def changed(change: Any) -> Any:
+    """A method whose result is changed, as a factory of methods that override `method`."""
+
+    def of(method: Any) -> Any:
+        return lambda self, *args: change(method(self, *args))
+
+    return of
+
+
+class Doubled(Windows):
+    def per_example(self) -> Any:
+        return twice(Windows.per_example(self))
+
+
+jax.tree_util.register_dataclass(Doubled, ["windows", "delta"], [])
+
+
+def in_sweep(change: Any) -> Any:
+    """A change of what a step returned, in the sweep of values alone."""
+    return changed(lambda out: out if isinstance(jax.tree.leaves(out, is_leaf=is_pair)[0], Pair) else change(*out))
+
+
+def in_tangent(change: Any) -> Any:
+    """A change of what a step returned, in the sweep of tangents alone."""
+    return changed(lambda out: change(*out) if isinstance(jax.tree.leaves(out, is_leaf=is_pair)[0], Pair) else out)
+
+
+def is_pair(node: Any) -> bool:
+    return isinstance(node, Pair)
+
+
+def along_twice(pair: Pair) -> Pair:
+    return replace(pair, change=2 * pair.change)
+
+
+FAULTS = {
+    "z": ("net_input", changed(lambda out: (1.5 * out[0], out[1])), "net_input"),
+    "saved": ("net_input", changed(lambda out: (out[0], out[1][:, ::-1])), "net_input"),
+    "out_shape": ("out_shape", changed(lambda shape: (1, *shape)), "out_shape"),
+    "init": ("init", changed(lambda params: replace(params, b=jnp.zeros((), params.b.dtype))), "init"),
+    "transport": ("transport", changed(twice), "transport"),
+    "factor": ("factor", changed(lambda factor: replace(factor, delta=2 * factor.delta)), "factor.weighted_sum"),
+    "per_example": ("factor", changed(lambda f: Doubled(f.windows, f.delta)), "factor.per_example"),
+    "pushforward": ("pushforward", changed(twice), "pushforward"),
+    "pushforward_params": ("pushforward_params", changed(twice), "pushforward_params"),
+    "change of transport": ("change", changed(lambda out: (2 * out[0], out[1])), "change[0]"),
+    "change of gradient": ("change", changed(lambda out: (out[0], twice(out[1]))), "change[1].weighted_sum"),
+    "no change of gradient": ("change", changed(lambda out: (out[0], None)), "change[1].weighted_sum"),
+    "error_term": ("error_term", changed(twice), "error_term"),
+    "forward, output": ("forward", in_sweep(lambda a, kept: (2 * a, kept)), "forward"),
+    "forward, kept a": ("forward", in_sweep(lambda a, kept: (a, replace(kept, a=kept.z))), "forward.a"),
+    "forward, kept z": ("forward", in_sweep(lambda a, kept: (a, replace(kept, z=kept.a))), "forward.z"),
+    "forward, nothing kept": ("forward", in_sweep(lambda a, kept: a), "forward"),
+    "forward, pairs": ("forward", changed(lambda out: (2 * out[0], out[1])), "forward"),
+    "forward, tangent": ("forward", in_tangent(lambda a, kept: (along_twice(a), kept)), "forward, tangent"),
+    "backward, down": ("backward", in_sweep(lambda d, found: (2 * d, found)), "backward.d_a_in"),
+    "backward, delta": ("backward", in_sweep(lambda d, found: (d, twice(found))), "backward.delta"),
+    "backward, tangent": ("backward", in_tangent(lambda d, found: (along_twice(d), found)), "backward, tangent"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_in_any_method_is_named_by_the_first_row_that_fails(fault: str) -> None:
+    method, change, path = FAULTS[fault]
+    broken = type("Broken", (Curved,), {method: change(getattr(Curved, method))})
+    report = check_layer(broken(), PARAMS, X)
+    assert report.failures[0].path.startswith(path), report
+    assert path in report.summary()
+
+
+@pytest.mark.parametrize(
+    ("layer", "method", "change", "a_in", "path"),
+    [
+        (mb.layers.Product("tanh"), "transport", changed(lambda d: d[::-1]), PAIR, "transport[0]"),
+        (mb.layers.Product("tanh"), "change", changed(lambda out: (twice(out[0]), None)), PAIR, "change[0][0]"),
+        (Gated(), "transport", changed(lambda d: (jnp.zeros(4), d[1])), (IDS[:, 0], X[:, :3]), "transport"),
+        (Gated(), "change", changed(lambda out: (out[0], None)), (IDS[:, 0], X[:, :3]), "change[1].weighted_sum.W"),
+        (Embedding(), "transport", changed(lambda d: jnp.zeros((4, 2))), IDS, "transport"),
+        (Embedding(), "factor", changed(lambda f: replace(f, ids=f.ids[:, ::-1])), IDS, "factor.weighted_sum.W"),
+        (Embedding(), "forward", in_sweep(lambda a, kept: (2 * a, kept)), IDS, "forward"),
+        (mb.Dense(6, 3, "tanh"), "change", changed(lambda out: (2 * out[0], out[1])), X, "change[0]"),
+    ],
+)
+def test_a_fault_is_named_whatever_enters(layer: Any, method: str, change: Any, a_in: Any, path: str) -> None:
+    kind = type(layer)
+    broken = type("Broken", (kind,), {method: change(getattr(kind, method))})
+    report = check_layer(broken(**vars(layer)), generic(layer), a_in)
+    assert report.failures[0].path == path, report
+
+
+class SavesWindows(Curved, AffineLayer):
+    """Affine, but what it saves is not what entered."""
+
+
+class SavesNegative(mb.Dense):
+    def net_input(self, params: Any, a_in: Any) -> Any:
+        return mb.Dense.net_input(self, params, a_in)[0], -a_in
+
+
+class Squares(mb.Dense):
+    """Its z is not affine in what entered."""
+
+    change = AffineLayer.change
+
+    def net_input(self, params: Any, a_in: Any) -> Any:
+        return mb.Dense.net_input(self, params, a_in**2)[0], a_in
+
+    def transport(self, params: Any, saved: Any, delta: Any) -> Any:
+        return 2 * saved * mb.Dense.transport(self, params, saved, delta)
+
+    def factor(self, saved: Any, delta: Any) -> Any:
+        return mb.Dense.factor(self, saved**2, delta)
+
+    def pushforward(self, params: Any, saved: Any, dparams: Any, da_in: Any) -> Any:
+        return mb.Dense.pushforward(self, params, saved**2, dparams, 2 * saved * da_in)
+
+    def pushforward_params(self, params: Any, a_in: Any, saved: Any, dparams: Any) -> Any:
+        return mb.Dense.pushforward_params(self, params, a_in, saved**2, dparams)
+
+
+@model.apply.register
+def _(layer: Squares, params: Any, a_in: Any) -> Any:
+    return jax.lax.square(a_in) @ params.W.T + jnp.broadcast_to(params.b, (len(a_in), layer.d_out))
+
+
+def test_an_affine_layer_that_is_none_is_told() -> None:
+    dense = generic(mb.Dense(6, 3))
+    for layer, params, path, cause in (
+        (SavesWindows(), PARAMS, "net_input.saved", "saves what entered, a_in; got float64[4, 3, 4]"),
+        (SavesNegative(6, 3), dense, "net_input.saved", "saves what entered, a_in; got float64[4, 6]: other values"),
+        (Squares(6, 3), dense, "transport, other parameters", "an AffineLayer's z is affine in params and in a_in"),
+    ):
+        report = check_layer(layer, params, X)
+        assert report.failures[0].path == path, report
+        assert cause in report.failures[0].cause
+
+
 def test_parameters_of_zeros_are_noted_and_bad_input_is_refused() -> None:
     report = check_layer(Convolution(), replace(PARAMS, b=jnp.zeros(1)), X)
     assert any("params.b is zero throughout" in note for note in report.notes)
     for bad in (X[:1], np.ones((3, 6), int)):
         with pytest.raises(ValueError, match="two examples or more"):
             check_layer(Convolution(), PARAMS, bad)
+    with pytest.raises(ValueError, match="floats or integers of two examples or more, as many in every part"):
+        check_layer(Gated(), generic(Gated()), (IDS[:, 0], X[:3, :3]))
+
+
+def test_what_is_no_layer_is_refused(without_hook: None) -> None:
+    with pytest.raises(TypeError, match="check_layer checks one layer"):
+        check_layer(mb.mlp((6, 3)), (), X)
