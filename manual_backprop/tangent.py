@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from manual_backprop import validate
-from manual_backprop.layers.base import AffineLayer, Layer, LayerTrace
+from manual_backprop.layers.base import AffineLayer, Layer, LayerTrace, zero_like
 from manual_backprop.layers.factor import Factor
-from manual_backprop.node import Node, Step, Walk
+from manual_backprop.node import Node, Step
 from manual_backprop.sweep import Reader
-from manual_backprop.types import Examples, Flow, Leaf, Tree, override
+from manual_backprop.types import Examples, Flow, Leaf, Tree, Weights, override
 
 
 @jax.tree_util.register_dataclass
@@ -44,6 +44,19 @@ class TangentTrace:
     da_in: Tree
 
 
+def gradient_change(weights: Weights | None) -> Reader:
+    """The reader that contracts R{delta} a^T + delta R{a}^T to the change of the gradient, examples by `weights`."""
+
+    def contract(along_delta: Factor, moved: Factor | None) -> Tree:
+        terms = [factor.weighted_sum(weights) for factor in (along_delta, moved) if factor is not None]
+        return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *terms)
+
+    return contract
+
+
+MEAN_CHANGE = gradient_change(None)
+
+
 @dataclass(frozen=True)
 class Tangent(Step):
     """The sweep differentiated along a direction: forward propagation of a derivative, and the R-operator back.
@@ -52,11 +65,10 @@ class Tangent(Step):
     (doi:10.1162/neco.1994.6.1.147).
 
     Attributes:
-        reader: what to make of the two factors whose gradients add up to R{dL/dparams}, of which the second may be
-            None; without one, these are what is found.
+        reader: a contraction of the two factors whose gradients add up to R{dL/dparams}; the second may be None.
     """
 
-    reader: Reader | None = None
+    reader: Reader = MEAN_CHANGE
 
     @override
     def forward(self, layer: Layer, x: Flow, own: Pair) -> tuple[Pair, TangentTrace]:
@@ -83,29 +95,16 @@ class Tangent(Step):
         along = layer.transport(params, trace.saved, ddelta)
         bent, moved = layer.change(params, trace.saved, dparams, da_in, delta)
         # R{delta a^T} = R{delta} a^T + delta R{a}^T
-        found = (layer.factor(trace.saved, ddelta), moved)
         d_flow = pairs(d_in, jax.tree.map(jnp.add, along, bent))
-        return d_flow, found if self.reader is None else self.reader(*found)
+        return d_flow, self.reader(layer.factor(trace.saved, ddelta), moved)
 
     @override
     def scannable(self, flow: Flow) -> Flow:
         return jax.tree.map(_with_zero, flow, is_leaf=_is_pair)
 
-    @property
-    @override
-    def unread(self) -> "Tangent":
-        return Tangent()
-
     @override
     def read(self, block: Node, kept: Tree, found: Tree) -> Tree:
-        reader = self.reader
-        if reader is None:
-            return found
-
-        def summed(layer: Layer, uses: int, factors: tuple[Factor, Factor | None]) -> Any:
-            return reader(*(None if factor is None else factor.over_uses(uses) for factor in factors))
-
-        return block.walk(summed, Walk(of_uses=True, uses=1), found)
+        return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), found)  # a reader is linear, so the uses add up
 
 
 def _is_pair(node: object) -> bool:
@@ -114,8 +113,7 @@ def _is_pair(node: object) -> bool:
 
 def _with_zero(pair: Pair) -> Pair:
     """The pair with an array for its change; integers have none."""
-    moves = pair.change is None and jnp.issubdtype(pair.value.dtype, jnp.floating)
-    return Pair(pair.value, jnp.zeros_like(pair.value)) if moves else pair
+    return Pair(pair.value, zero_like(pair.value)) if pair.change is None else pair
 
 
 def pairs(values: Flow, changes: Flow) -> Flow:

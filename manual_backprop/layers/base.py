@@ -101,7 +101,7 @@ class Layer(Node):
 
     def pushforward_params(self, params: Any, a_in: Any, saved: Tree, dparams: Any) -> Array:
         """dz^(l) along dparams alone: `pushforward` along a zero, unless a family has a cheaper form."""
-        return self.pushforward(params, saved, dparams, jax.tree.map(jnp.zeros_like, a_in))
+        return self.pushforward(params, saved, dparams, jax.tree.map(zero_like, a_in))
 
     def change(self, params: Any, saved: Tree, dparams: Any, da_in: Any, delta: Array) -> tuple[Any, Factor | None]:
         """How the transposes change along (dparams, da_in), at a fixed delta: what Hessian-vector products ask.
@@ -160,6 +160,11 @@ class Layer(Node):
             )
 
 
+def zero_like(leaf: Array) -> Array | None:
+    """A change of zero; None for integers, which do not change."""
+    return jnp.zeros_like(leaf) if jnp.issubdtype(leaf.dtype, jnp.floating) else None
+
+
 @lru_cache(maxsize=256)
 def _weights(layer: Layer) -> tuple[str, ...]:
     params = jax.eval_shape(lambda: layer.init(jax.random.key(0)))
@@ -195,4 +200,4 @@ class AffineLayer(Layer):
         moved = self.transport(dparams, saved, delta)
         if da_in is None:
             return moved, None
-        return moved, Difference(self.factor(da_in, delta), self.factor(jnp.zeros_like(da_in), delta))
+        return moved, Difference(self.factor(da_in, delta), self.factor(jax.tree.map(zero_like, da_in), delta))

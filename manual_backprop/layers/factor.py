@@ -116,10 +116,6 @@ class Difference(Factor):
         """Entry by entry."""
         return jax.tree.map(jnp.subtract, self.of.weighted_sum(weights), self.less.weighted_sum(weights))
 
-    def tied(self) -> "Difference":
-        """Each of them."""
-        return Difference(self.of.tied(), self.less.tied())
-
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)

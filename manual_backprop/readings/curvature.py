@@ -12,11 +12,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from manual_backprop import validate
-from manual_backprop.layers.factor import Factor
 from manual_backprop.objective import Objective
 from manual_backprop.readings.gradients import gradient_reader, second_moment
 from manual_backprop.sweep import backward_sweep, forward_sweep
-from manual_backprop.tangent import Pair, Tangent, TangentTrace, along, tangent_sweep
+from manual_backprop.tangent import Pair, Tangent, TangentTrace, along, gradient_change, tangent_sweep
 from manual_backprop.types import Coefficient, Examples, Targets, Tree, Weights
 
 
@@ -84,13 +83,7 @@ def hessian_vector_product(
     net, loss = objective.net, objective.loss
     output, d_output, kept = tangent_sweep(net, params, x, v, None)
     error = Pair(loss.derivative(output, y), loss.hessian_product(output, y, d_output))
-
-    def gradient_change(along_delta: Factor, moved: Factor | None) -> Tree:
-        """R{delta} a^T + delta R{a}^T, contracted."""
-        terms = [factor.weighted_sum(weights) for factor in (along_delta, moved) if factor is not None]
-        return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *terms)
-
-    _, product = net.backward(Tangent(gradient_change), error, along(net, params, v), kept)
+    _, product = net.backward(Tangent(gradient_change(weights)), error, along(net, params, v), kept)
     return objective.add_penalty_gradient(product, v, lam)
 
 

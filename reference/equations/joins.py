@@ -1,7 +1,7 @@
 """How what is known flows through the composites: up from what entered, and down from dL/d(what left).
 
-Written anew, with the rounding of every sum; the layers are visited in the order of computation. A composite of one's
-own registers here too, next to `reference.model.through`.
+Written anew, with the rounding of every sum; the layers are visited in the order of computation. A composite that is not
+registered here is measured (`reference.equations.joined`).
 """
 
 from collections.abc import Callable, Iterator
@@ -15,7 +15,20 @@ from reference.equations.bounds import Arithmetic, Known
 from reference.equations.chain import Use, Wide
 from reference.equations.families import Flow, Mistakes
 
-At = Callable[[Use, Any], Any]
+
+@dataclass(frozen=True)
+class Way:
+    """One way up or down.
+
+    Attributes:
+        of: the arithmetic of the step under test.
+        at: what is done at a layer: (use, what enters) -> what leaves, on the way down in `Arriving`s.
+        entered: what entered a composite that is measured, by the number of its first layer; the way up notes it.
+    """
+
+    of: Arithmetic
+    at: Callable[[Use, Any], Any]
+    entered: dict[int, Flow]
 
 
 @dataclass(frozen=True)
@@ -34,91 +47,88 @@ class Arriving:
 
 
 @singledispatch
-def up(node: Any, of: Arithmetic, at: At, x: Flow, uses: Iterator[Use]) -> Flow:
-    """What leaves a node, from what enters it; `at(use, what enters)` gives what leaves a layer."""
-    raise TypeError(
-        f"the equation check does not know how {type(node).__name__} is joined; register it on"
-        " reference.equations.joins.up and .down"
-    )
+def up(node: Any, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
+    """What leaves a node, from what enters it."""
+    raise TypeError(f"{type(node).__name__} is no node")
 
 
 @singledispatch
-def down(node: Any, of: Arithmetic, at: At, d: Any, uses: Iterator[Use]) -> Any:
+def down(node: Any, way: Way, d: Any, uses: Iterator[Use]) -> Any:
     """What arrives at what entered a node, from what arrives at what left it; `uses` come last to first.
 
     Both are an `Arriving`, a tuple of these, or None where integers entered.
     """
-    raise TypeError(f"the equation check does not know how {type(node).__name__} is joined")
+    raise TypeError(f"{type(node).__name__} is no node")
 
 
 @up.register
-def _(node: Layer, of: Arithmetic, at: At, x: Flow, uses: Iterator[Use]) -> Flow:
-    return at(next(uses), x)
+def _(node: Layer, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
+    return way.at(next(uses), x)
 
 
 @down.register
-def _(node: Layer, of: Arithmetic, at: At, d: Any, uses: Iterator[Use]) -> Any:
-    return at(next(uses), d)
+def _(node: Layer, way: Way, d: Any, uses: Iterator[Use]) -> Any:
+    return way.at(next(uses), d)
 
 
 @up.register
-def _(node: Serial, of: Arithmetic, at: At, x: Flow, uses: Iterator[Use]) -> Flow:
+def _(node: Serial, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
     for child in node.nodes:
-        x = up(child, of, at, x, uses)
+        x = up(child, way, x, uses)
     return x
 
 
 @down.register
-def _(node: Serial, of: Arithmetic, at: At, d: Any, uses: Iterator[Use]) -> Any:
+def _(node: Serial, way: Way, d: Any, uses: Iterator[Use]) -> Any:
     for child in reversed(node.nodes):
-        d = down(child, of, at, d, uses)
+        d = down(child, way, d, uses)
     return d
 
 
 @up.register(Repeat)
 @up.register(Tied)
-def _(node: Repeat | Tied, of: Arithmetic, at: At, x: Flow, uses: Iterator[Use]) -> Flow:
+def _(node: Repeat | Tied, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
     for _ in range(node.n):
-        x = up(node.block, of, at, x, uses)
+        x = up(node.block, way, x, uses)
     return x
 
 
 @down.register(Repeat)
 @down.register(Tied)
-def _(node: Repeat | Tied, of: Arithmetic, at: At, d: Any, uses: Iterator[Use]) -> Any:
+def _(node: Repeat | Tied, way: Way, d: Any, uses: Iterator[Use]) -> Any:
     for _ in range(node.n):
-        d = down(node.block, of, at, d, uses)
+        d = down(node.block, way, d, uses)
     return d
 
 
 @up.register
-def _(node: Residual, of: Arithmetic, at: At, x: Flow, uses: Iterator[Use]) -> Flow:
-    return of.rounded(x + up(node.block, of, at, x, uses))
+def _(node: Residual, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
+    return way.of.rounded(x + up(node.block, way, x, uses))
 
 
 @down.register
-def _(node: Residual, of: Arithmetic, at: At, d: Any, uses: Iterator[Use]) -> Any:
-    branch = down(node.block, of, at, d, uses)
+def _(node: Residual, way: Way, d: Any, uses: Iterator[Use]) -> Any:
+    branch = down(node.block, way, d, uses)
     mistakes = {what: d.known.value + value for what, value in branch.mistakes.items()}
     mistakes["the branch of the residual is missing"] = d.known.value
     mistakes["the skip of the residual is missing"] = branch.known.value
-    return Arriving(of.rounded(d.known + branch.known), mistakes, branch.by + d.by)
+    return Arriving(way.of.rounded(d.known + branch.known), mistakes, branch.by + d.by)
 
 
 @up.register
-def _(node: Parallel, of: Arithmetic, at: At, x: Flow, uses: Iterator[Use]) -> Flow:
-    return tuple(up(child, of, at, x, uses) for child in node.nodes)
+def _(node: Parallel, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
+    return tuple(up(child, way, x, uses) for child in node.nodes)
 
 
 @down.register
-def _(node: Parallel, of: Arithmetic, at: At, d: Any, uses: Iterator[Use]) -> Any:
-    branches = [down(child, of, at, part, uses) for child, part in zip(reversed(node.nodes), reversed(d), strict=True)]
+def _(node: Parallel, way: Way, d: Any, uses: Iterator[Use]) -> Any:
+    branches = [down(child, way, part, uses) for child, part in zip(reversed(node.nodes), reversed(d), strict=True)]
     whole = [branch for branch in reversed(branches) if branch is not None]
     if not whole:
         return None
     total = whole[0].known
     for branch in whole[1:]:
-        total = of.rounded(total + branch.known)
+        total = way.of.rounded(total + branch.known)
     return Arriving(total, _of_branches(total.value, whole), sum((branch.by for branch in whole), ()))
 
 

@@ -17,11 +17,13 @@ from manual_backprop.objective import Objective, Step
 from reference import model
 from reference.equations import bounds, joins
 from reference.equations import dense as dense  # registers its derived bounds
+from reference.equations import joined as joined  # what answers for a composite that is not registered
 from reference.equations import measured as measured  # what answers for every other family
+from reference.equations import product as product  # registers its derived bounds
 from reference.equations.bounds import Arithmetic, Curve, Known
 from reference.equations.chain import Use, Wide, shared, wide, written_out
 from reference.equations.families import Flow, Mistakes, family
-from reference.equations.joins import Arriving
+from reference.equations.joins import Arriving, Way
 
 Tree = Any
 
@@ -108,12 +110,13 @@ class Seen:
 
 @dataclass(frozen=True, eq=False)
 class Ways:
-    """The ways up and down one step under test."""
+    """The ways up and down one step under test; `entered` is as in `joins.Way`."""
 
     objective: Objective
     of: Arithmetic
     uses: list[Use]
     step: Step
+    entered: dict[int, Flow] = field(default_factory=dict)
 
     def forward(self, x: Flow) -> tuple[list[Equation], Known, dict[Use, Seen]]:
         """(F1) and (F2) of every layer, and (F3); the output, and what was seen."""
@@ -131,7 +134,7 @@ class Ways:
             rows.append(self._activation(use, a, curve))
             return a.stored(use.values.a)
 
-        output = joins.up(self.objective.net, self.of, at, x, iter(self.uses))
+        output = joins.up(self.objective.net, Way(self.of, at, self.entered), x, iter(self.uses))
         rows.append(Equation("output", "(F3)", 0, self.step.output, output))
         return rows, output.stored(wide(self.step.output)), seen
 
@@ -183,7 +186,8 @@ class Ways:
             below, wrong = family(use.layer).transport(self.of, use, seen[use].a_in, deltas[use])
             return jax.tree.map(lambda known: Arriving(known, wrong, (use.number,)), below)
 
-        d_x = joins.down(self.objective.net, self.of, at, Arriving(d_output), iter(reversed(self.uses)))
+        way = Way(self.of, at, self.entered)
+        d_x = joins.down(self.objective.net, way, Arriving(d_output), iter(reversed(self.uses)))
         parts = jax.tree_util.tree_leaves_with_path(self.step.d_x)
         for (path, manual), d in zip(parts, jax.tree.leaves(d_x), strict=True):
             name = f"d_x{jax.tree_util.keystr(path)}"

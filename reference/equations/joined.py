@@ -1,0 +1,135 @@
+"""A composite that nobody has written the joins of: what flows through it is measured.
+
+From `reference.model.through` alone, which says how it is joined. Its layers are stood in for by their stored values, one
+after the other in the order of computation, so that what enters each is known before its own equations are asked; on the
+way down JAX transposes the joins, and each layer gives what its own transport sends.
+"""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from manual_backprop.layers import Layer
+from manual_backprop.network import Repeat, Tied
+from manual_backprop.node import Branches, Node, Wrapper
+from reference import model
+from reference.equations.bounds import Known
+from reference.equations.chain import Use
+from reference.equations.families import Flow
+from reference.equations.joins import Arriving, Way, down, up
+from reference.equations.measured import measured
+
+Tree = Any
+
+
+@up.register
+def _(node: Node, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
+    inside = [next(uses) for _ in range(depth(node))]
+    way.entered[inside[0].number] = x
+    left = [Known.exactly(use.values.a) for use in inside]
+    for i, use in enumerate(inside):
+        _, entering = measured(way.of, _up, node, x, mirroring(node, iter(left)))
+        left[i] = way.at(use, listed(node, entering)[i])
+    return measured(way.of, _up, node, x, mirroring(node, iter(left)))[0]
+
+
+@down.register
+def _(node: Node, way: Way, d: Any, uses: Iterator[Use]) -> Any:
+    inside = [next(uses) for _ in range(depth(node))][::-1]
+    x = way.entered[inside[0].number]
+    left = mirroring(node, iter([Known.exactly(use.values.a) for use in inside]))
+    _, entering = measured(way.of, _up, node, x, left)
+    sent = [jax.tree.map(_nothing, each) for each in listed(node, entering)]
+    run = partial(measured, way.of, _down, node, x, left)
+    of_output = jax.tree.map(lambda arriving: arriving.known, d)
+    for i in reversed(range(len(inside))):
+        _, arriving = run(mirroring(node, iter(sent)), of_output)
+        below = way.at(inside[i], Arriving(listed(node, arriving)[i]))
+        sent[i] = jax.tree.map(lambda each: each.known, below)
+    by = tuple(use.number for use in inside)
+    return jax.tree.map(lambda known: Arriving(known, by=by), run(mirroring(node, iter(sent)), of_output)[0])
+
+
+def _nothing(known: Known) -> Known | None:
+    """The place of what a layer sends down, before it is known; nothing is sent to integers."""
+    moves = np.issubdtype(np.asarray(known.value).dtype, np.floating)
+    return Known.exactly(np.zeros_like(known.value)) if moves else None
+
+
+def _up(node: Node, x: Any, left: Tree) -> Any:
+    """What leaves the composite, and what enters each of its layers, if that is what leaves them."""
+    return model.through(node, lambda layer, x, params, a: (a, x), x, node.map(lambda layer: ()), left)
+
+
+def _down(node: Node, x: Any, left: Tree, sent: Tree, d_output: Any) -> Any:
+    """dL/d(what entered the composite), and what arrives at each of its layers, if that is what they send down."""
+
+    def output(x: Any, probes: Tree) -> Any:
+        def at(layer: Layer, x: Any, params: Any, a: Any, sends: Any, probe: Any) -> Any:
+            return _stand_in(x, a, sends, probe), ()
+
+        return model.through(node, at, x, node.map(lambda layer: ()), left, sent, probes)[0]
+
+    _, pull = jax.vjp(output, x, jax.tree.map(jnp.zeros_like, left))
+    d_x, arriving = pull(d_output)
+    return jax.tree.map(lambda leaf: None if leaf.dtype == jax.dtypes.float0 else leaf, d_x), arriving
+
+
+@jax.custom_vjp
+def _stand_in(x: Any, a: Any, sends: Any, probe: Any) -> Any:
+    """A layer of which is known what leaves it and what it sends down; what arrives at it goes to the probe."""
+    return a
+
+
+_stand_in.defvjp(lambda x, a, sends, probe: (a, (x, a, sends)), lambda kept, d_a: (*_sent(*kept), d_a))
+
+
+def _sent(x: Any, a: Any, sends: Any) -> Any:
+    return sends, jnp.zeros_like(a), jax.tree.map(jnp.zeros_like, sends)
+
+
+def depth(node: Node) -> int:
+    """How often layers are used in a node."""
+    if isinstance(node, Layer):
+        return 1
+    if isinstance(node, Branches):
+        return sum(map(depth, node.nodes))
+    if isinstance(node, Repeat | Tied):
+        return node.n * depth(node.block)
+    assert isinstance(node, Wrapper), "the network was written out before, which knows no other composites"
+    return depth(node.block)
+
+
+def mirroring(node: Node, values: Iterator[Any]) -> Tree:
+    """The tree that mirrors the uses of a node, from an entry for each of them, first to last."""
+    if isinstance(node, Layer):
+        return next(values)
+    if isinstance(node, Branches):
+        return tuple(mirroring(child, values) for child in node.nodes)
+    if isinstance(node, Repeat | Tied):
+        return jax.tree.map(_stacked, *(mirroring(node.block, values) for _ in range(node.n)))
+    return mirroring(node.block, values)  # type: ignore[attr-defined]
+
+
+def listed(node: Node, tree: Tree) -> list[Any]:
+    """The entries of a tree that mirrors the uses of a node, first to last."""
+    if isinstance(node, Layer):
+        return [tree]
+    if isinstance(node, Branches):
+        return [entry for child, part in zip(node.nodes, tree, strict=True) for entry in listed(child, part)]
+    if isinstance(node, Repeat | Tied):
+        parts = (jax.tree.map(lambda known, i=i: _parts(known, lambda leaf: leaf[i]), tree) for i in range(node.n))
+        return [entry for part in parts for entry in listed(node.block, part)]
+    return listed(node.block, tree)  # type: ignore[attr-defined]
+
+
+def _stacked(*each: Known) -> Known:
+    return Known(*(np.stack([getattr(known, name) for known in each]) for name in ("value", "bound", "slack")))
+
+
+def _parts(known: Known, take: Any) -> Known:
+    return Known(take(known.value), take(known.bound), take(known.slack))
