@@ -160,14 +160,13 @@ class _Shapes(Step):
 
     @override
     def forward(self, layer: Any, x: Flow, own: Any) -> tuple[Flow, Any]:
-        first, *_ = jax.tree.leaves(x)
-        if not jnp.issubdtype(first.dtype, jnp.floating):
-            if not layer.takes_integers:
-                raise TypeError(
-                    f"x must hold floats, got {first.dtype}; convert it with .astype, {layer} takes no integers"
-                )
-            first = jnp.zeros(first.shape)
-        return jnp.zeros((first.shape[0], *layer.out_shape(shape_of(x))), first.dtype), ()
+        parts = jax.tree.leaves(x)
+        floats = [part for part in parts if jnp.issubdtype(part.dtype, jnp.floating)]
+        if len(floats) < len(parts) and not layer.takes_integers:
+            came = next(part.dtype for part in parts if not jnp.issubdtype(part.dtype, jnp.floating))
+            raise TypeError(f"x must hold floats, got {came}; convert it with .astype, for {layer} takes no integers")
+        dtype = floats[0].dtype if floats else jnp.zeros(()).dtype
+        return jnp.zeros((parts[0].shape[0], *layer.out_shape(shape_of(x))), dtype), ()
 
     @override
     def backward(self, layer: Any, d: Flow, own: Any, kept: Any) -> tuple[Flow, Any]:
