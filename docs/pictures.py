@@ -50,6 +50,12 @@ def composite_graph(theme: Any) -> str:
     return mb.forward_graph(mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(1e-4))).svg(theme=theme)
 
 
+def gate_graph(theme: Any) -> str:
+    """Branches beside one another, and their product: the gate of SwiGLU, backward."""
+    net = mb.Serial((mb.Parallel((mb.Dense(64, 128, "silu"), mb.Dense(64, 128))), mb.Product(), mb.Dense(128, 10)))
+    return mb.backward_graph(mb.Objective(net, mb.softmax_cross_entropy)).svg(theme=theme)
+
+
 def heat_map(theme: str) -> str:
     """|by hand - jax.grad| of every weight: the right gradient, and one in which f' of layer 2 was forgotten."""
     net = mb.mlp((24, 20, 16, 10), activation="tanh")
@@ -121,6 +127,7 @@ PICTURES: dict[str, Callable[[Any], str]] = {
     "forward_graph": forward_graph,
     "backward_graph": backward_graph,
     "composite_graph": composite_graph,
+    "gate_graph": gate_graph,
     "heat_map": heat_map,
     "error_terms": error_terms,
 }

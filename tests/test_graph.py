@@ -47,7 +47,39 @@ COMPOSITES = mb.Serial(
         mb.Dense(4, 3),
     )
 )
-DRAWN = {**CHAINS, "composites": COMPOSITES} | {f"{n} layers": mb.mlp((4,) * (n + 1)) for n in range(1, 9)}
+GATE = mb.Serial((mb.Parallel((mb.Dense(4, 5, "silu"), mb.Dense(4, 5))), mb.Product(), mb.Dense(5, 4)))
+GATED = {
+    "a gate": GATE,
+    "a gate with f": mb.Serial((mb.Parallel((mb.Dense(4, 3), mb.Dense(4, 3, "tanh"))), mb.Product("tanh"))),
+    "a gate past which goes x": mb.Serial((mb.Residual(GATE), mb.Dense(4, 3))),
+    "residuals in branches": mb.Serial((mb.Parallel((mb.Residual(mb.Dense(4, 4)), BLOCK)), mb.Product())),
+    "gates in branches": mb.Serial((mb.Parallel((GATE, mb.Residual(GATE))), mb.Product(), mb.Dense(4, 3))),
+    "branches longer than a row": mb.Serial((mb.Parallel((mb.mlp((4,) * 7), mb.Dense(4, 4))), mb.Product())),
+    "a tuple in a sum": mb.Serial(
+        (
+            mb.Parallel((mb.Dense(4, 3, "tanh"), mb.Dense(4, 3))),
+            mb.Residual(mb.Parallel((mb.Product(), mb.Product("tanh")))),
+            mb.Product(),
+        )
+    ),
+}  # fmt: skip
+GATED_CHAINS = {
+    "gates repeated": mb.Serial((mb.Repeat(mb.Residual(GATE), 3), mb.Dense(4, 3))),
+    "gates tied": mb.Serial((mb.Dense(4, 4), mb.Tied(GATE, 3), mb.Dense(4, 3))),
+    "chains in branches": mb.Serial(
+        (mb.Parallel((mb.Repeat(BLOCK, 2), mb.Tied(GATE, 2), mb.Dense(4, 3))), mb.Parallel((mb.Dense(4, 3),) * 2))
+    ),
+    "a tuple repeated": mb.Serial(
+        (
+            mb.Parallel((mb.Dense(4, 3), mb.Dense(4, 3))),
+            mb.Repeat(mb.Residual(mb.Parallel((mb.Product(), mb.Product()))), 2),
+            mb.Product(),
+        )
+    ),
+}  # fmt: skip
+DRAWN = {**CHAINS, **GATED, **GATED_CHAINS, "composites": COMPOSITES} | {
+    f"{n} layers": mb.mlp((4,) * (n + 1)) for n in range(1, 9)
+}
 BOTH = (mb.forward_graph, mb.backward_graph)
 
 
@@ -57,9 +89,11 @@ def problem(net, n=1, lam=0.1):
 
 
 def by_layer(net, params):
-    """Parameters of every layer, from 1 on."""
-    blocks = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, mb.Affine))
-    return dict(enumerate(blocks, 1))
+    """Parameters of every layer that has some, by its number."""
+    numbers = iter(range(1, net.depth + 1))
+    found = []
+    net.map(lambda layer, own: found.append((next(numbers), own)), params)
+    return {number: block for number, block in found if block != ()}
 
 
 def computed_forward(graph, layers, x, y):
@@ -77,7 +111,7 @@ def computed_forward(graph, layers, x, y):
             lam = float(vertex.notes[-1].removeprefix("λ = "))
             values[vertex.key] = lam / 2 * sum(jnp.sum(W * W) for W in weights)
         elif vertex.label == "×":
-            values[vertex.key] = others[0] @ weights[0].T
+            values[vertex.key] = others[0] @ weights[0].T if weights else others[0] * others[1]
         elif vertex.label == "+":
             rows = [jnp.broadcast_to(value, jnp.broadcast_shapes(*map(jnp.shape, others))) for value in others]
             values[vertex.key] = sum(rows[1:], rows[0])
@@ -92,9 +126,9 @@ def computed_forward(graph, layers, x, y):
 
 
 @pytest.mark.parametrize("lam", [0.25, None])
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", [*CHAINS, *GATED])
 def test_the_forward_graph_computes_the_objective(name, lam):
-    objective, params, x, y = problem(CHAINS[name], 5, lam)
+    objective, params, x, y = problem(DRAWN[name], 5, lam)
     with jax.numpy_rank_promotion("allow"):
         values = computed_forward(mb.forward_graph(objective), by_layer(objective.net, params), x, y)
     J, _ = fast(reference.value_and_grad(objective))(params, x, y)
@@ -112,18 +146,20 @@ def local(label, forward, layers):
         return lambda g: g * (jax.nn.softmax(logits) - jax.nn.one_hot(forward["y"], logits.shape[-1]))
     if label.startswith("(W"):
         return lambda g: g @ layers[number].W
-    if label.startswith("diag"):
+    if label.startswith("diag f"):
         f = ACTIVATIONS[forward["activations"][number]]
         return lambda g: g * jax.vmap(jax.vmap(jax.grad(f)))(forward[f"z_{number}"])
+    if label.startswith("diag"):
+        return lambda g: g * forward[key.removeprefix("diag_")]
     if label.startswith("lambda"):
         return lambda g: g * 0.1 * layers[number].W
     assert label.endswith("^T"), label
     return lambda g: jnp.einsum("ni,nj->ij", g, forward[key])
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize("name", [*CHAINS, *GATED])
 def test_the_backward_graph_computes_every_gradient(name):
-    assert_gradients(*problem(CHAINS[name]))
+    assert_gradients(*problem(DRAWN[name]))
 
 
 def assert_gradients(objective, params, x, y, drawn=None, n=0):
@@ -144,7 +180,9 @@ def assert_gradients(objective, params, x, y, drawn=None, n=0):
     for number, block in by_layer(objective.net, gradients).items():
         assert_close(values[f"dW_{number}"], block.W)
         assert_close(values[f"db_{number}"][0], block.b)
-    for number, delta in enumerate(jax.tree.leaves(fast(lambda *a: reference.deltas(objective, *a))(params, x, y)), 1):
+    deltas = jax.tree.leaves(fast(lambda *a: reference.deltas(objective, *a))(params, x, y))
+    assert {f"delta_{number}" for number in range(1, len(deltas) + 1)} <= set(values)
+    for number, delta in enumerate(deltas, 1):
         assert_close(values[f"delta_{number}"], delta)
     assert_close(values["dx"], fast(lambda *a: autodiff.d_x(objective, *a))(params, x, y))
 
@@ -185,7 +223,10 @@ def unrolled(graph, n):
     return replace(graph, vertices=(*around[:first], *copies, *around[first:]), arrows=tuple(arrows), boxes=())
 
 
-@pytest.mark.parametrize("block", [mb.Dense(4, 4, "tanh"), BLOCK, mb.Residual(mb.Residual(mb.Dense(4, 4, "tanh")))])
+@pytest.mark.parametrize(
+    "block",
+    [mb.Dense(4, 4, "tanh"), BLOCK, mb.Residual(mb.Residual(mb.Dense(4, 4, "tanh"))), GATE, mb.Residual(GATE)],
+)
 def test_opened_chains_compute_the_objective_and_every_gradient(block):
     n = 3
     net = mb.Serial((mb.Repeat(block, n), mb.Dense(4, 3)))
@@ -335,6 +376,107 @@ def test_a_family_that_misnames_its_parameters_is_told():
     vague = type("Vague", (mb.Dense,), {"local_derivatives": {"W": "{V}"}})(2, 2)
     with pytest.raises(ValueError, match="it can name {W}, {b}, {a_in}"):
         mb.backward_graph(mb.Objective(vague, mb.squared_error))
+
+
+def test_a_gate_is_drawn_as_one_circle_and_branches_stand_apart():
+    graph = mb.forward_graph(problem(GATE)[0])
+    assert {a.tail for a in graph.into("times_3")} == {"a_1", "a_2"}
+    assert {a.head for a in graph.arrows if a.tail == "x"} == {"times_1", "times_2"}
+    lines = {vertex.key: vertex.place.line for vertex in graph.vertices}
+    assert [key for key, line in lines.items() if line] == ["times_2", "W_2", "plus_2", "b_2", "z_2", "f_2", "a_2"]
+    back = mb.backward_graph(problem(GATE)[0])
+    into = {(a.tail, a.head): a.label for a in back.arrows}
+    assert (into["delta_3", "da_1"], into["delta_3", "da_2"]) == ("diag a^(2)", "diag a^(1)")
+    assert (into["delta_1", "dx"], into["delta_2", "dx"]) == ("(W^(1))^T", "(W^(2))^T")
+
+
+def test_branches_that_fit_in_a_row_are_not_cut():
+    def rows(name, *keys):
+        places = Rows(mb.forward_graph(problem(DRAWN[name])[0]))
+        return [places.row(key).row for key in keys]
+
+    assert rows("gates in branches", "x", "a_1", "a_4", "a_5", "h_8", "a_9") == [0, 0, 0, 0, 0, 1]
+    assert rows("branches longer than a row", "x", "a_1", "a_3", "a_6", "a_7") == [0, 0, 1, 2, 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Halved(mb.node.Wrapper):
+    """A composite that no graph has heard of."""
+
+    block: mb.node.Node
+
+    def forward(self, step, x, owned):
+        left, kept = self.block.forward(step, x, owned)
+        return jax.tree.map(lambda leaf: leaf / 2, left), kept
+
+    def backward(self, step, d, owned, kept):
+        return self.block.backward(step, jax.tree.map(lambda leaf: leaf / 2, d), owned, kept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean(mb.node.Branches):
+    """Another one."""
+
+    nodes: tuple
+
+    def forward(self, step, x, owned):
+        left, kept = zip(*(n.forward(step, x, own) for n, own in zip(self.nodes, owned, strict=True)), strict=True)
+        return sum(left) / len(left), kept
+
+    def backward(self, step, d, owned, kept):
+        each = zip(self.nodes, owned, kept, strict=True)
+        d_x, found = zip(*(n.backward(step, d / len(self.nodes), *of) for n, *of in each), strict=True)
+        return sum(d_x), found
+
+
+def test_a_composite_of_your_own_is_a_box_with_its_name_until_it_says_more():
+    mean, halved = Mean((mb.Dense(4, 4), mb.Residual(mb.Dense(4, 4)))), Halved(mb.Dense(4, 4))
+    objective, params, x, y = problem(mb.Serial((mean, mb.Residual(halved), mb.Dense(4, 3))), 5)
+    for values in ((), (params, x, y)):
+        graph = mb.forward_graph(objective, *values)
+        assert [v.label for v in graph.vertices if v.kind == "composite"] == ["Mean", "Halved"]
+        assert [v.label for v in graph.vertices if v.label[0] in "ah"] == ["a^(2)", "a^(3)", "h^(3)", "a^(4)"]
+        back = mb.backward_graph(objective, *values)
+        assert {"da^(2)/dx", "da^(2)/dtheta", "da^(3)/da^(2)"} <= {a.label for a in back.arrows}
+    said = {"drawn": "opened", "caption": "half of"}
+    opened = type("Said", (Halved,), said)(mb.Dense(4, 3))
+    graph = mb.forward_graph(mb.Objective(opened, mb.squared_error))
+    assert [box.label for box in graph.boxes] == ["half of"]
+    assert graph.into("plus_1")
+    long = type("MixtureOfAFewExpertsOfWhichTwoAreChosen", (Mean,), {})((mb.Dense(4, 3),))
+    page = lay_out(mb.forward_graph(mb.Objective(long, mb.squared_error)))
+    assert all(apart(a, b) for a, b in combinations(boxes(page).values(), 2))
+
+
+def test_what_has_several_inputs_or_no_parameters_is_drawn(without_hook):
+    u, v = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    gate = mb.Objective(mb.Product(), mb.squared_error, mb.Frobenius(0.1))
+    for values in ((), ((), (u, v), u)):
+        forward, backward = (draw(gate, *values) for draw in BOTH)
+        assert {a.tail for a in forward.into("times_1")} == {"x_1", "x_2"}
+        assert {(a.head, a.label) for a in backward.arrows if a.tail == "delta_1"} == {
+            ("dx_1", "diag x_2"), ("dx_2", "diag x_1")
+        }  # fmt: skip
+    assert backward["dx_2"].notes[1] == "5×3"
+    nameless = type("Nameless", (mb.Product,), {"inputs": ("a_in",), "operators": (), "local_derivatives": {}})()
+    for drawn in [draw(mb.Objective(nameless, mb.squared_error), (), (u, v), u) for draw in BOTH]:
+        assert {"x_1", "x_2"} <= {v.label.removeprefix("dL/d") for v in drawn.vertices}
+        assert drawn.svg()
+    net = mb.Serial((mb.Parallel((mb.Dense(3, 3),) * 2), mb.Residual(mb.Parallel((mb.Product(),) * 2)), mb.Product()))
+    closed = mb.backward_graph(mb.Objective(net, mb.squared_error, mb.Frobenius(0.1)), opened=False)
+    assert not [v for v in closed.vertices if "theta" in v.key]  # it has no parameters
+    assert closed["dh_3"].notes == ("Residual: x + f(x)",)
+
+
+@pytest.mark.parametrize("draw", BOTH)
+@pytest.mark.parametrize("name", [*GATED, *GATED_CHAINS])
+def test_gates_are_drawn_in_every_form_opened_or_not(name, draw):
+    for opened in (True, 1, False):
+        graph = draw(problem(DRAWN[name])[0], opened=opened)
+        page = lay_out(graph)
+        assert all(apart(a, b) for a, b in combinations(boxes(page).values(), 2))
+        assert len(graph.mermaid().splitlines()) > len(graph.vertices)
+        assert graph.dot().count("->") == len(graph.arrows)
 
 
 def test_words_that_are_no_mathematics_are_drawn_as_words():

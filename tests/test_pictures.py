@@ -20,7 +20,7 @@ def stored(name: str, theme: str) -> str:
 
 
 @pytest.mark.parametrize("theme", THEMES)
-@pytest.mark.parametrize("name", ["forward_graph", "backward_graph", "composite_graph"])
+@pytest.mark.parametrize("name", ["forward_graph", "backward_graph", "composite_graph", "gate_graph"])
 def test_stored_graphs_are_what_is_drawn_now(name, theme):
     now = pictures.PICTURES[name](theme)
     if f"matplotlib=={matplotlib.__version__}\n" in (ROOT / "constraints.txt").read_text(encoding="utf-8"):
@@ -32,7 +32,8 @@ def test_stored_graphs_are_what_is_drawn_now(name, theme):
 @pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
 def test_a_readme_or_the_graphs_page_shows_every_picture_on_both_papers(name):
     shown = re.findall(r'(?:src|srcset)="docs/pictures/([\w.]+)"', (ROOT / name).read_text(encoding="utf-8"))
-    shown += re.findall(r'="\.\./pictures/(composite[\w.]+)"', (ROOT / "docs/api/graph.md").read_text(encoding="utf-8"))
+    page = (ROOT / "docs/api/graph.md").read_text(encoding="utf-8")
+    shown += re.findall(r'="\.\./pictures/((?:composite|gate)_[\w.]+)"', page)
     there = [path.name for path in pictures.FOLDER.iterdir()]
     assert sorted(shown) == sorted(there) == sorted(f"{p}.{theme}.svg" for p in pictures.PICTURES for theme in THEMES)
 

@@ -2,52 +2,66 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from manual_backprop.graph.forms import Graph
-from manual_backprop.graph.model import Arrow, Box, Kind, Lane, Place, Role, Vertex
-from manual_backprop.graph.pieces import Closed, Enter, LayerPiece, Piece, Sum
+from manual_backprop.graph.model import PAGE, Arrow, Box, Lane, Place, Role, Vertex
+from manual_backprop.graph.pieces import Beside, Closed, LayerPiece, Opened, Piece
 
 ABOVE = 0.95  # how high parameters stand over the signal, in inches
 GUTTER = 0.16  # left free for the edge of a box
 
 
+@dataclass(frozen=True)
+class Signal:
+    """What the signal has come to: the key of a vertex, and its label.
+
+    Attributes:
+        key: the vertex.
+        label: its name, as what comes next calls it.
+        delta: where it is a layer's a, the key of the layer's error term in a backward graph.
+    """
+
+    key: str
+    label: str
+    delta: str = ""
+
+
+def numbered(name: str, i: int, many: int) -> str:
+    """The name of one of what flows together, with its number from 1 where it is several."""
+    return name if many == 1 else f"{name}_{i + 1}"
+
+
 class Assembly(ABC):
-    """A graph in the making, from x to J; `line` is the key of what the signal has come to, `entering` its name.
+    """A graph in the making, from x to J; `signals` is what the signal has come to, several where a tuple flows.
 
     The forward and the backward graph say how a layer, a closed composite and a sum are drawn, and which way an
     arrow points.
     """
 
     def __init__(self) -> None:
-        self.line = ""
-        self.entering = "x"
+        self.signals: tuple[Signal, ...] = ()
         self.penalised: list[tuple[str, str]] = []  # (key, label) of what the regulariser counts
         self._keys: set[str] = set()
         self._chunks: list[float] = []
+        self._line = self._lowest = 0  # the line that they are placed on, and the lowest on which any is
         self._vertices: list[Vertex] = []
         self._arrows: list[Arrow] = []
         self._boxes: list[Box] = []
-        self._open: list[tuple[Enter, str, int, int]] = []
 
-    def draw(self, pieces: Iterator[Piece]) -> None:
+    def draw(self, pieces: Iterable[Piece]) -> None:
         """Draw a network."""
         for piece in pieces:
             if isinstance(piece, LayerPiece):
                 self.layer(piece)
-                self.entering = f"a^({piece.index})"
             elif isinstance(piece, Closed):
                 self.closed(piece)
-                self.entering = f"{piece.output}^({piece.index})"
-            elif isinstance(piece, Enter):
-                self._enter(piece)
-            elif isinstance(piece, Sum):
-                self.sum(piece, self._open[-1][1])
-                self.entering = f"{piece.letter}^({piece.index})"
+            elif isinstance(piece, Opened):
+                self._opened(piece)
             else:
-                self._leave()
-                self.entering = piece.output
+                self._beside(piece)
 
     @abstractmethod
     def layer(self, piece: LayerPiece) -> None:
@@ -58,11 +72,11 @@ class Assembly(ABC):
         """Draw a composite as one box."""
 
     @abstractmethod
-    def sum(self, piece: Sum, entered: str) -> None:
-        """Draw where a residual block's output meets what entered it, the vertex `entered`."""
+    def sum(self, piece: Opened, entered: tuple[Signal, ...]) -> None:
+        """Draw where a residual block's output meets what entered it."""
 
     @abstractmethod
-    def block_input(self, piece: Enter, label: str) -> None:
+    def block_input(self, piece: Opened) -> None:
         """Draw what enters a block that repeats: for the first what entered the chain, then what left the last."""
 
     @abstractmethod
@@ -73,17 +87,21 @@ class Assembly(ABC):
         """Begin a chunk; what is placed from now on stands in it."""
         self._chunks.append(width)
 
-    def variable(self, key: str, label: str, x: float, y: float = 0.0, *, role: Role, notes: Iterable[str] = ()) -> str:
-        """Place a square; returns its key."""
-        return self._place(key, "variable", role, label, x, y, notes)
+    def variable(
+        self, key: str, label: str, x: float, y: float = 0.0, *, role: Role, notes: Iterable[str] = (), below: int = 0
+    ) -> str:
+        """Place a square, so many lines below; returns its key."""
+        return self._place(Vertex(key, "variable", role, label, self._at(x, y, below), tuple(notes)))
 
-    def operator(self, key: str, label: str, x: float, y: float = 0.0, *, notes: Iterable[str] = ()) -> str:
-        """Place a circle; returns its key."""
-        return self._place(key, "operator", "operator", label, x, y, notes)
+    def operator(
+        self, key: str, label: str, x: float, y: float = 0.0, *, notes: Iterable[str] = (), below: int = 0
+    ) -> str:
+        """Place a circle, so many lines below; returns its key."""
+        return self._place(Vertex(key, "operator", "operator", label, self._at(x, y, below), tuple(notes)))
 
     def composite(self, key: str, label: str, x: float) -> str:
         """Place a closed box; returns its key."""
-        return self._place(key, "composite", "composite", label, x, 0.0, ())
+        return self._place(Vertex(key, "composite", "composite", label, self._at(x)))
 
     def arrow(self, tail: str, head: str, label: str = "", lane: Lane = "straight") -> None:
         """Join two vertices."""
@@ -99,10 +117,14 @@ class Assembly(ABC):
         """The graph, finished."""
         return Graph(title, tuple(self._vertices), tuple(self._arrows), tuple(self._boxes), tuple(self._chunks))
 
-    def _place(self, key: str, kind: Kind, role: Role, label: str, x: float, y: float, notes: Iterable[str]) -> str:
-        key = self._fresh(key)
-        self._vertices.append(Vertex(key, kind, role, label, Place(len(self._chunks) - 1, x, y), tuple(notes)))
-        return key
+    def _at(self, x: float, y: float = 0.0, below: int = 0) -> Place:
+        self._lowest = max(self._lowest, self._line + below)
+        return Place(len(self._chunks) - 1, x, y, self._line + below)
+
+    def _place(self, vertex: Vertex) -> str:
+        vertex = replace(vertex, key=self._fresh(vertex.key))
+        self._vertices.append(vertex)
+        return vertex.key
 
     def _fresh(self, key: str) -> str:
         """The key made of letters, digits and underscores, and like no other: a parameter may be called z."""
@@ -112,20 +134,57 @@ class Assembly(ABC):
         self._keys.add(key)
         return key
 
-    def _enter(self, piece: Enter) -> None:
+    def _opened(self, piece: Opened) -> None:
         self.chunk(GUTTER)
-        inside = len(self._vertices)
+        vertices, boxes, entered = len(self._vertices), len(self._boxes), self.signals
         if piece.loop:
-            self.entering = f"c_{piece.loop}"
-            self.block_input(piece, self.entering)
-        self._open.append((piece, self.line, inside, len(self._boxes)))
+            self.block_input(piece)
+        firsts = self.signals
+        self.draw(piece.inside)
+        if piece.added:
+            self.sum(piece, entered)
+        self.chunk(GUTTER)
+        members = tuple(vertex.key for vertex in self._vertices[vertices:])
+        self._boxes.append(Box(piece.label, members, 1 + max((box.height for box in self._boxes[boxes:]), default=-1)))
+        if piece.loop:
+            for first, last in zip(firsts, self.signals, strict=True):
+                self.loop(piece.loop, first.key, last.key)
+        left = zip(self.signals, piece.outputs, strict=True)
+        self.signals = tuple(replace(signal, label=str(output)) for signal, output in left)
 
-    def _leave(self) -> None:
-        self.chunk(GUTTER)
-        piece, _, vertices, boxes = self._open.pop()
-        inside = self._vertices[vertices:]
-        height = 1 + max((box.height for box in self._boxes[boxes:]), default=-1)
-        self._boxes.append(Box(piece.label, tuple(vertex.key for vertex in inside), height))
-        if piece.loop:
-            signal = [vertex.key for vertex in inside if vertex.place.y == 0]
-            self.loop(piece.loop, signal[0], signal[-1])
+    def _beside(self, piece: Beside) -> None:
+        """Branch below branch, each on lines of its own."""
+        entered, chunks, line, lowest = self.signals, self._chunks, self._line, self._lowest
+        left: list[Signal] = []
+        widths: list[list[float]] = []  # of the chunks of every branch
+        starts = []
+        self._lowest = line - 1
+        for branch in piece.branches:
+            starts.append(len(self._vertices))
+            self.signals, self._chunks, self._line = entered, [], self._lowest + 1
+            self.draw(branch)
+            left.extend(self.signals)
+            widths.append(self._chunks)
+        self._vertices[starts[0] :] = [
+            replace(vertex, place=place)
+            for own, start, end in zip(widths, starts, [*starts[1:], len(self._vertices)], strict=True)
+            for vertex in self._vertices[start:end]
+            for place in [_joined(vertex.place, len(chunks), own, together=_fit(widths))]
+        ]
+        beside = (
+            [max(map(sum, widths))] if _fit(widths) else [max(each) for each in zip_longest(*widths, fillvalue=0.0)]
+        )
+        self.signals, self._chunks = tuple(left), [*chunks, *beside]
+        self._line, self._lowest = line, max(lowest, self._lowest)
+
+
+def _fit(branches: list[list[float]]) -> bool:
+    """Whether branches with chunks of these widths can stand in one row, and so be one chunk."""
+    return max(map(sum, branches)) <= PAGE
+
+
+def _joined(place: Place, start: int, widths: list[float], *, together: bool) -> Place:
+    """A place in a branch as one in the graph, where the branch begins with the chunk `start`."""
+    if together:
+        return replace(place, chunk=start, x=sum(widths[: place.chunk]) + place.x)
+    return replace(place, chunk=start + place.chunk)

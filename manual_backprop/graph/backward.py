@@ -1,34 +1,25 @@
 """The backward graph: gradients from J back to x, the local derivative on every arrow, delta at every z (C5)."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from manual_backprop.graph.assembly import ABOVE, Assembly
+from manual_backprop.graph.assembly import ABOVE, Assembly, Signal, numbered
 from manual_backprop.graph.forms import Graph
 from manual_backprop.graph.model import Role
-from manual_backprop.graph.pieces import (
-    Closed,
-    Enter,
-    Index,
-    LayerPiece,
-    Opened,
-    Sum,
-    notes,
-    opening,
-    pieces,
-    values_of,
-)
+from manual_backprop.graph.pieces import Closed, Index, LayerPiece, Levels, Opened, pieces
 from manual_backprop.graph.shapes import half_width_of, visible
-from manual_backprop.layers.factor import Tree
-from manual_backprop.objective import Objective, Step
+from manual_backprop.graph.values import entering, notes, opening, parts, values_of
+from manual_backprop.objective import Objective
+from manual_backprop.types import Tree
 
 STEP = 1.5  # from one gradient to the next, in inches: between them stands a local derivative
 APART = 1.0  # from one parameter's gradient to the next
 
 
 def backward_graph(
-    objective: Objective, params: Tree | None = None, x: Any = None, y: Any = None, *, opened: Opened = True
+    objective: Objective, params: Tree | None = None, x: Any = None, y: Any = None, *, opened: Levels = True
 ) -> Graph:
     """What the backward sweep multiplies: a gradient in every square, on every arrow the local derivative.
 
@@ -49,11 +40,11 @@ def backward_graph(
     """
     opened = opening(objective, opened)
     values, step = values_of(objective, params, x, y)
-    drawing = _Backward()
-    drawing.regularised = objective.regularizer is not None
-    drawing.input(step)
+    drawing = _Backward(regularised=objective.regularizer is not None)
+    many = len(entering(objective, x))
+    drawing.input(tuple(parts(step.d_x)) if step else (None,) * many)
     drawing.draw(pieces(objective.net, Index(1), values, opened))
-    drawing.objective(objective, step)
+    drawing.objective(objective)
     graph = drawing.graph("Backward: local derivatives on the arrows, delta at every z")
     return replace(graph, vertices=graph.vertices[::-1], arrows=graph.arrows[::-1])
 
@@ -61,69 +52,96 @@ def backward_graph(
 class _Backward(Assembly):
     """Put together from x to J like the forward graph, so that it stands like it; its arrows point back."""
 
-    regularised = False
-    delta = ""  # the key of the last delta, which (B1) or (B2) gives, as what is above it will show
-    in_loop = direct = False  # whether its layer repeats; whether nothing stands between it and the loss
+    def __init__(self, *, regularised: bool) -> None:
+        super().__init__()
+        self.regularised = regularised
+        self._deltas: dict[str, bool] = {}  # by the key of a delta, whether its layer repeats
 
-    def input(self, step: Step | None) -> None:
+    def input(self, values: Sequence[Any]) -> None:
         """(B5)."""
         self.chunk(0.8)
-        self.line = self._gradient("dx", "dL/dx", 0.4, role="data", tag="(B5)", value=step and step.d_x)
+        names = [numbered("x", i, len(values)) for i in range(len(values))]
+        self.signals = tuple(
+            Signal(self._gradient(f"d{x}", f"dL/d{x}", 0.4, role="data", tag="(B5)", value=value, below=i), x)
+            for i, (x, value) in enumerate(zip(names, values, strict=True))
+        )
 
     def layer(self, piece: LayerPiece) -> None:
         """(B2) along the line, or (B1) where dl/do arrives, and (B3), (B4) up from it."""
         parameters, slug, at = list(piece.parameters), piece.index.slug, piece.index
         widest = max(2 * half_width_of(f"dL/d{name}^({at})") for name in ("a", *parameters))
-        slope = f"diag f_{at}'(z^({at}))"  # (C7)
+        slope, z = f"diag f_{at}'(z^({at}))", f"z^({at})"  # (C7)
         apart, step = max(APART, widest + 0.1), max(STEP, widest + 0.055 * visible(slope) + 0.1)
         middle = max(0.95, (len(parameters) - 1) / 2 * apart + widest / 2 + 0.05)
         self.chunk(middle + step + widest / 2 + 0.15)
         labels = {name: f"{name}^({piece.weights})" for name in parameters}
-        labels["a_in"] = self.entering
-        self._tag_delta("(B2)")
-        self.in_loop, self.direct = bool(at.loops), True
+        entering = list(piece.entering([signal.label for signal in self.signals]))
+        labels |= dict(entering)
         left = middle - (len(parameters) - 1) / 2 * apart
         above = [self._parameter(piece, name, left + i * apart) for i, name in enumerate(parameters)]
-        self.delta = self._gradient(f"delta_{slug}", f"delta^({at})", middle, role="signal", value=piece.values.deltas)
+        delta = self._gradient(f"delta_{slug}", f"delta^({at})", middle, role="signal", value=piece.values.deltas)
+        self._deltas[delta] = bool(at.loops)
         for name, key in zip(parameters, above, strict=True):  # placed before: read from J back they come after
-            self.arrow(self.delta, key, self._local(piece, name, labels, f"dz^({at})/d{labels[name]}"))
-        self._back_to(self.delta, self._local(piece, "a_in", labels, f"dz^({at})/d{labels['a_in']}"))
-        self._back_to(self._gradient(f"da_{slug}", f"dL/da^({at})", middle + step, role="signal"), slope)
+            self.arrow(delta, key, self._local(piece, name, labels, f"d{z}/d{labels[name]}"))
+        for signal, (name, label) in zip(self.signals, entering, strict=True):
+            self.arrow(delta, signal.key, self._local(piece, name, labels | {name: label}, f"d{z}/d{label}"))
+        after = self._gradient(f"da_{slug}", f"dL/da^({at})", middle + step, role="signal")
+        self.arrow(after, delta, slope)
+        self.signals = (Signal(after, f"a^({at})", delta),)
 
     def closed(self, piece: Closed) -> None:
         """One arrow past the box, and one to the gradient of all its parameters."""
         self.chunk(STEP + 0.75)
-        self.direct = False
-        out, slug = f"{piece.output}^({piece.index})", piece.index.slug
+        slug, theta = piece.index.slug, ""
         J = "J" if piece.penalised and self.regularised else "L"
-        theta = self._gradient(f"dtheta_{slug}", f"d{J}/dtheta", STEP / 2, ABOVE, role="parameter", tag=piece.label)
-        after = self._gradient(f"d{piece.output}_{slug}", f"dL/d{out}", STEP + 0.2, role="signal")
-        self.arrow(after, theta, f"d{out}/dtheta")
-        self._back_to(after, f"d{out}/d{self.entering}")
+        if piece.owns:
+            label = f"d{J}/dtheta"
+            theta = self._gradient(f"dtheta_{slug}", label, STEP / 2, ABOVE, role="parameter", tag=piece.label)
+        left = []
+        for i, out in enumerate(piece.outputs):
+            tag, key = "" if theta else piece.label, f"d{out.letter}_{out.index.slug}"
+            after = self._gradient(key, f"dL/d{out}", STEP + 0.2, role="signal", tag=tag, below=i)
+            if theta:
+                self.arrow(after, theta, f"d{out}/dtheta")
+            for signal in self.signals:
+                self.arrow(after, signal.key, f"d{out}/d{signal.label}")
+            left.append(Signal(after, str(out)))
+        self.signals = tuple(left)
         if piece.penalised:
             self.penalised.append((theta, "W"))
 
-    def sum(self, piece: Sum, entered: str) -> None:
+    def sum(self, piece: Opened, entered: tuple[Signal, ...]) -> None:
         """What arrives at a sum goes both ways as it is."""
         self.chunk(1.3)
-        label = f"{piece.letter}^({piece.index})"
-        self.direct = False
-        h = self._gradient(f"d{piece.slug}", f"dL/d{label}", 0.75, role="signal")
-        self._back_to(h, "I")
-        self.arrow(h, entered, "I", "skip")
+        left = []
+        for i, (signal, before, out) in enumerate(zip(self.signals, entered, piece.outputs, strict=True)):
+            h = self._gradient(f"d{out.slug}", f"dL/d{out}", 0.75, role="signal", below=i)
+            self.arrow(h, signal.key, "I")
+            self.arrow(h, before.key, "I", "skip")
+            left.append(Signal(h, str(out)))
+        self.signals = tuple(left)
 
-    def block_input(self, piece: Enter, label: str) -> None:
+    def block_input(self, piece: Opened) -> None:
         """The gradient of what enters a block goes as it is to the block before, from the first out of the chain."""
         self.chunk(1.15)
-        self._back_to(self._gradient(f"dc_{piece.index.slug}", f"dL/d{label}", 0.7, role="signal"), "I")
+        left = []
+        for i, signal in enumerate(self.signals):
+            label = numbered(f"c_{piece.loop}", i, len(self.signals))
+            key = numbered(f"dc_{piece.index.slug}", i, len(self.signals))
+            left.append(Signal(self._gradient(key, f"dL/d{label}", 0.7, role="signal", below=i), label))
+            self.arrow(left[-1].key, signal.key, "I")
+        self.signals = tuple(left)
 
     def loop(self, loop: str, first: str, last: str) -> None:
         self.arrow(first, last, f"I, {loop}-1", "loop")
 
-    def objective(self, objective: Objective, step: Step | None) -> None:
+    def objective(self, objective: Objective) -> None:
         """(J3) back to (B1), and (B6)."""
-        self.note(self.line, "= dL/do")
-        self._tag_delta("(B2)" if not self.direct else "(B1) (B2)" if self.in_loop else "(B1)")
+        for signal in self.signals:
+            self.note(signal.key, "= dL/do")
+        direct = {signal.delta for signal in self.signals}  # nothing stands between these and the loss
+        for delta, in_loop in self._deltas.items():
+            self.note(delta, "(B2)" if delta not in direct else "(B1) (B2)" if in_loop else "(B1)")
         if objective.regularizer is None:
             self.chunk(STEP)
             self._back_to(self._gradient("dJ", "dJ/dJ", 0.95, role="objective", tag="= 1, J = L"), "dl/do")
@@ -131,15 +149,27 @@ class _Backward(Assembly):
         self.chunk(2 * STEP - 0.4)
         self._back_to(self._gradient("dL", "dJ/dL", 0.95, role="objective", tag="= 1"), "dl/do")
         s = self._gradient("ds", "dJ/ds", 0.95 + STEP * 0.8, ABOVE, role="objective", tag="= 1")
-        self._back_to(self._gradient("dJ", "dJ/dJ", 0.95 + STEP * 0.8, role="objective", tag="= 1"), "1")
-        self.arrow(self.line, s, "1")
+        dJ = self._gradient("dJ", "dJ/dJ", 0.95 + STEP * 0.8, role="objective", tag="= 1")
+        self._back_to(dJ, "1")
+        self.arrow(dJ, s, "1")
         for key, label in self.penalised:
             self.arrow(s, key, f"lambda {label}", "penalty")
 
     def _gradient(
-        self, key: str, label: str, x: float, y: float = 0.0, *, role: Role, tag: str = "", value: Any = None
+        self,
+        key: str,
+        label: str,
+        x: float,
+        y: float = 0.0,
+        *,
+        role: Role,
+        tag: str = "",
+        value: Any = None,
+        below: int = 0,
     ) -> str:
-        return self.variable(key, label, x, y, role=role, notes=(*([tag] if tag else []), *notes(value)))
+        """A square with a gradient in it."""
+        said = (*([tag] if tag else []), *notes(value))
+        return self.variable(key, label, x, y, role=role, notes=said, below=below)
 
     def _parameter(self, piece: LayerPiece, name: str, x: float) -> str:
         label = f"{name}^({piece.weights})"
@@ -152,10 +182,6 @@ class _Backward(Assembly):
         if counted:
             self.penalised.append((key, label))
         return key
-
-    def _tag_delta(self, tag: str) -> None:
-        if self.delta:
-            self.note(self.delta, tag)
 
     def _local(self, piece: LayerPiece, name: str, labels: dict[str, str], otherwise: str) -> str:
         """What the layer writes on its arrow, with the labels filled in; else the derivative's name."""
@@ -173,5 +199,6 @@ class _Backward(Assembly):
 
     def _back_to(self, key: str, local: str) -> None:
         """An arrow from the vertex `key` back to where the signal had come."""
-        self.arrow(key, self.line, local)
-        self.line = key
+        for signal in self.signals:
+            self.arrow(key, signal.key, local)
+        self.signals = (Signal(key, ""),)

@@ -1,32 +1,22 @@
 """The forward graph (G1): x -> z^(1) -> a^(1) -> ... -> o -> L -> J, and every W^(l) -> s -> J."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from manual_backprop.graph.assembly import ABOVE, Assembly
+from manual_backprop.graph.assembly import ABOVE, Assembly, Signal, numbered
 from manual_backprop.graph.forms import Graph
-from manual_backprop.graph.pieces import (
-    Closed,
-    Enter,
-    Index,
-    LayerPiece,
-    Opened,
-    Sum,
-    notes,
-    opening,
-    pieces,
-    values_of,
-    words,
-)
-from manual_backprop.graph.shapes import half_width_of
-from manual_backprop.layers.factor import Tree
+from manual_backprop.graph.pieces import Closed, Index, LayerPiece, Levels, Opened, pieces
+from manual_backprop.graph.shapes import closed_half_width, half_width_of
+from manual_backprop.graph.values import entering, notes, opening, values_of, words
 from manual_backprop.objective import Objective, Step
+from manual_backprop.types import Tree
 
 STEP = 0.64  # from one vertex of the signal to the next, in inches
 SIGNS = {"×": "times", "+": "plus"}
 
 
 def forward_graph(
-    objective: Objective, params: Tree | None = None, x: Any = None, y: Any = None, *, opened: Opened = True
+    objective: Objective, params: Tree | None = None, x: Any = None, y: Any = None, *, opened: Levels = True
 ) -> Graph:
     """What is computed from what, for one objective: squares are variables, circles operators (G1).
 
@@ -37,8 +27,9 @@ def forward_graph(
             shows what depends on what.
         x: a batch, as for `backprop`.
         y: its targets.
-        opened: how many levels of Residual, Repeat and Tied are opened into what they contain; False draws each as
-            one box, True opens all. Of blocks that repeat one is drawn, its layers numbered by the block's number.
+        opened: how many levels of composites such as Residual, Repeat and Tied are opened into what they contain;
+            False draws each as one box, True opens all. Of blocks that repeat one is drawn, its layers numbered by
+            the block's number. Serial and Parallel are always drawn as what they contain.
 
     Raises:
         TypeError: no `Objective`; otherwise as `backprop`.
@@ -47,17 +38,21 @@ def forward_graph(
     opened = opening(objective, opened)
     values, step = values_of(objective, params, x, y)
     drawing = _Forward()
-    drawing.input(x)
+    drawing.input(entering(objective, x))
     drawing.draw(pieces(objective.net, Index(1), values, opened))
     drawing.objective(objective, y, step)
     return drawing.graph("Forward: what is computed from what (G1)")
 
 
 class _Forward(Assembly):
-    def input(self, x: Any) -> None:
+    def input(self, values: Sequence[Any]) -> None:
         """X = a^(0)."""
         self.chunk(STEP)
-        self.line = self.variable("x", "x", STEP / 2, role="data", notes=notes(x))
+        self.signals = tuple(
+            Signal(self.variable(label, label, STEP / 2, role="data", notes=notes(value), below=i), label)
+            for i, value in enumerate(values)
+            for label in [numbered("x", i, len(values))]
+        )
 
     def layer(self, piece: LayerPiece) -> None:
         """(F1), a circle for each operator with its parameters above it, and (F2)."""
@@ -75,35 +70,55 @@ class _Forward(Assembly):
         at_z, at_f, at_a = ((left + i) * step for i in (0.5, 1.5, 2.5))
         self._go_on(self.variable(f"z_{slug}", f"z^({at})", at_z, role="signal", notes=notes(trace and trace.z)))
         self._go_on(self.operator(f"f_{slug}", f"f_{at}", at_f, notes=(piece.layer.f.name,)))
-        self._go_on(self.variable(f"a_{slug}", f"a^({at})", at_a, role="signal", notes=notes(trace and trace.a)))
+        self._go_on(
+            self.variable(f"a_{slug}", f"a^({at})", at_a, role="signal", notes=notes(trace and trace.a)), f"a^({at})"
+        )
 
     def closed(self, piece: Closed) -> None:
         """One box, and what leaves it."""
-        self.chunk(3.5 * STEP)
-        slug = piece.index.slug
-        box = self.composite(f"box_{slug}", piece.label, 1.25 * STEP)
-        self._go_on(box)
+        wider = closed_half_width(piece.label) - closed_half_width("")
+        self.chunk(3.5 * STEP + 2 * wider)
+        box = self._go_on(self.composite(f"box_{piece.index.slug}", piece.label, 1.25 * STEP + wider))
         if piece.penalised:
             self.penalised.append((box, ""))
-        self._go_on(self.variable(f"{piece.output}_{slug}", f"{piece.output}^({piece.index})", 3 * STEP, role="signal"))
+        left = []
+        for i, output in enumerate(piece.outputs):
+            key, at = f"{output.letter}_{output.index.slug}", 3 * STEP + 2 * wider
+            left.append(Signal(self.variable(key, str(output), at, role="signal", below=i), str(output)))
+            self.arrow(box, left[-1].key)
+        self.signals = tuple(left)
 
-    def sum(self, piece: Sum, entered: str) -> None:
+    def sum(self, piece: Opened, entered: tuple[Signal, ...]) -> None:
         """h^(l) = what entered + the block's a^(l)."""
         self.chunk(2 * STEP)
-        self._go_on(self.operator(f"sum_{piece.slug}", "+", 0.5 * STEP))
-        self.arrow(entered, self.line, lane="skip")
-        self._go_on(self.variable(piece.slug, f"{piece.letter}^({piece.index})", 1.5 * STEP, role="signal"))
+        left = []
+        for i, (signal, before, output) in enumerate(zip(self.signals, entered, piece.outputs, strict=True)):
+            circle = self.operator(f"sum_{output.slug}", "+", 0.5 * STEP, below=i)
+            self.arrow(signal.key, circle)
+            self.arrow(before.key, circle, lane="skip")
+            left.append(
+                Signal(self.variable(output.slug, str(output), 1.5 * STEP, role="signal", below=i), str(output))
+            )
+            self.arrow(circle, left[-1].key)
+        self.signals = tuple(left)
 
-    def block_input(self, piece: Enter, label: str) -> None:
+    def block_input(self, piece: Opened) -> None:
         self.chunk(STEP)
-        self._go_on(self.variable(f"c_{piece.index.slug}", label, 0.5 * STEP, role="signal"))
+        left = []
+        for i, signal in enumerate(self.signals):
+            label = numbered(f"c_{piece.loop}", i, len(self.signals))
+            key = numbered(f"c_{piece.index.slug}", i, len(self.signals))
+            left.append(Signal(self.variable(key, label, 0.5 * STEP, role="signal", below=i), label))
+            self.arrow(signal.key, left[-1].key)
+        self.signals = tuple(left)
 
     def loop(self, loop: str, first: str, last: str) -> None:
         self.arrow(last, first, f"{loop}+1", "loop")
 
     def objective(self, objective: Objective, y: Any, step: Step | None) -> None:
         """(J1) (J2) (J3)."""
-        self.note(self.line, "= o")
+        for signal in self.signals:
+            self.note(signal.key, "= o")
         regularizer = objective.regularizer
         self.chunk((2 if regularizer is None else 4) * STEP)
         target = self.variable("y", "y", 0.5 * STEP, ABOVE, role="data", notes=notes(y))
@@ -136,7 +151,8 @@ class _Forward(Assembly):
             self.penalised.append((key, label))
         return key
 
-    def _go_on(self, key: str) -> str:
-        self.arrow(self.line, key)
-        self.line = key
+    def _go_on(self, key: str, label: str = "") -> str:
+        for signal in self.signals:
+            self.arrow(signal.key, key)
+        self.signals = (Signal(key, label),)
         return key

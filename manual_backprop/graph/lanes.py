@@ -12,7 +12,8 @@ class Lanes:
 
     Attributes:
         joined: keys of the vertices that such an arrow leaves or enters, from below.
-        across: the arrows from one row to another.
+        forked: keys of the vertices that an arrow between two lines of a row leaves or enters, from below.
+        across: the arrows from one line to another.
         notes_below: by key, whether a vertex has its notes below it.
         note_lines: by row, how many lines of notes stand below its line.
     """
@@ -22,6 +23,7 @@ class Lanes:
         graph = rows.graph
         below = [arrow for arrow in graph.arrows if arrow.lane in ("skip", "loop")]
         self.joined = {key for arrow in below for key in (arrow.tail, arrow.head)}
+        self.forked = {self._upper(arrow) for arrow in graph.arrows if self.bends(arrow)}
         self._levels = self._chosen(below)
         self.across = [arrow for arrow, levels in self._levels.items() if len(levels) > 1]
         self.notes_below = {vertex.key: self._has_notes_below(vertex) for vertex in graph.vertices}
@@ -34,6 +36,14 @@ class Lanes:
     def depths(self, row: int) -> dict[Arrow, float]:
         """The same of all arrows that have a lane under a row."""
         return {arrow: self.depth(arrow, row) for arrow, levels in self._levels.items() if row in levels}
+
+    def bends(self, arrow: Arrow) -> bool:
+        """Whether an arrow goes on from one line of a row to another, as where branches begin and end."""
+        rows, ends = self.rows, (arrow.tail, arrow.head)
+        return arrow.lane == "straight" and rows.together(*ends) and rows.number(ends[0]) != rows.number(ends[1])
+
+    def _upper(self, arrow: Arrow) -> str:
+        return min(arrow.tail, arrow.head, key=self.rows.number)
 
     def _has_notes_below(self, vertex: Vertex) -> bool:
         """On the line unless an arrow is joined from below, and above it where none from the line is."""

@@ -8,14 +8,24 @@ Kind = Literal["variable", "operator", "composite"]
 Role = Literal["data", "parameter", "signal", "objective", "operator", "composite"]
 Lane = Literal["straight", "penalty", "skip", "loop"]
 
+PAGE = 11.2  # the widest row, in inches
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where a vertex stands, in inches: in a chunk, which is never broken over two rows, and right and up in it."""
+    """Where a vertex stands, in inches: in a chunk, which is never broken over two rows, and right and up in it.
+
+    Attributes:
+        chunk: its number.
+        x: from the chunk's left edge.
+        y: from its line.
+        line: which of the lines that run below one another, 0 the uppermost: every branch has its own.
+    """
 
     chunk: int
     x: float
     y: float = 0.0
+    line: int = 0
 
 
 @dataclass(frozen=True)

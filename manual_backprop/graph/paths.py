@@ -1,20 +1,24 @@
 """How an arrow runs from shape to shape: straight, to the next row, over its row, or past a block under it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from manual_backprop.graph.lanes import Lanes
 from manual_backprop.graph.model import Arrow
 from manual_backprop.graph.rows import MARGIN, Rows
-from manual_backprop.graph.shapes import Path, Shape
+from manual_backprop.graph.shapes import Frame, Path, Point, Shape
 
 PORT = 0.1  # how far from a vertex's middle an arrow past a block begins and ends; those between blocks do in it
+WIRE = 0.05  # between the wires that leave the branches of a row for the next one
+BELOW = 0.22  # the same where they run below the row, each with its label
 
 
 class Paths:
     """The arrows between shapes that have their places; `trunk` is where those over the rows go from row to row."""
 
-    def __init__(self, rows: Rows, lanes: Lanes, shapes: Mapping[str, Shape], trunk: float) -> None:
-        self.rows, self.lanes, self.shapes, self.trunk = rows, lanes, shapes, trunk
+    def __init__(
+        self, rows: Rows, lanes: Lanes, shapes: Mapping[str, Shape], frames: Sequence[Frame], trunk: float
+    ) -> None:
+        self.rows, self.lanes, self.shapes, self.frames, self.trunk = rows, lanes, shapes, frames, trunk
 
     def path(self, arrow: Arrow) -> Path:
         """The way of one arrow."""
@@ -22,30 +26,84 @@ class Paths:
             return self._over(arrow)
         if arrow.lane in ("skip", "loop"):
             return self._under(arrow)
-        if self.rows.number(arrow.tail) == self.rows.number(arrow.head):
+        if self.lanes.bends(arrow):
+            return self._between_lines(arrow)
+        if self.rows.together(arrow.tail, arrow.head):
             return self._straight(arrow)
         return self._to_next_row(arrow)
 
-    def _straight(self, arrow: Arrow) -> Path:
+    def _straight(self, arrow: Arrow, *, crossed: bool = False) -> Path:
+        """From border to border; where another may cross it, with the label nearer to the tail and outside of both."""
         tail, head = self.shapes[arrow.tail], self.shapes[arrow.head]
         start, end = tail.border((head.x, head.y)), head.border((tail.x, tail.y))
-        x, y = (start[0] + end[0]) / 2, (start[1] + end[1]) / 2
+        share = 0.35 if crossed else 0.5
+        x, y = (one * (1 - share) + other * share for one, other in zip(start, end, strict=True))
         if tail.y == head.y:
             return Path(arrow, (start, end), (x, y - 0.13))
-        leftwards = head.x < tail.x
+        leftwards = (head.x < tail.x) != crossed
         aside = -0.07 if leftwards else 0.07
         return Path(arrow, (start, end), (x + aside, y), "right" if leftwards else "left")
 
     def _to_next_row(self, arrow: Arrow) -> Path:
         tail, head = self.shapes[arrow.tail], self.shapes[arrow.head]
         upper, lower = sorted((tail, head), key=lambda shape: -shape.y)
-        row = self.rows.row(upper.vertex.key)
-        lane, left, right = row.y - row.down + 0.1, MARGIN - 0.2, upper.x + upper.half_width + 0.2
+        number, wire = (
+            self.rows.number(upper.vertex.key),
+            max(self.rows.row(key).line for key in (arrow.tail, arrow.head)),
+        )
+        last = self.rows.last(number)
+        lane, left = last.y - last.down + 0.1 + BELOW * wire, MARGIN - 0.2 - WIRE * wire
+        right = self._right_of(number, upper) + 0.2 + WIRE * (self.rows.wires(number) - wire)
         points = [
             (upper.x + upper.half_width, upper.y), (right, upper.y), (right, lane), (left, lane), (left, lower.y),
             (lower.x - lower.half_width, lower.y),
         ]  # fmt: skip
         return Path(arrow, tuple(points if upper is tail else points[::-1]), ((left + right) / 2, lane + 0.09))
+
+    def _right_of(self, line: int, shape: Shape) -> float:
+        """The right edge of a shape, or where its row has several lines of all that stands in it."""
+        row = self.rows.all[line].row
+        lines = [number for number, other in enumerate(self.rows.all) if other.row == row]
+        edge = shape.x + shape.half_width
+        if len(lines) == 1:
+            return edge
+        around = [frame.right - 0.1 for frame in self.frames if frame.bottom < shape.y < frame.top]
+        inside = [self.shapes[vertex.key] for number in lines for vertex in self.rows.members(number)]
+        return max(edge, *around, *(other.x + other.half_width for other in inside))
+
+    def _between_lines(self, arrow: Arrow) -> Path:
+        """Along the lower line and up or down beside the upper vertex; straight where something stands there."""
+        tail, head = self.shapes[arrow.tail], self.shapes[arrow.head]
+        upper, lower = sorted((tail, head), key=lambda shape: -shape.y)
+        foot = upper.foot(self._free_port(upper.vertex.key))
+        corner = foot[0], lower.y
+        side = lower.x + (-lower.half_width if upper.x < lower.x else lower.half_width), lower.y
+        if not (self._clear(foot, corner, arrow) and self._clear(corner, side, arrow)):
+            return self._straight(arrow, crossed=True)
+        points = (foot, corner, side)
+        return Path(arrow, points if upper is tail else points[::-1], ((corner[0] + side[0]) / 2, lower.y - 0.13))
+
+    def _ports(self, arrow: Arrow) -> tuple[float, float]:
+        """How far right of the middle of its tail and head an arrow under a line begins and ends."""
+        if arrow.lane == "loop":
+            return 0.0, 0.0
+        return (PORT, -PORT) if self.shapes[arrow.tail].x <= self.shapes[arrow.head].x else (-PORT, PORT)
+
+    def _free_port(self, key: str) -> float:
+        """Where no arrow under a line begins or ends."""
+        under = [arrow for arrow in self.rows.graph.arrows if arrow.lane in ("skip", "loop")]
+        ends = [(end, port) for a in under for end, port in zip((a.tail, a.head), self._ports(a), strict=True)]
+        taken = {port for end, port in ends if end == key}
+        return next(port for port in (0.0, -PORT, PORT, 1.7 * PORT) if port not in taken)
+
+    def _clear(self, one: Point, other: Point, arrow: Arrow) -> bool:
+        """Whether nothing but an arrow's ends stands on a line across or up."""
+        (left, right), (low, high) = sorted((one[0], other[0])), sorted((one[1], other[1]))
+        return not any(
+            s.x - s.half_width < right and left < s.x + s.half_width and s.y - s.half_height < high
+            and low < s.y + s.half_height
+            for key, s in self.shapes.items() if key not in (arrow.tail, arrow.head)
+        )  # fmt: skip
 
     def _over(self, arrow: Arrow) -> Path:
         """From W up to the rail over its row, along it, past the right end where there are rows between, and down."""
@@ -62,7 +120,7 @@ class Paths:
         ends = [self.shapes[arrow.tail], self.shapes[arrow.head]]
         rows = [self.rows.number(shape.vertex.key) for shape in ends]
         lanes = [self.rows.all[row].y - self.lanes.depth(arrow, row) for row in rows]
-        ports = [0.0, 0.0] if arrow.lane == "loop" else [PORT, -PORT] if ends[0].x <= ends[1].x else [-PORT, PORT]
+        ports = self._ports(arrow)
         feet = [shape.foot(port) for shape, port in zip(ends, ports, strict=True)]
         aside = MARGIN - 0.34 - 0.1 * (self.lanes.across.index(arrow) % 3 if rows[0] != rows[1] else 0)
         between = [] if rows[0] == rows[1] else [(aside, lanes[0]), (aside, lanes[1])]

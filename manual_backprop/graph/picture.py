@@ -174,7 +174,7 @@ class _Drawing:
         lines = shape.vertex.notes if shape.notes_below else shape.vertex.notes[::-1]
         for number, line in enumerate(lines):
             away = shape.half_height + LINE * (number + 0.62)
-            middle = shape.notes_below or shape.in_lane
+            middle = shape.in_lane or (shape.notes_below and not shape.forked)
             x, y = shape.x + (0 if middle else 0.06), shape.y + (-away if shape.notes_below else away)
             self._text(
                 x,

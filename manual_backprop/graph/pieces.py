@@ -1,24 +1,23 @@
-"""A network taken apart into what is drawn one after the other; forward and backward graphs are made of the same."""
+"""A network taken apart into what is drawn; forward and backward graphs are made of the same.
 
-import re
-from collections.abc import Iterator
+How a composite is drawn it says itself (`Node.drawn`); here no composite is known by its name.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import jax
-import numpy as np
 
-from manual_backprop import validate
-from manual_backprop.layers.base import Layer, Node
-from manual_backprop.layers.factor import Tree
-from manual_backprop.losses import Loss
-from manual_backprop.network import Residual, Serial
-from manual_backprop.network.scanned import Repeat, Tied
-from manual_backprop.objective import Objective, Step, backprop
+from manual_backprop.graph.values import Values
+from manual_backprop.layers.base import Layer
+from manual_backprop.network.scanned import Chain
+from manual_backprop.node import Branches, Node, Wrapper
+from manual_backprop.types import Tree
 
-Opened = bool | int
-LOOPS = "kjimnpqr"  # the letters that count a Repeat's blocks, outermost first
+Levels = bool | int
+LOOPS = "kjimnpqr"  # the letters that count a chain's blocks, outermost first
 
 
 @dataclass(frozen=True)
@@ -43,23 +42,8 @@ class Index:
 
 
 @dataclass(frozen=True)
-class Values:
-    """What is known of a node: its parameters at least by shape, the rest where a batch was given."""
-
-    params: Tree
-    trace: Tree | None = None
-    deltas: Tree | None = None
-    gradients: Tree | None = None
-
-    def at(self, i: int) -> "Values":
-        """Of node `i` of a `Serial`."""
-        trees = (getattr(self, field.name) for field in fields(self))
-        return Values(*(None if tree is None else tree[i] for tree in trees))
-
-
-@dataclass(frozen=True)
 class LayerPiece:
-    """A layer; `weights` is the index of its parameters, which `Tied` uses share."""
+    """A layer; `weights` is the index of its parameters, which all uses of a shared block have in common."""
 
     layer: Layer
     index: Index
@@ -96,194 +80,156 @@ class LayerPiece:
     @property
     def penalised(self) -> tuple[str, ...]:
         """The parameters that the regulariser counts (J2)."""
-        return tuple(self.values.params.weights)
+        return _weights(self.values.params)
+
+    def entering(self, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """(name, label) of each of its inputs; where it does not name so many, each has the name that one has."""
+        names = self.layer.inputs if len(self.layer.inputs) == len(labels) else ("a_in",) * len(labels)
+        return zip(names, labels, strict=True)
 
 
 @dataclass(frozen=True)
-class Closed:
-    """A composite that is drawn as one box; `index` is its last layer's."""
+class Output:
+    """What leaves a node: a of a layer; h of a residual block, with a prime for every one within it."""
 
-    node: Node
-    index: Index
-    penalised: bool
-
-    @property
-    def label(self) -> str:
-        """What it is."""
-        return composite_label(self.node)
-
-    @property
-    def output(self) -> str:
-        """The letter of what leaves it."""
-        return output_letter(self.node)
-
-
-@dataclass(frozen=True)
-class Enter:
-    """An opened composite begins; of one that repeats a block, `loop` counts the blocks from 0."""
-
-    label: str
-    index: Index
-    loop: str
-
-
-@dataclass(frozen=True)
-class Sum:
-    """Where a residual block's output is added to what entered it, which gives `letter`^(`index`)."""
-
-    index: Index
     letter: str
+    index: Index
+
+    def __str__(self) -> str:
+        return f"{self.letter}^({self.index})"
 
     @property
     def slug(self) -> str:
         """As a part of a key."""
         return self.letter.replace("'", "p") + "_" + self.index.slug
 
+    @property
+    def added(self) -> "Output":
+        """The sum of this and what entered."""
+        return replace(self, letter="h" if self.letter == "a" else self.letter + "'")
+
 
 @dataclass(frozen=True)
-class Leave:
-    """An opened composite ends; `output` is the label of what leaves it."""
+class Closed:
+    """A composite that is drawn as one box.
 
-    output: str
+    Attributes:
+        label: what it is.
+        index: of its last layer.
+        outputs: what leaves it.
+        owns: whether it has parameters.
+        penalised: whether the regulariser counts some of them.
+    """
+
+    label: str
+    index: Index
+    outputs: tuple[Output, ...]
+    owns: bool
+    penalised: bool
 
 
-Piece = LayerPiece | Closed | Enter | Sum | Leave
+@dataclass(frozen=True)
+class Opened:
+    """A composite around a block, drawn as a frame around what the block is drawn as.
+
+    Attributes:
+        label: what it is.
+        index: of the block's first layer.
+        loop: of a chain, the letter that counts its blocks from 0.
+        inside: the block.
+        added: whether what entered is added to what leaves the block.
+        outputs: what leaves it.
+    """
+
+    label: str
+    index: Index
+    loop: str
+    inside: tuple["Piece", ...]
+    added: bool
+    outputs: tuple[Output, ...]
 
 
-def pieces(node: Node, index: Index, values: Values, opened: Opened, shared: Index | None = None) -> Iterator[Piece]:
+@dataclass(frozen=True)
+class Beside:
+    """Branches that all have the same input; what leaves them leaves side by side."""
+
+    branches: tuple[tuple["Piece", ...], ...]
+
+
+Piece = LayerPiece | Closed | Opened | Beside
+
+
+def pieces(node: Node, index: Index, values: Values, levels: Levels, shared: Index | None = None) -> Iterator[Piece]:
     """What `node` is drawn as.
 
     Args:
         node: a layer or composite.
         index: of its first layer.
         values: of this node.
-        opened: how many levels of composites are opened; True opens all.
-        shared: within `Tied`, the index that all uses of the parameters have in common.
+        levels: how many levels of composites are opened; True opens all.
+        shared: within blocks with the same parameters, the index that all uses of these have in common.
     """
     if isinstance(node, Layer):
         yield LayerPiece(node, index, shared or index, values)
-    elif isinstance(node, Serial):
-        for i, part in enumerate(node.nodes):
-            yield from pieces(part, index, values.at(i), opened, shared)
-            index, shared = index.plus(depth(part)), shared and shared.plus(_owned(part))
-    elif (opened is not True and opened < 1) or not isinstance(node, Residual | Repeat | Tied):
-        yield Closed(node, index.plus(depth(node) - 1), _any_penalised(values.params))
+    elif isinstance(node, Branches) and node.drawn == "in turn":
+        for part in _parts(node, index, values, levels, shared):
+            yield from part
+    elif isinstance(node, Branches) and node.drawn == "beside":
+        yield Beside(tuple(map(tuple, _parts(node, index, values, levels, shared))))
+    elif isinstance(node, Wrapper) and node.drawn != "closed" and (levels is True or levels >= 1):
+        yield _opened(node, index, values, levels if levels is True else levels - 1, shared)
     else:
-        inside = opened if opened is True else opened - 1
-        yield from _of_composite(node, index, values, inside, shared)
+        owns = bool(jax.tree.leaves(values.params))
+        last = index.plus(node.depth - 1)
+        yield Closed(node.caption, last, outputs(node, index), owns, _any_penalised(values.params))
 
 
-def _of_composite(
-    node: Residual | Repeat | Tied, index: Index, values: Values, opened: Opened, shared: Index | None
-) -> Iterator[Piece]:
-    within, block, letter = index, node.block, ""
-    if isinstance(node, Repeat | Tied):
+def _parts(
+    node: Branches, index: Index, values: Values, levels: Levels, shared: Index | None
+) -> Iterator[Iterator[Piece]]:
+    for i, part in enumerate(node.nodes):
+        yield pieces(part, index, values.at(i), levels, shared)
+        index, shared = index.plus(part.depth), shared and shared.plus(_owned(part))
+
+
+def _opened(node: Wrapper, index: Index, values: Values, levels: Levels, shared: Index | None) -> Opened:
+    block, label, within, letter = node.block, node.caption, index, ""
+    if isinstance(node, Chain):
         letter = LOOPS[len(index.loops) :][:1] or f"k{len(index.loops)}"
-        within = replace(index, loops=(*index.loops, (depth(block), letter)))
-        if isinstance(node, Tied):
+        label += f", {letter} = 0..{node.n - 1}"
+        within = replace(index, loops=(*index.loops, (block.depth, letter)))
+        if node.shared:
             shared = shared or index
         elif shared is not None:
             shared = replace(shared, loops=(*shared.loops, (_owned(block), letter)))
-    yield Enter(composite_label(node, letter), within, letter)
-    yield from pieces(block, within, values, opened, shared)
-    if isinstance(node, Residual):
-        yield Sum(index.plus(depth(block) - 1), output_letter(node))
-    yield Leave(f"{output_letter(node)}^({index.plus(depth(node) - 1)})")
+    inside = tuple(pieces(block, within, values, levels, shared))
+    return Opened(label, within, letter, inside, node.drawn == "added", outputs(node, index))
 
 
-def composite_label(node: Node, letter: str = "") -> str:
-    """What stands on a composite's box."""
-    if isinstance(node, Repeat | Tied):
-        return f"{type(node).__name__}: {node.n} blocks" + (f", {letter} = 0..{node.n - 1}" if letter else "")
-    return "Residual: x + f(x)" if isinstance(node, Residual) else type(node).__name__
-
-
-def output_letter(node: Node) -> str:
-    """The letter of what leaves a node: a of a layer; of a residual block h, with a prime for every one within it."""
-    if isinstance(node, Residual):
-        inner = output_letter(node.block)
-        return "h" if inner == "a" else inner + "'"
-    if isinstance(node, Serial):
-        return output_letter(node.nodes[-1])
-    return output_letter(node.block) if isinstance(node, Repeat | Tied) else "a"
-
-
-def depth(node: Node) -> int:
-    """How many layers a signal goes through, every use counted."""
-    if isinstance(node, Serial):
-        return sum(depth(part) for part in node.nodes)
-    if isinstance(node, Repeat | Tied):
-        return node.n * depth(node.block)
-    return depth(node.block) if isinstance(node, Residual) else len(list(node.layers()))
+def outputs(node: Node, index: Index) -> tuple[Output, ...]:
+    """What leaves a node whose first layer has this index: one, unless it is known to be a tuple."""
+    if isinstance(node, Branches) and node.drawn != "closed":
+        firsts = accumulate((part.depth for part in node.nodes), initial=0)
+        each = [outputs(part, index.plus(first)) for part, first in zip(node.nodes, firsts, strict=False)]
+        return each[-1] if node.drawn == "in turn" else tuple(output for of_branch in each for output in of_branch)
+    if isinstance(node, Wrapper) and node.drawn != "closed":
+        last = outputs(node.block, index.plus(node.depth - node.block.depth))
+        return tuple(output.added for output in last) if node.drawn == "added" else last
+    return (Output("a", index.plus(node.depth - 1)),)
 
 
 def _owned(node: Node) -> int:
-    """How many layers with parameters of their own."""
-    if isinstance(node, Serial):
-        return sum(_owned(part) for part in node.nodes)
-    if isinstance(node, Repeat):
-        return node.n * _owned(node.block)
-    return _owned(node.block) if isinstance(node, Residual | Tied) else len(list(node.layers()))
-
-
-def values_of(objective: Objective, params: Tree, x: Any, y: Any) -> tuple[Values, Step | None]:
-    """What the graph can show: shapes of parameters, or with a batch every value.
-
-    Raises:
-        ValueError: some of params, x and y, but not all; or values that are being traced by JAX.
-    """
-    given = [name for name, value in (("params", params), ("x", x), ("y", y)) if value is not None]
-    if not given:
-        return Values(jax.eval_shape(lambda: objective.net.init(jax.random.key(0)))), None
-    if len(given) < 3:
-        raise ValueError(f"a graph with values needs params, x and y, got only {' and '.join(given)}")
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, x, y))):
-        raise ValueError("a graph shows values, which are not known under jit, vmap or grad; draw it outside of them")
-    params = validate.params(objective.net, params)
-    step = jax.jit(partial(backprop, objective))(params, x, y)
-    return Values(params, step.trace, step.deltas, step.gradients), step
-
-
-def opening(objective: Objective, opened: Opened) -> Opened:
-    """How many levels to open, once both arguments are known to be what they should.
-
-    Raises:
-        TypeError: no `Objective`, or levels that are no number.
-        ValueError: levels below 0.
-    """
-    if not isinstance(objective, Objective):
-        raise TypeError(
-            f"a graph is drawn of an Objective, got {type(objective).__name__}; Objective(net, loss) makes one"
-        )
-    if not isinstance(opened, int | np.integer):
-        raise TypeError(f"opened must be True, False or a number of levels, got {opened!r}")
-    if opened < 0:
-        raise ValueError(f"opened must be 0 or more levels, got {opened}")
-    return opened if isinstance(opened, bool) else int(opened)
-
-
-def words(loss: Loss) -> tuple[str, ...]:
-    """The name of a loss, one word a line."""
-    return tuple(word.lower() for word in re.findall(r"[A-Z]+[^A-Z_]*|[^A-Z_]+", type(loss).__name__))
-
-
-def notes(value: Any) -> tuple[str, ...]:
-    """Shape and Frobenius norm of an array, or of a scalar its value; nothing of nothing."""
-    if value is None or isinstance(value, jax.ShapeDtypeStruct):
-        return ()
-    numbers = np.asarray(value)
-    if numbers.ndim == 0:
-        return (f"{float(numbers):.4g}",)
-    shape = "×".join(map(str, numbers.shape))
-    if np.issubdtype(numbers.dtype, np.integer):
-        return (shape,)
-    return (shape, f"‖·‖ {np.linalg.norm(numbers.astype(np.float64)):.3g}")
+    """How many layers with parameters of their own: as many as are drawn."""
+    return sum(key.size for key in jax.tree.leaves(jax.eval_shape(node.keys, jax.random.key(0))))
 
 
 def _named(params: Any) -> dict[str, Any]:
     return {field.name: getattr(params, field.name) for field in fields(params)} if is_dataclass(params) else {}
 
 
+def _weights(params: Any) -> tuple[str, ...]:
+    return tuple(getattr(params, "weights", ()))
+
+
 def _any_penalised(params: Tree) -> bool:
-    blocks = jax.tree.leaves(params, is_leaf=lambda node: hasattr(node, "weights"))
-    return any(getattr(block, "weights", ()) for block in blocks)
+    return any(map(_weights, jax.tree.leaves(params, is_leaf=lambda node: hasattr(node, "weights"))))

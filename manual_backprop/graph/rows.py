@@ -1,23 +1,24 @@
 """The rows of a page: chunks side by side, in a new row where the page ends."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
-from manual_backprop.graph.model import Diagram, Vertex
+from manual_backprop.graph.model import PAGE, Diagram, Vertex
 
-PAGE = 11.2  # the widest row, in inches
 MANY = 64  # more chunks than any row has
 MARGIN = 0.6  # left and right of the rows
 
 
 @dataclass
-class Row:
-    """A row's chunks; its vertices' line is at `y`, and it reaches so far `up` and `down` from there.
+class Line:
+    """A line of vertices, at `y`, which reaches so far `up` and `down`; branches are lines below one another.
 
     Attributes:
-        chunks: their numbers.
+        chunks: their numbers; all lines of a row have the same.
         width: of all of them.
+        row: which row of the page it is in.
+        line: which of that row's lines it is.
         y: 0 until it is known how high the rows above it are.
         up: to its upper edge.
         down: to its lower edge.
@@ -26,6 +27,8 @@ class Row:
 
     chunks: list[int]
     width: float
+    row: int = 0
+    line: int = 0
     y: float = 0.0
     up: float = 0.0
     down: float = 0.0
@@ -33,25 +36,49 @@ class Row:
 
 
 class Rows:
-    """As few rows as the page allows, and these no wider than they must be; and who stands in which."""
+    """As few rows as the page allows, and these no wider than they must be; and who stands in which.
+
+    Attributes:
+        graph: whose they are.
+        vertices: by key.
+        all: the lines, from the top of the page to its bottom.
+    """
 
     def __init__(self, graph: Diagram) -> None:
         self.graph = graph
         self.vertices = {vertex.key: vertex for vertex in graph.vertices}
-        self.all = _rows(graph)
-        self._of_chunk = [number for number, row in enumerate(self.all) for _ in row.chunks]
+        rows = _rows(graph)
+        self._of_chunk = [number for number, row in enumerate(rows) for _ in row.chunks]
+        lines = {(self._of_chunk[vertex.place.chunk], vertex.place.line) for vertex in graph.vertices}
+        lines |= {(number, 0) for number in range(len(rows))}
+        self.all = [replace(rows[number], row=number, line=line) for number, line in sorted(lines)]
+        self._numbers = {(line.row, line.line): number for number, line in enumerate(self.all)}
 
     def number(self, key: str) -> int:
-        """The row of a vertex."""
-        return self._of_chunk[self.vertices[key].place.chunk]
+        """The line of a vertex, counted from the top of the page."""
+        place = self.vertices[key].place
+        return self._numbers[self._of_chunk[place.chunk], place.line]
 
-    def row(self, key: str) -> Row:
-        """The row of a vertex, itself."""
+    def row(self, key: str) -> Line:
+        """The line of a vertex, itself."""
         return self.all[self.number(key)]
 
-    def members(self, row: int) -> list[Vertex]:
-        """The vertices in a row."""
-        return [vertex for vertex in self.graph.vertices if self._of_chunk[vertex.place.chunk] == row]
+    def together(self, one: str, other: str) -> bool:
+        """Whether two vertices are in one row of the page, if not on one line."""
+        return self.row(one).row == self.row(other).row
+
+    def members(self, line: int) -> list[Vertex]:
+        """The vertices on a line."""
+        return [vertex for vertex in self.graph.vertices if self.number(vertex.key) == line]
+
+    def last(self, line: int) -> Line:
+        """The lowest line in the row of a line."""
+        return max((other for other in self.all if other.row == self.all[line].row), key=lambda other: other.line)
+
+    def wires(self, line: int) -> int:
+        """How many wires may run below a line's row from it to the next, besides one."""
+        row = self.all[line].row
+        return max(other.line for other in self.all if other.row in (row, row + 1))
 
     def x(self, key: str) -> float:
         """How far from the left edge of the page the middle of a vertex is."""
@@ -60,7 +87,7 @@ class Rows:
         return MARGIN + sum(before) + place.x
 
 
-def _rows(graph: Diagram) -> list[Row]:
+def _rows(graph: Diagram) -> list[Line]:
     together = _boxed(graph)
     few = len(_filled(graph.chunks, together, PAGE))
     starts = range(len(graph.chunks))
@@ -81,12 +108,12 @@ def _boxed(graph: Diagram) -> dict[int, float]:
     return widths
 
 
-def _filled(chunks: Sequence[float], together: Mapping[int, float], limit: float) -> list[Row]:
+def _filled(chunks: Sequence[float], together: Mapping[int, float], limit: float) -> list[Line]:
     """Rows, each as full as the limit allows; a chunk that is wider has one to itself."""
-    rows = [Row([], 0.0)]
+    rows = [Line([], 0.0)]
     for number, width in enumerate(chunks):
         if rows[-1].chunks and rows[-1].width + together.get(number, width) > limit + 1e-9:
-            rows.append(Row([], 0.0))
+            rows.append(Line([], 0.0))
         rows[-1].chunks.append(number)
         rows[-1].width += width
     return rows

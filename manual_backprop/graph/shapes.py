@@ -13,7 +13,13 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True)
 class Shape:
-    """A vertex on the page: its middle and half its extent; `in_lane` where an arrow from under the row is joined."""
+    """A vertex on the page: its middle and half its extent.
+
+    Attributes:
+        notes_below: whether its notes stand below it, or else above.
+        in_lane: whether an arrow from under the row is joined.
+        forked: whether an arrow from a lower line is joined, beside which its notes stand then.
+    """
 
     vertex: Vertex
     x: float
@@ -22,6 +28,7 @@ class Shape:
     half_height: float
     notes_below: bool
     in_lane: bool
+    forked: bool = False
 
     @property
     def note_lines(self) -> int:
@@ -81,6 +88,11 @@ def visible(label: str) -> float:
     plain = re.sub(r"\^\([^)]*\)|[\^_]", "", label)
     plain = re.sub(r"delta|lambda|theta", "d", plain)
     return len(plain) + 0.75 * (raised + 1.2 * (raised > 0))
+
+
+def closed_half_width(label: str) -> float:
+    """Half the width of a closed composite's box, in inches."""
+    return max(0.75, 0.04 * len(label))
 
 
 def half_width_of(label: str) -> float:

@@ -1,0 +1,98 @@
+"""What a graph shows of values: parameters, and with a batch what the sweeps compute, as lines of notes."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+
+from manual_backprop import validate
+from manual_backprop.losses import Loss
+from manual_backprop.objective import Objective, Step, backprop
+from manual_backprop.types import Tree
+
+
+@dataclass(frozen=True)
+class Values:
+    """What is known of a node: its parameters at least by shape, the rest where a batch was given."""
+
+    params: Tree
+    trace: Tree | None = None
+    deltas: Tree | None = None
+    gradients: Tree | None = None
+
+    def at(self, i: int) -> "Values":
+        """Of node `i` of a composite that has several."""
+        trees = (getattr(self, field.name) for field in fields(self))
+        return Values(*(None if tree is None else tree[i] for tree in trees))
+
+
+def values_of(objective: Objective, params: Tree, x: Any, y: Any) -> tuple[Values, Step | None]:
+    """What the graph can show: shapes of parameters, or with a batch every value.
+
+    Raises:
+        ValueError: some of params, x and y, but not all; or values that are being traced by JAX.
+    """
+    given = [name for name, value in (("params", params), ("x", x), ("y", y)) if value is not None]
+    if not given:
+        return Values(jax.eval_shape(lambda: objective.net.init(jax.random.key(0)))), None
+    if len(given) < 3:
+        raise ValueError(f"a graph with values needs params, x and y, got only {' and '.join(given)}")
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, x, y))):
+        raise ValueError("a graph shows values, which are not known under jit, vmap or grad; draw it outside of them")
+    params = validate.params(objective.net, params)
+    step = jax.jit(partial(backprop, objective))(params, x, y)
+    return Values(params, step.trace, step.deltas, step.gradients), step
+
+
+def opening(objective: Objective, opened: bool | int) -> bool | int:
+    """How many levels to open, once both arguments are known to be what they should.
+
+    Raises:
+        TypeError: no `Objective`, or levels that are no number.
+        ValueError: levels below 0.
+    """
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"a graph is drawn of an Objective, got {type(objective).__name__}; Objective(net, loss) makes one"
+        )
+    if not isinstance(opened, int | np.integer):
+        raise TypeError(f"opened must be True, False or a number of levels, got {opened!r}")
+    if opened < 0:
+        raise ValueError(f"opened must be 0 or more levels, got {opened}")
+    return opened if isinstance(opened, bool) else int(opened)
+
+
+def entering(objective: Objective, x: Any) -> tuple[Any, ...]:
+    """The arrays that enter a network; without a batch a None for each input that its first layer names."""
+    return tuple(parts(x)) if x is not None else (None,) * len(next(objective.net.layers()).inputs)
+
+
+def words(loss: Loss) -> tuple[str, ...]:
+    """The name of a loss, one word a line."""
+    return tuple(word.lower() for word in re.findall(r"[A-Z]+[^A-Z_]*|[^A-Z_]+", type(loss).__name__))
+
+
+def notes(value: Any) -> tuple[str, ...]:
+    """Shape and Frobenius norm of an array, or of a scalar its value; nothing of nothing."""
+    if value is None or isinstance(value, jax.ShapeDtypeStruct):
+        return ()
+    numbers = np.asarray(value)
+    if numbers.ndim == 0:
+        return (f"{float(numbers):.4g}",)
+    shape = "×".join(map(str, numbers.shape))
+    if np.issubdtype(numbers.dtype, np.integer):
+        return (shape,)
+    return (shape, f"‖·‖ {np.linalg.norm(numbers.astype(np.float64)):.3g}")
+
+
+def parts(flow: Any) -> Iterator[Any]:
+    """The arrays of what may be a tuple of them, and None for what is not there."""
+    if isinstance(flow, tuple):
+        for part in flow:
+            yield from parts(part)
+    else:
+        yield flow
