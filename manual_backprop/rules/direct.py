@@ -120,6 +120,7 @@ def _last_layer(net: Node, trace: Tree) -> tuple[Layer, Any]:
 
 
 def _require_feedback(feedback: Tree, net: Node) -> None:
+    structure: Any  # mypy takes it for something that cannot be compared
     leaves, structure = jax.tree.flatten(feedback, is_leaf=lambda leaf: leaf is None or isinstance(leaf, Parameters))
     if any(isinstance(leaf, Parameters) for leaf in leaves):
         raise ValueError(

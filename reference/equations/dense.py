@@ -3,8 +3,6 @@
 A family that has no such file is measured (`reference.equations.measured`).
 """
 
-import numpy as np
-
 from manual_backprop.layers import Dense
 from reference.equations import bounds
 from reference.equations.bounds import Arithmetic, Known
@@ -51,7 +49,7 @@ class _Dense(Family):
         for other, a_in in entered.items():
             if other.values.z.shape == own.shape:
                 wrong[f"z of layer {other.number} where its a is meant"] = dW(use.delta, other.values.z)
-            if other is not use and np.shape(getattr(a_in, "value", None)) == own.shape:
+            if other is not use and isinstance(a_in, Known) and a_in.value.shape == own.shape:
                 wrong[f"what entered layer {other.number} (stale)"] = dW(use.delta, a_in.value)
             if other is not use and other.delta.shape == use.delta.shape:
                 wrong[f"the delta of layer {other.number} (stale)"] = dW(other.delta, own)
