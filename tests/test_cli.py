@@ -11,7 +11,7 @@ import pytest
 
 import manual_backprop as mb
 from reference import cli, compare
-from reference.catalogue import networks, proving
+from reference.catalogue import proving
 from reference.cli import check, train
 from reference.cli.files import BadInput, write_atomically
 from reference.reports import formats
@@ -57,18 +57,6 @@ def test_bad_usage_ends_with_two(arguments):
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 2
-
-
-def test_the_catalogue_meets_every_pair_of_features():
-    settings = networks.covering(0)
-    met = set().union(*map(networks._pairs, settings))
-    assert met == networks.all_pairs()
-    assert len(settings) <= 110
-    assert settings == networks.covering.__wrapped__(0)  # drawn once more, not remembered
-    assert settings != networks.covering(1)
-    quick = networks.each_value(settings)
-    for i, values in enumerate(networks.FEATURES.values()):
-        assert {setting[i] for setting in quick} == set(values)
 
 
 def test_check_proves_and_reports(capsys, tmp_path):

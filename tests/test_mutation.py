@@ -476,7 +476,7 @@ def test_the_catalogue_meets_every_formula():
     assert all(name in text for name in mb.activations.TABLE)
     assert {s.objective.loss for s in subjects} == set(mb.losses.TABLE.values())
     nets = " ".join(repr(s.objective.net) for s in subjects)
-    assert all(kind in nets for kind in ("Serial(", "Residual(", "Repeat("))
+    assert all(f"{kind}(" in nets for kind in ("Serial", "Residual", "Repeat", "Tied", "Parallel", "Product"))
     assert {key for s in subjects for key in s.given} == {"lam", "weights"}
     assert all(len(s.x) >= 3 for s in subjects) and any(s.objective.regularizer is None for s in subjects)
     for subject in subjects:

@@ -90,8 +90,8 @@ class Parallel(Branches):
     @classmethod
     @override
     def specimen(cls, block: Node, n: int) -> Serial:
-        """Two ways of unequal depth, whose product leaves."""
-        return Serial((cls((Serial((block,) * n), block)), Product()))
+        """Two ways of unequal depth; what leaves is their product, which counts as deep as a block."""
+        return Serial((cls((Serial((block,) * max(1, n - 1)), block)), Product()))
 
     @override
     def forward(self, step: Step, x: Flow, owned: Tree) -> tuple[Flow, Tree]:

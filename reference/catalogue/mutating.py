@@ -1,10 +1,11 @@
 """Mutation testing of the library's own gradients: `manual_backprop.backprop` broken everywhere, on a few networks.
 
-The networks meet, between them, every activation, loss, composite and form of lambda and of weights, so that
-each formula of `manual_backprop` is broken at least once.
+The networks meet, between them, every activation, loss, family of layers, composite and form of lambda and of
+weights, so that each formula of `manual_backprop` is broken at least once; a family or composite of somebody's own is
+met as soon as it is registered (`reference.catalogue.networks`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,8 +15,9 @@ import numpy as np
 
 import manual_backprop as mb
 from manual_backprop.layers import LayerTrace
+from manual_backprop.node import Branches, Node, Wrapper
 from reference import autodiff
-from reference.catalogue.networks import draw_params
+from reference.catalogue import networks
 from reference.compare import each_compared
 from reference.model import LayerValues
 from reference.mutation.report import MutationScore
@@ -24,6 +26,7 @@ from reference.tolerance.rounding import measure
 
 Tree = Any
 EXAMPLES = 5
+WIDTH = 4
 QUICK = 120  # mutants of each network
 
 _EVEN = "the slopes of sigmoid and tanh are even: e / (1 + e)^2 is the same for 1 / e"
@@ -135,27 +138,13 @@ def step_check(
 
 def subjects(seed: int) -> dict[str, Subject]:
     """Small objectives that meet every row of every table between them, and arguments to break them at."""
-    small = mb.Frobenius(0.1)
-    block = mb.Serial((dense(4, 3, "gelu"), dense(3, 4, "silu")))
-    repeated = mb.Repeat(mb.Residual(dense(4, 4, "softplus")), 3)
-    smooth = (mb.Repeat(dense(4, 4, "gelu_tanh"), 2), dense(4, 4, "softsign"), dense(4, 3))
-    mlp = (dense(4, 5, "tanh"), dense(5, 5, "sigmoid"), dense(5, 3))
-    kinks = (dense(4, 4, "relu"), dense(4, 4, "leaky_relu"), dense(4, 4, "elu"), dense(4, 3, "selu"))
-    probabilities = mb.Serial((dense(4, 4, "tanh"), dense(4, 2, "sigmoid")))
-    objectives = {
-        "mlp": mb.Objective(mb.Serial(mlp), mb.softmax_cross_entropy, small),
-        "residual": mb.Objective(mb.Serial((mb.Residual(block), dense(4, 3))), mb.softmax_cross_entropy, small),
-        "repeated residual": mb.Objective(mb.Serial((repeated, dense(4, 2))), mb.sigmoid_binary_cross_entropy, small),
-        "repeat": mb.Objective(mb.Serial(smooth), mb.huber, small),
-        "kinks": mb.Objective(mb.Serial(kinks), mb.squared_error, small),
-        "probabilities": mb.Objective(probabilities, mb.binary_cross_entropy),
-        "tied": mb.Objective(mb.Serial((mb.Tied(dense(4, 4, "tanh"), 2), dense(4, 3))), mb.squared_error, small),
-    }
+    objectives = _objectives()
+    met = set().union(*(_kinds(objective.net) for objective in objectives.values()))
     made = {}
-    for i, (name, objective) in enumerate(objectives.items()):
+    for i, (name, objective) in enumerate([*objectives.items(), *_of_others(met)]):
         rng = np.random.default_rng((seed, i))
-        x = rng.normal(size=(EXAMPLES, 4))
-        outputs = objective.net.out_shape((4,))[0]
+        x = rng.normal(size=(EXAMPLES, WIDTH))
+        outputs = objective.net.out_shape((WIDTH,))[0]
         given: dict[str, Any] = {}
         if name == "residual":
             given["lam"] = 0.3
@@ -163,7 +152,7 @@ def subjects(seed: int) -> dict[str, Subject]:
             given["weights"] = rng.uniform(0.1, 1, EXAMPLES)
         made[name] = Subject(
             objective,
-            jax.tree.map(jnp.asarray, draw_params(objective.net, 1.0, rng)),
+            jax.tree.map(jnp.asarray, networks.draw_params(objective.net, 1.0, rng)),
             jnp.asarray(x),
             jnp.asarray(_targets(objective.loss, outputs, name == "residual", rng)),
             {key: jnp.asarray(value) for key, value in given.items()},
@@ -171,12 +160,58 @@ def subjects(seed: int) -> dict[str, Subject]:
     return made
 
 
+def _objectives() -> dict[str, mb.Objective]:
+    """Those that meet all that is built in."""
+    small = mb.Frobenius(0.1)
+    block = mb.Serial((dense(4, 3, "gelu"), dense(3, 4, "silu")))
+    repeated = mb.Repeat(mb.Residual(dense(4, 4, "softplus")), 3)
+    smooth = (mb.Repeat(dense(4, 4, "gelu_tanh"), 2), dense(4, 4, "softsign"), dense(4, 3))
+    mlp = (dense(4, 5, "tanh"), dense(5, 5, "sigmoid"), dense(5, 3))
+    kinks = (dense(4, 4, "relu"), dense(4, 4, "leaky_relu"), dense(4, 4, "elu"), dense(4, 3, "selu"))
+    probabilities = mb.Serial((dense(4, 4, "tanh"), dense(4, 2, "sigmoid")))
+    gated = (mb.Parallel((dense(4, 5, "silu"), dense(4, 5))), mb.Product(row("tanh")), dense(5, 3))
+    return {
+        "mlp": mb.Objective(mb.Serial(mlp), mb.softmax_cross_entropy, small),
+        "residual": mb.Objective(mb.Serial((mb.Residual(block), dense(4, 3))), mb.softmax_cross_entropy, small),
+        "repeated residual": mb.Objective(mb.Serial((repeated, dense(4, 2))), mb.sigmoid_binary_cross_entropy, small),
+        "repeat": mb.Objective(mb.Serial(smooth), mb.huber, small),
+        "kinks": mb.Objective(mb.Serial(kinks), mb.squared_error, small),
+        "probabilities": mb.Objective(probabilities, mb.binary_cross_entropy),
+        "tied": mb.Objective(mb.Serial((mb.Tied(dense(4, 4, "tanh"), 2), dense(4, 3))), mb.squared_error, small),
+        "gated": mb.Objective(mb.Serial(gated), mb.squared_error, small),
+    }
+
+
+def _of_others(met: set[type]) -> Iterator[tuple[str, mb.Objective]]:
+    """One for each family and composite of the catalogue that is not met yet."""
+    last, small = dense(WIDTH, 3), mb.Frobenius(0.1)
+    for name, family in networks.families().items():
+        if family not in met:
+            body = networks.block(family, WIDTH, row("tanh"))
+            yield name, mb.Objective(mb.Serial((body, last)), mb.squared_error, small)
+    for name, composite in networks.composites().items():
+        if composite not in met:
+            body = networks.composed(name, dense(WIDTH, WIDTH, "tanh"), 2, WIDTH)
+            yield name, mb.Objective(mb.Serial((body, last)), mb.squared_error, small)
+
+
+def _kinds(node: Node) -> set[type]:
+    """The kinds of all layers and composites that a network is made of."""
+    inner = node.nodes if isinstance(node, Branches) else (node.block,) if isinstance(node, Wrapper) else ()
+    return {type(node)}.union(*map(_kinds, inner))
+
+
+def row(name: str) -> mb.Activation:
+    """An activation that is not compiled inline, so that each of its equations keeps its own source line."""
+    compiled = mb.activations.get(name)
+    f: Any = getattr(compiled.f, "__wrapped__", compiled.f)
+    df: Any = getattr(compiled.df, "__wrapped__", compiled.df)
+    return replace(compiled, f=f, df=df)
+
+
 def dense(d_in: int, d_out: int, activation: str = "identity") -> mb.Dense:
-    """A layer whose activation is not compiled inline, so that each of its equations keeps its own source line."""
-    row = mb.activations.get(activation)
-    f: Any = getattr(row.f, "__wrapped__", row.f)
-    df: Any = getattr(row.df, "__wrapped__", row.df)
-    return mb.Dense(d_in, d_out, replace(row, f=f, df=df))
+    """A dense layer with such an activation."""
+    return mb.Dense(d_in, d_out, row(activation))
 
 
 def _targets(loss: mb.Loss, outputs: int, distributions: bool, rng: np.random.Generator) -> np.ndarray:

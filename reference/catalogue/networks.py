@@ -2,92 +2,145 @@
 
 A fault that needs two features to meet (float16 and softplus, say, or Repeat and a traced lambda) is met;
 testing every combination would take a hundred times as long.
+
+Two of the features are what there is of layers and composites: every family whose forward is registered on
+`reference.model.apply`, and every composite on `reference.model.through`, that has a `specimen`. So one of somebody's
+own is met as soon as it is registered.
 """
 
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 import manual_backprop as mb
-from manual_backprop.layers import Node
+from manual_backprop.layers import Layer
+from manual_backprop.node import Composite, Node
+from reference import model
 from reference.catalogue import data
+from reference.xla import quick
 
 EXAMPLES = 32
-
-FEATURES: dict[str, tuple[Any, ...]] = {
-    "activation": tuple(mb.activations.TABLE),
-    "loss": (
-        "squared_error",
-        "huber",
-        "softmax_cross_entropy",
-        "softmax_cross_entropy on distributions",
-        "sigmoid_binary_cross_entropy",
-        "binary_cross_entropy",
-    ),
-    "depth": tuple(range(1, 9)),
-    "lam": ("none", "0.01", "traced"),
-    "dtype": ("float64", "float32", "bfloat16", "float16"),
-    "composite": ("serial", "residual", "repeat", "repeated residual", "tied"),
-}
-Setting = tuple[Any, ...]  # one value for each of FEATURES, in their order
+LOSSES = (
+    "squared_error",
+    "huber",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy on distributions",
+    "sigmoid_binary_cross_entropy",
+    "binary_cross_entropy",
+)
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+PLAIN = {"composite": "serial", "layer": "dense"}  # what the last layer is, and so a network of one layer
+TYPICAL = 10  # features of a specimen that is only looked at: as many as the smallest data set has
 TRACED_LAM = 0.3
+
+Features = tuple[tuple[str, tuple[Any, ...]], ...]  # (name, values) of each
+Setting = tuple[Any, ...]  # one value for each feature, in their order
+
+
+def features() -> dict[str, tuple[Any, ...]]:
+    """Every feature with its values, as they are now."""
+    return {
+        "activation": tuple(mb.activations.TABLE),
+        "loss": LOSSES,
+        "depth": tuple(range(1, 9)),
+        "lam": ("none", "0.01", "traced"),
+        "dtype": DTYPES,
+        "composite": (*composites(), "repeated residual"),
+        "layer": tuple(families()),
+    }
+
+
+def families() -> dict[str, type[Layer]]:
+    """The families of layers that the reference has a forward for, and that have a specimen."""
+    kinds = [kind for kind in model.apply.registry if issubclass(kind, Layer)]
+    return _by_name(kind for kind in kinds if kind.specimen(TYPICAL, "tanh") is not None)
+
+
+def composites() -> dict[str, type[Composite]]:
+    """The composites that the reference knows how to join, and that have a specimen."""
+    kinds = [kind for kind in model.through.registry if issubclass(kind, Composite)]
+    return _by_name(kind for kind in kinds if kind.specimen(mb.Dense(TYPICAL, TYPICAL), 1) is not None)
+
+
+def _by_name(kinds: Iterable[type]) -> dict[str, Any]:
+    """Each by its name in words; the last of one that was defined several times, as in a notebook."""
+    named: dict[str, type] = {}
+    for kind in kinds:
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", kind.__name__).lower()
+        if name in named and named[name].__module__ != kind.__module__:
+            name = f"{name} of {kind.__module__}"
+        named[name] = kind
+    return named
 
 
 def possible(a: tuple[str, Any], b: tuple[str, Any]) -> bool:
-    """Whether two features can meet: one layer alone has no hidden layer to repeat or to skip."""
+    """Whether two features can meet: one layer alone has no hidden layer to repeat, to skip or to be of a family."""
     both = dict((a, b))
-    return not (both.get("depth") == 1 and both.get("composite", "serial") != "serial")
+    return both.get("depth") != 1 or all(both.get(name, plain) == plain for name, plain in PLAIN.items())
 
 
-def _pairs(setting: Setting) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
-    return set(combinations(zip(FEATURES, setting, strict=True), 2))
+def _pairs(names: Iterable[str], setting: Setting) -> set[tuple[tuple[str, Any], tuple[str, Any]]]:
+    return set(combinations(zip(names, setting, strict=True), 2))
 
 
 @cache
-def all_pairs() -> frozenset[tuple[tuple[str, Any], tuple[str, Any]]]:
+def all_pairs(every: Features) -> frozenset[tuple[tuple[str, Any], tuple[str, Any]]]:
     """Every pair of values of two different features that can meet."""
     pairs = set()
-    for a, b in combinations(FEATURES, 2):
-        pairs |= {((a, u), (b, v)) for u in FEATURES[a] for v in FEATURES[b] if possible((a, u), (b, v))}
+    for (a, of_a), (b, of_b) in combinations(every, 2):
+        pairs |= {((a, u), (b, v)) for u in of_a for v in of_b if possible((a, u), (b, v))}
     return frozenset(pairs)
 
 
-@cache
 def covering(seed: int) -> tuple[Setting, ...]:
+    """Settings that meet every possible pair of what there is."""
+    return covered(seed, tuple(features().items()))
+
+
+@cache
+def covered(seed: int, every: Features) -> tuple[Setting, ...]:
     """Settings that meet every possible pair, greedily: each next one meets as many new pairs as it can."""
     draw = random.Random(seed)
-    missing, chosen = set(all_pairs()), []
+    missing, chosen = set(all_pairs(every)), []
+    names = [name for name, _ in every]
     while missing:
         candidates = []
         for must in draw.sample(sorted(missing, key=repr), min(10, len(missing))):
-            candidates.append(_extend(dict(must), missing, draw))
-        best = max(candidates, key=lambda setting: len(_pairs(setting) & missing))
+            candidates.append(_extend(dict(must), every, missing, draw))
+        best = max(candidates, key=lambda setting: len(_pairs(names, setting) & missing))
         chosen.append(best)
-        missing -= _pairs(best)
+        missing -= _pairs(names, best)
     return tuple(chosen)
 
 
 def each_value(settings: Sequence[Setting]) -> list[Setting]:
     """The first few of `settings` that between them meet every single value."""
-    missing = {(name, value) for name, values in FEATURES.items() for value in values}
+    names = tuple(features())
+    missing = {(name, value) for name, values in features().items() for value in values}
     chosen = []
     for setting in settings:
-        new = set(zip(FEATURES, setting, strict=True)) & missing
+        new = set(zip(names, setting, strict=True)) & missing
         if new:
             chosen.append(setting)
             missing -= new
     return chosen
 
 
-def _extend(fixed: dict[str, Any], missing: set, draw: random.Random) -> Setting:
-    """Fill in the other features, each with the value that meets most new pairs with those before it."""
-    order, every = list(FEATURES), all_pairs()
+def _extend(fixed: dict[str, Any], every: Features, missing: set, draw: random.Random) -> Setting:
+    """Fill in the other features, each with the value that meets most new pairs with those before it.
+
+    Where a family would meet nothing new, the layers are dense: those take the least time.
+    """
+    values_of, can_meet = dict(every), all_pairs(every)
+    order = list(values_of)
     for name in draw.sample(order, len(order)):
         if name in fixed:
             continue
@@ -96,13 +149,13 @@ def _extend(fixed: dict[str, Any], missing: set, draw: random.Random) -> Setting
                 (item, (name, value)) if order.index(item[0]) < order.index(name) else ((name, value), item)
                 for item in fixed.items()
             ]
-            for value in FEATURES[name]
+            for value in values_of[name]
         }
-        values = [value for value, pairs in met.items() if every.issuperset(pairs)]
+        values = [value for value, pairs in met.items() if can_meet.issuperset(pairs)]
         draw.shuffle(values)
-        gain = {value: sum(pair in missing for pair in met[value]) for value in values}
+        gain = {value: (sum(pair in missing for pair in met[value]), value == PLAIN["layer"]) for value in values}
         fixed[name] = max(values, key=gain.__getitem__)
-    return tuple(fixed[name] for name in FEATURES)
+    return tuple(fixed[name] for name in order)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +171,7 @@ class Case:
         lam: a lambda given at the call, or None.
         dtype: the precision to prove it in.
         dataset: where x and y come from.
-        setting: the values of FEATURES that it was built from.
+        setting: the values of the features that it was built from.
     """
 
     name: str
@@ -134,15 +187,19 @@ class Case:
 
 def build(setting: Setting, seed: int) -> Case:
     """The case of one setting; the seed draws parameters and rows."""
-    chosen = dict(zip(FEATURES, setting, strict=True))
+    chosen = dict(zip(features(), setting, strict=True))
     x, y, outputs, dataset = _rows(chosen["loss"], seed)
     net = _network(chosen, x.shape[1], outputs)
     loss = mb.losses.TABLE[chosen["loss"].partition(" on ")[0]]
     regularizer = None if chosen["lam"] == "none" else mb.Frobenius(0.01)
     # A residual network adds its branches up; small ones keep eight of them within float16's range.
     gain = 0.4 if "residual" in chosen["composite"] else 1.0
+    if len(families()[chosen["layer"]].inputs) > 1:
+        gain *= 2  # the gates halve it
     params = draw_params(net, gain, np.random.default_rng(seed))
     name = "{activation}, {loss}, depth {depth}, lam {lam}, {dtype}, {composite}".format(**chosen)
+    if chosen["layer"] != PLAIN["layer"]:
+        name += f", {chosen['layer']}"
     lam = TRACED_LAM if chosen["lam"] == "traced" else None
     return Case(name, mb.Objective(net, loss, regularizer), params, x, y, lam, chosen["dtype"], dataset, setting)
 
@@ -150,14 +207,24 @@ def build(setting: Setting, seed: int) -> Case:
 def draw_params(net: Node, gain: float, rng: np.random.Generator) -> Any:
     """Generic parameters: W that multiplies a signal by about `gain`, and a bias that is not zero.
 
-    A bias of zero would hide what is wrong with its gradient.
+    A bias of zero would hide what is wrong with its gradient. Scales are drawn around the 1 that they start from.
     """
 
-    def one(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        deviation = gain * leaf.shape[-1] ** -0.5 if leaf.ndim > 1 and leaf.shape[-1] > 1 else 0.1
-        return rng.normal(0, deviation, leaf.shape)
+    def one(leaf: jax.ShapeDtypeStruct, start: np.ndarray) -> np.ndarray:
+        matrix = leaf.ndim > 1 and leaf.shape[-1] > 1 and not start.any()
+        return rng.normal(start, gain * leaf.shape[-1] ** -0.5 if matrix else 0.1, leaf.shape)
 
-    return jax.tree.map(one, jax.eval_shape(lambda: net.init(jax.random.key(0))))
+    return jax.tree.map(one, jax.eval_shape(lambda: net.init(jax.random.key(0))), net.map(_start))
+
+
+@cache
+def _start(layer: Layer) -> Any:
+    """The vectors that a layer's parameters start from, and zero for the other parameters."""
+
+    def vectors() -> Any:
+        return jax.tree.map(lambda leaf: leaf if leaf.ndim == 1 else jnp.zeros(()), layer.init(jax.random.key(0)))
+
+    return jax.device_get(jax.jit(vectors, compiler_options=quick())())
 
 
 def _rows(loss: str, seed: int) -> tuple[np.ndarray, np.ndarray, int, str]:
@@ -180,22 +247,71 @@ def _network(chosen: dict[str, Any], width: int, outputs: int) -> mb.Serial:
     activation, hidden = chosen["activation"], chosen["depth"] - 1
     # One layer alone has only the output to carry the activation.
     last = "sigmoid" if chosen["loss"] == "binary_cross_entropy" else "identity" if hidden else activation
-    layer = mb.Dense(width, width, activation)
-    wrap: dict[str, Callable[[], tuple[Node, ...]]] = {
-        "serial": lambda: (layer,) * hidden,
-        "residual": lambda: (mb.Residual(layer),) * hidden,
-        "repeat": lambda: (mb.Repeat(layer, hidden),),
-        "repeated residual": lambda: (mb.Repeat(mb.Residual(layer), hidden),),
-        "tied": lambda: (mb.Tied(layer, hidden),),
-    }
-    body = wrap[chosen["composite"]]() if hidden else ()
+    body: tuple[Node, ...] = ()
+    if hidden:
+        family = families()[chosen["layer"]]
+        n = hidden if len(family.inputs) == 1 else max(1, hidden // 2)  # with the dense ones in front, two deep
+        whole = composed(chosen["composite"], block(family, width, activation), n, width)
+        body = whole.nodes if isinstance(whole, mb.Serial) else (whole,)
     return mb.Serial((*body, mb.Dense(width, outputs, last)))
 
 
-def cases(seed: int, quick: bool) -> list[Case]:
-    """The catalogue: every pair, or with `quick` every value."""
+def block(family: type[Layer], width: int, activation: str | mb.Activation) -> Node:
+    """A family's specimen; where that takes several inputs, with a dense layer in front of each.
+
+    All but the first of these are gates between 0 and 1, so that products do not leave float16's range.
+
+    Raises:
+        TypeError: it is no node.
+        ValueError: it does not keep the shape.
+    """
+    specimen = family.specimen(width, activation)
+    if len(family.inputs) > 1 and isinstance(specimen, Node):
+        gates = (mb.Dense(width, width, "sigmoid"),) * (len(family.inputs) - 1)
+        specimen = mb.Serial((mb.Parallel((mb.Dense(width, width), *gates)), specimen))
+    return _kept(family, specimen, width)
+
+
+def composed(name: str, layer: Node, n: int, width: int) -> Node:
+    """A composite's specimen, `n` layers deep.
+
+    Raises:
+        TypeError: it is no node.
+        ValueError: it does not keep the shape.
+    """
+    if name == "repeated residual":
+        return mb.Repeat(mb.Residual(layer), n)
+    kind = composites()[name]
+    return _kept(kind, kind.specimen(layer, n), width)
+
+
+def require_fitting() -> None:
+    """Refuse a specimen that cannot stand between other layers.
+
+    Raises:
+        TypeError: it is no node.
+        ValueError: it does not keep the shape.
+    """
+    for family in families().values():
+        block(family, TYPICAL, "tanh")
+    for name in composites():
+        composed(name, mb.Dense(TYPICAL, TYPICAL), 2, TYPICAL)
+
+
+def _kept(kind: type, specimen: object, width: int) -> Node:
+    """The specimen, once it is known to fit between other layers."""
+    if not isinstance(specimen, Node):
+        raise TypeError(f"{kind.__name__}.specimen must return a layer or composite, got {specimen!r}")
+    shape = specimen.out_shape((width,))
+    if shape != (width,):
+        raise ValueError(f"{kind.__name__}.specimen must keep {width} features, but {specimen} makes {shape} of them")
+    return specimen
+
+
+def cases(seed: int, each_once: bool) -> list[Case]:
+    """The catalogue: every pair, or with `each_once` every value."""
     settings: Sequence[Setting] = covering(seed)
-    if quick:
+    if each_once:
         settings = each_value(settings)
     with jax.enable_x64(True):
         return [build(setting, seed + i) for i, setting in enumerate(settings)]

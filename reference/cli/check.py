@@ -16,6 +16,7 @@ from reference.catalogue.mutating import catalogue_mutation, subjects
 from reference.catalogue.proving import Task, prove, tasks
 from reference.checks.step import check
 from reference.cli.files import BadInput, require_writable
+from reference.cli.targets import current_folder_first, module, told
 from reference.cli.terminal import print_table, progress
 from reference.report import Report
 from reference.reports.formats import github_annotations, write_reports, write_step_summary
@@ -31,12 +32,17 @@ def run(arguments: Namespace) -> int:
     """The exit status: 0 all proven, 1 something differs, 3 something is undecided, 130 interrupted.
 
     Raises:
-        BadInput: a report that cannot be written, a pattern that matches nothing, a target that cannot be checked.
+        BadInput: a report that cannot be written, a pattern that matches nothing, a target that cannot be checked, a
+            module that cannot be imported or that adds nothing to the catalogue.
     """
     files = {name: getattr(arguments, name) for name in FORMATS}
     for path in files.values():
         if path is not None:
             require_writable(Path(path))
+    if arguments.imports and arguments.target:
+        raise BadInput("--import adds to the catalogue, and with a TARGET that is not checked: leave one of them out")
+    for name in arguments.imports:
+        _add(name)
     if arguments.list:
         print("\n".join(task.name for task in _tasks(arguments)))
         return 0
@@ -74,6 +80,29 @@ class _Found:
         self.networks: list[NetworkResult] = []
         self.published: list[Published] = []
         self.partial = False
+
+
+def _add(name: str) -> None:
+    """Import a module that adds to the catalogue: layers, composites or activations."""
+    before = networks.features()
+    with current_folder_first():
+        module(name)
+    try:
+        networks.require_fitting()
+    except Exception as error:
+        raise BadInput(f"{name}: {told(error)}") from error
+    if networks.features() == before and not _imported_before(name):
+        raise BadInput(
+            f"{name} adds nothing to the catalogue: a family of layers registers its forward on reference.model.apply,"
+            " a composite how it is joined on reference.model.through, and each has a classmethod `specimen`, a piece"
+            " of network that shows it at work"
+        )
+
+
+def _imported_before(name: str) -> bool:
+    """Whether something in the catalogue is of that module or package."""
+    kinds = (*networks.families().values(), *networks.composites().values())
+    return any(f"{kind.__module__}.".startswith(f"{name}.") for kind in kinds)
 
 
 def _matching(arguments: Namespace) -> tuple[list[networks.Case], list[published.Example]]:
@@ -160,7 +189,7 @@ def _users(arguments: Namespace) -> _Found:
 def _print(results: Sequence[NetworkResult], figures: dict[str, list[published.Figure]]) -> None:
     """One line for every precision and for every published example, then what is not a pass."""
     rows = []
-    for dtype in networks.FEATURES["dtype"]:
+    for dtype in networks.DTYPES:
         group = [result for result in results if result.dataset and result.report.dtype == dtype]
         if group:
             datasets = ", ".join(sorted({result.dataset for result in group}))

@@ -86,6 +86,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--argnums", type=_argnums, metavar="I,I", help="which arguments to differentiate by")
     check.add_argument("--dtype", choices=("float64", "float32", "bfloat16", "float16"), help="to test TARGET in")
     check.add_argument("--witnesses", action="store_true", help="differentiate TARGET in every other way too")
+    check.add_argument(
+        "--import",
+        dest="imports",
+        action="append",
+        default=[],
+        metavar="MODULE",
+        help="import MODULE first: the layers, composites and activations that it registers join the catalogue;"
+        " may be given several times",
+    )
     check.add_argument("--quick", action="store_true", help="every feature once, instead of every pair")
     check.add_argument("--mutate", action="store_true", help="break our gradients everywhere: does the check see it?")
     check.add_argument("--only", metavar="PATTERN", help="networks whose name contains or matches PATTERN")

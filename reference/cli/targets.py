@@ -32,7 +32,7 @@ def named(name: str) -> Any:
     module_name, colon, path = name.partition(":")
     if not colon or not module_name or not path or not all(part.isidentifier() for part in path.split(".")):
         raise BadInput(f"expected module:name, as in mymodule:my_function, got {name!r}")
-    found = _module(module_name)
+    found = module(module_name)
     at = module_name
     for part in path.split("."):
         if not hasattr(found, part):
@@ -44,7 +44,14 @@ def named(name: str) -> Any:
     return found
 
 
-def _module(name: str) -> Any:
+def module(name: str) -> Any:
+    """The module of that dotted name, imported.
+
+    Raises:
+        BadInput: there is none, or it raises when imported.
+    """
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise BadInput(f"expected the dotted name of a module, as in mypackage.mymodule, got {name!r}")
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
