@@ -111,7 +111,7 @@ def params(net: Node, params: Tree) -> Tree:
     return jax.tree.map(lambda leaf: array("params", leaf), params)
 
 
-def inputs(net: Node, tree: Tree, x: Any) -> tuple[Tree, Array]:
+def inputs(net: Node, tree: Tree, x: Any) -> tuple[Tree, Examples]:
     """Parameters and a batch that fit `net` and each other.
 
     Raises:

@@ -171,6 +171,26 @@ def wrong_gradient(mine: ModuleType, name: str) -> Callable[..., Any]:
     return wrong
 
 
+def test_a_fault_of_a_gate_is_named_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = cases("product", "serial")[0]
+    assert proven(case).passed
+    transport = mb.Product.transport
+    faults: dict[str, tuple[str, Any, str]] = {
+        "(F1)": ("net_input", lambda self, params, a_in: (a_in[0], a_in), "the second factor is missing"),
+        "(B2)": (
+            "transport",
+            lambda self, params, saved, delta: (transport(self, params, saved, delta)[0], delta),
+            "the other factor is missing",
+        ),
+    }
+    for equation, (method, wrong, cause) in faults.items():
+        with monkeypatch.context() as broken:
+            broken.setattr(mb.Product, method, wrong)
+            first = proven(case).failures[0]
+        assert (first.equation, first.kind) == (equation, "equation")
+        assert cause in first.cause
+
+
 def test_a_composite_of_ones_own_is_proven(mine: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     case = cases("dense", "turned around")[0]
     assert proven(case).passed

@@ -271,11 +271,14 @@ def test_shapes_that_differ_are_an_error_and_not_a_broadcast():
 
 
 def test_a_layer_that_the_reference_does_not_know_is_named():
-    class Odd(mb.layers.Node):
-        draw = layers = out_shape = forward = backward = read = visit = tangent = backward_tangent = None
+    class Odd(mb.Product):
+        pass
 
-    with pytest.raises(TypeError, match="no forward for Odd; register one on reference.model.apply"):
-        reference.model.apply(Odd(), (), jnp.zeros((1, 1)), ())
+    assert reference.model.apply(Odd(), (), (jnp.ones(2), jnp.ones(2))).shape == (2,)  # as what it is a kind of
+    with pytest.raises(TypeError, match="no forward for object; register one on reference.model.apply"):
+        reference.model.apply(object(), (), jnp.zeros((1, 1)))
+    with pytest.raises(TypeError, match="does not know how object is joined; register it on reference.model.through"):
+        reference.model.through(object(), reference.model.unprobed, jnp.zeros((1, 1)), ())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

@@ -101,7 +101,7 @@ def methods(report: Any) -> set[str]:
     return {row.path.split(",")[0].split(".")[0].split("[")[0] for row in report.rows}
 
 
-@pytest.mark.parametrize("layer", [mb.Dense(6, 3, "tanh"), Curved()], ids=str)
+@pytest.mark.parametrize("layer", [mb.Dense(6, 3, "tanh"), Curved()], ids=["dense", "curved"])
 def test_layers_of_ours_and_a_new_one_pass(layer: Any) -> None:
     report = check_layer(layer, generic(layer), X)
     assert report.passed, report

@@ -235,7 +235,7 @@ def _leaves(step: Step) -> list[tuple[str, Any]]:
         ("penalty", step.penalty),
         ("value", step.value),
         *reversed(_named("deltas", step.deltas)),
-        ("d_x", step.d_x),
+        *_named("d_x", step.d_x),
         *_named("gradients", step.gradients),
         ("d_lam", step.d_lam),
     ]

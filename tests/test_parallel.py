@@ -1,0 +1,263 @@
+"""Several branches, several inputs, no parameters, integers: all that a sweep carries besides one array."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, batch, check, fast, generic
+
+import manual_backprop as mb
+from manual_backprop import rules
+from manual_backprop.layers import Factor, Layer, Parameters
+from reference import autodiff, model
+
+N = 6
+
+
+def gate(width: int, activation: str = "silu") -> mb.Serial:
+    """SwiGLU's gate between two dense layers."""
+    branches = (mb.Dense(width, width + 1, activation), mb.Dense(width, width + 1))
+    return mb.Serial((mb.Parallel(branches), mb.Product(), mb.Dense(width + 1, width)))
+
+
+NETS = {
+    "gate": mb.Serial((gate(4), mb.Dense(4, 3))),
+    "in everything": mb.Serial(
+        (
+            mb.Dense(4, 5, "tanh"),
+            mb.Repeat(mb.Residual(gate(5)), 2),
+            mb.Tied(mb.Residual(mb.Serial((gate(5, "gelu"), mb.Repeat(mb.Dense(5, 5, "softplus"), 2)))), 2),
+            mb.Parallel((mb.Dense(5, 3, "tanh"), mb.Serial((mb.Dense(5, 4, "gelu"), mb.Dense(4, 3))))),
+            mb.Product("tanh"),
+            mb.Dense(3, 3),
+        )
+    ),
+}
+
+
+def problem(name: str, lam: float | None = 0.1) -> tuple[mb.Objective, Any, Any, Any]:
+    net = NETS[name]
+    objective = mb.Objective(net, mb.squared_error, None if lam is None else mb.Frobenius(lam))
+    return objective, generic(net, scale=0.8), batch(4, N), batch(3, N, seed=5)
+
+
+@pytest.fixture(scope="module", params=list(NETS))
+def at(request: Any) -> Any:
+    """(net, trace, deltas), every example's gradient by the reference, one row each, and the problem."""
+    objective, params, x, y = problem(request.param, lam=None)
+    step = fast(partial(mb.backprop, objective))(params, x, y)
+    each = fast(partial(autodiff.per_example_gradients, objective))(params, x, y)
+    rows = np.concatenate([np.asarray(leaf).reshape(N, -1) for leaf in jax.tree.leaves(each)], axis=1)
+    return (objective.net, step.trace, step.deltas), each, rows, (objective, params, x, y)
+
+
+@pytest.mark.parametrize("name", list(NETS))
+def test_every_equation_and_number_is_proven(name):
+    check(*problem(name)).raise_if_failed()
+
+
+def test_readings(at):
+    """One sweep's readings against every example's gradient by jax.grad, cross terms of shared uses included."""
+    (net, *values), each, rows, _ = at
+    norms = (rows**2).sum(1)
+    assert_close(mb.per_example_gradients(net, *values), each)
+    assert_close(mb.squared_norms(net, *values), norms)
+    assert_close(mb.gram(net, *values), rows @ rows.T)
+    assert_close(mb.second_moment(net, *values), jax.tree.map(lambda g: (g**2).mean(0), each))
+    clip = np.minimum(1, 0.5 / np.sqrt(norms))
+    clipped = jax.tree.map(lambda g: jnp.tensordot(clip, g, 1), each)
+    assert_close(mb.clipped_gradients(net, *values, 0.5), clipped)
+    spread = (rows**2).sum(1).mean() - (rows.mean(0) ** 2).sum()
+    assert_close(mb.noise_scale(net, *values).covariance_trace, np.asarray(N / (N - 1) * spread), 1e-11)
+    assert jax.tree.structure(mb.squared_norms(net, *values, by_layer=True)) is not None
+    assert "nan" not in mb.diagnosis.table(mb.diagnose(net, *values))
+
+
+def test_a_layer_without_parameters_has_nothing_to_read():
+    net = mb.Product()
+    x = (batch(3, N), batch(3, N, seed=9))
+    output, trace = mb.forward(net, (), x)
+    (d_u, d_v), delta = mb.backward(net, (), trace, jnp.ones_like(output))
+    assert_close((output, d_u, d_v, delta), (x[0] * x[1], x[1], x[0], jnp.ones((N, 3))))
+    assert mb.gradients(net, trace, delta) == ()
+    assert mb.per_example_gradients(net, trace, delta) == ()
+    assert_close(mb.squared_norms(net, trace, delta), jnp.zeros(N))
+    assert_close(mb.gram(net, trace, delta), jnp.zeros((N, N)))
+    assert mb.kronecker_factors(net, trace, delta) == ()
+    assert net.init(jax.random.key(0)) == () and list(net.layers()) == [net]
+
+
+def test_second_order(at):
+    """Products with the Hessian and the Gauss-Newton matrix, and the latter's diagonal, through gates."""
+    *_, (objective, params, x, y) = at
+    v = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), params)
+    weights = jnp.linspace(0.1, 1, N)
+    for ours, theirs in (
+        (mb.hessian_vector_product, autodiff.hessian_vector_product),
+        (mb.gauss_newton_vector_product, autodiff.gauss_newton_vector_product),
+    ):
+        by_hand = fast(partial(ours, objective))(params, x, y, v, weights=weights)
+        assert_close(by_hand, fast(partial(theirs, objective))(params, x, y, v, weights=weights), 1e-11)
+
+
+def test_jax_grad_of_the_exported_objective_is_our_sweep(at):
+    *_, (objective, params, x, y) = at
+    J = mb.as_custom_vjp(objective)
+    by_jax = fast(jax.grad(J, argnums=(0, 1)))(params, x, y)
+    assert_close(by_jax, fast(autodiff.value_and_grad(objective, (0, 1)))(params, x, y)[1])
+
+
+def test_a_gate_is_passed_by_its_true_transpose_under_any_rule():
+    objective, params, x, y = problem("gate", lam=None)
+    net, feedback = objective.net, generic(objective.net, seed=7)
+    z, up, down = params[0], feedback[0], feedback[1]
+    step = mb.backprop(objective, params, x, y, rule=rules.FeedbackAlignment(feedback))
+    (gated, valued), _, _ = step.trace[0]
+    d_gate = (step.output - y) @ down.W @ up[2].W
+    slope = jax.vmap(jax.vmap(jax.grad(jax.nn.silu)))(gated.z)
+    assert_close(step.deltas[0][1], d_gate)
+    assert_close(step.deltas[0][0], (slope * valued.a * d_gate, gated.a * d_gate))
+    through = [delta @ B.W for delta, B in zip(step.deltas[0][0], up[0], strict=True)]
+    assert_close(step.d_x, through[0] + through[1])
+    B = rules.direct_feedback(net, jax.random.key(1))
+    assert B[0][1] is None and B[1] is None and B[0][0][0].shape == (3, 5)
+    direct = mb.backprop(objective, params, x, y, rule=rules.DirectFeedbackAlignment(B))
+    assert_close(direct.deltas[0][0][0], slope * ((step.output - y) @ B[0][0][0]))
+    assert_close(direct.deltas[0][1], direct.deltas[0][2] @ z[2].W)  # what the layer above sends
+
+
+def test_edits_mirror_branches():
+    objective, params, x, y = problem("gate", lam=None)
+    frozen = rules.on_delta((((mb.edits.freeze, None), None, None), None))
+    step = mb.backprop(objective, params, x, y, rule=frozen)
+    plain = mb.backprop(objective, params, x, y)
+    assert not np.any(step.deltas[0][0][0]) and np.any(plain.deltas[0][0][0])
+    assert_close(step.deltas[0][0][1], plain.deltas[0][0][1])
+    with pytest.raises(ValueError, match="3 edits in a tuple do not mirror"):
+        mb.backprop(objective, params, x, y, rule=rules.on_delta((((None,) * 3, None, None), None)))
+
+
+def test_bad_input_says_what_is_wrong():
+    u, v = batch(3, N), batch(3, N, seed=9)
+    with pytest.raises(ValueError, match="Product\\(identity\\) takes two inputs of one shape"):
+        mb.forward(mb.Product(), (), u)
+    with pytest.raises(ValueError, match="takes two inputs of one shape.*got \\(\\(3,\\), \\(2,\\)\\)"):
+        mb.forward(mb.Product(), (), (u, batch(2, N)))
+    with pytest.raises(ValueError, match="the parts of x have \\[6, 5\\] examples; they must agree in number"):
+        mb.forward(mb.Product(), (), (u, v[:5]))
+    with pytest.raises(TypeError, match="x must hold floats where the network has no parameters"):
+        mb.forward(mb.Product(), (), (jnp.arange(6).reshape(6, 1),) * 2)
+    with pytest.raises(TypeError, match="x must hold floats, got int64; convert it with .astype"):
+        net = mb.Dense(3, 2)
+        mb.forward(net, generic(net), jnp.ones((N, 3), int))
+    with pytest.raises(ValueError, match="Parallel needs at least one node, got none"):
+        mb.Parallel(())
+    with pytest.raises(TypeError, match="Parallel is made of layers and composites, got str"):
+        mb.node.require_node("Parallel", "tanh")
+    two = mb.Parallel((mb.Dense(3, 2), mb.Dense(3, 2)))
+    with pytest.raises(TypeError, match="a loss takes one output, but .* has 2; join them"):
+        mb.Objective(two, mb.squared_error)(generic(two), u, v)
+    uneven = mb.Residual(mb.Serial((two, mb.Product())))
+    with pytest.raises(
+        ValueError, match="Residual needs a block that keeps the shape, but .* maps \\(3,\\) to \\(2,\\)"
+    ):
+        uneven.out_shape((3,))
+    with pytest.raises(ValueError, match="net must be a Serial of Dense alone, got Parallel as node 0"):
+        mb.adapters.from_torch_state_dict({}, mb.Serial((two, mb.Product())))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Table(Parameters):
+    rows: Any
+
+    weights = ("rows",)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Drawn(Factor):
+    """Which rows were drawn, (N, positions), and delta; the number of rows is no array."""
+
+    ids: Any
+    delta: Any
+
+    def weighted_sum(self, weights: Any = None) -> Table:
+        n = self.delta.shape[0]
+        w = jnp.full(n, 1 / n, self.delta.dtype) if weights is None else weights
+        weighted = w.reshape(-1, 1, 1) * self.delta
+        return Table(jnp.zeros((8, 4), self.delta.dtype).at[self.ids].add(weighted))
+
+
+class Embedding(Layer):
+    """Eight rows of four numbers, drawn by index: (N, positions) -> (N, positions, 4)."""
+
+    takes_integers = True
+
+    def __str__(self) -> str:
+        return "Embedding"
+
+    def init(self, key: Any, dtype: Any = None) -> Table:
+        return Table(jax.random.normal(key, (8, 4), dtype))
+
+    def out_shape(self, in_shape: Any) -> Any:
+        return (*in_shape, 4)
+
+    def net_input(self, params: Table, a_in: Any) -> Any:
+        return params.rows[a_in], a_in
+
+    def transport(self, params: Table, saved: Any, delta: Any) -> None:
+        return None
+
+    def factor(self, saved: Any, delta: Any) -> Factor:
+        return Drawn(saved, delta)
+
+    def pushforward(self, params: Table, saved: Any, dparams: Table, da_in: None) -> Any:
+        return dparams.rows[saved]
+
+    def change(self, params: Table, saved: Any, dparams: Table, da_in: None, delta: Any) -> Any:
+        return None, None
+
+
+@model.apply.register
+def _(layer: Embedding, params: Table, a_in: Any) -> Any:
+    return jax.nn.one_hot(a_in, 8, dtype=params.rows.dtype) @ params.rows
+
+
+def test_integers_have_no_error_term():
+    """Ids in, and no derivative by them: the sweep, the check, norms and second order go on."""
+    net = mb.Serial((Embedding(), mb.Residual(gate(4)), mb.Dense(4, 2)))
+    objective = mb.Objective(net, mb.squared_error, mb.Frobenius(0.1))
+    params = generic(net)
+    ids = jnp.asarray(np.random.default_rng(0).integers(0, 8, (N, 3)))
+    y = jnp.asarray(np.random.default_rng(1).normal(size=(N, 3, 2)))
+    report = check(objective, params, ids, y)
+    report.raise_if_failed()
+    assert any(row.equation == "(B4)" and row.layer == 1 for row in report.rows)
+    step = mb.backprop(objective, params, ids, y)
+    assert step.d_x is None
+    each = autodiff.per_example_gradients(mb.Objective(net, mb.squared_error), params, ids, y)
+    norms = sum(np.square(np.asarray(leaf)).reshape(N, -1).sum(1) for leaf in jax.tree.leaves(each))
+    assert_close(mb.squared_norms(net, step.trace, step.deltas), norms)
+    v = jax.tree.map(jnp.cos, params)
+    ours = mb.hessian_vector_product(objective, params, ids, y, v)
+    assert_close(ours, autodiff.hessian_vector_product(objective, params, ids, y, v))
+    by_jax = jax.grad(mb.as_custom_vjp(objective))(params, ids, y)
+    assert_close(by_jax, step.gradients)
+
+
+def test_a_family_without_change_is_refused_by_name():
+    class Stubborn(mb.Dense):
+        change = Layer.change
+
+    net = mb.Serial((mb.Dense(4, 3, "tanh"), Stubborn(3, 2)))
+    objective = mb.Objective(net, mb.squared_error)
+    params = generic(net)
+    with pytest.raises(
+        ValueError, match="Dense\\(3 -> 2, identity\\): no Hessian-vector .* Stubborn has no method `change`"
+    ):
+        mb.hessian_vector_product(objective, params, batch(4, N), batch(2, N), params)
