@@ -33,10 +33,10 @@ class Activation:
         name: what `mlp(activation=...)` and reports call it.
         f: z -> a, elementwise, same shape and dtype (F2).
         df: (z, a) -> f'(z), elementwise; a = f(z) is offered because some derivatives are cheaper in a (C7).
-        kinks: (z, slope) at every point where f has no derivative: the slope that df takes there.
+        kinks: a pair (z, slope) for every point where f has no derivative; slope is the value of df there.
         initializer: the weight initialisation that keeps signals level through this f.
-        d2f: (z, a) -> f''(z), elementwise; where f'' jumps, one of its limits, stated beside the row; at a
-            kink its infinite part is left out. None: Hessian-vector products refuse this activation.
+        d2f: (z, a) -> f''(z), elementwise. Where f'' jumps, it is one of the two limits, stated beside the row. At
+            a kink the infinite part is left out. If it is None, Hessian-vector products refuse this activation.
     """
 
     name: str
@@ -70,7 +70,7 @@ def _sech_squared(z: Array) -> Array:
 
 
 def _exp_left(z: Array) -> Array:
-    """exp(z) for z <= 0, and 1 right of it, so that the branch not taken stays finite."""
+    """exp(z) for z <= 0 and 1 for z > 0, so that the branch not taken stays finite."""
     return jnp.exp(jnp.minimum(z, 0))
 
 
@@ -107,7 +107,7 @@ def _gelu_tanh_curvature(z: Array) -> Array:
     dv = 2 * math.sqrt(2 / math.pi) * (1 + 3 * _GELU_CUBIC * near * near)
     d2v = 12 * math.sqrt(2 / math.pi) * _GELU_CUBIC * near
     e = jnp.exp(-0.5 * jnp.abs(v))
-    root = e / (1 + e * e)  # of sigmoid'(v), which would underflow before the product with z v'**2 does
+    root = e / (1 + e * e)  # the root of sigmoid'(v), which itself would underflow before its product with z v'**2
     return root * (root * (2 * dv + near * (d2v - dv * dv * jnp.tanh(0.5 * v))))
 
 
@@ -202,7 +202,7 @@ TABLE: dict[str, Activation] = {
 
 
 def get(activation: str | Activation) -> Activation:
-    """The row of that name; a row is returned as it is.
+    """Return the row of that name; a row is returned unchanged.
 
     Raises:
         ValueError: no row has that name.

@@ -1,7 +1,7 @@
-"""Our backward sweep as a rule of JAX's own: jax.grad of what `as_custom_vjp` returns runs no autodiff through it.
+"""Our backward sweep as a custom JAX rule: jax.grad of a function from `as_custom_vjp` runs no autodiff through it.
 
-The one file of this package that names `jax.custom_vjp`, which differentiates nothing: it registers a derivative
-that is written by hand.
+This is the one file of the package that names `jax.custom_vjp`. That function differentiates nothing: it registers
+a derivative that is written by hand.
 """
 
 from collections.abc import Callable
@@ -21,13 +21,13 @@ from manual_backprop.types import Examples, Flow, Tree
 
 
 def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Callable[..., Array]:
-    """A plain function whose reverse-mode derivative is our backward sweep, (B1) to (B6), under whatever rule.
+    """A plain function whose reverse-mode derivative is our backward sweep, (B1) to (B6), under any rule.
 
-    jax.grad, jit, vmap of grad, jax.hessian (forward over reverse) and shard_map work on it. Every float that goes
-    in gets a cotangent: params, x, float targets, lam and weights; under another rule than backpropagation those of
-    params and x are the rule's. Plain forward mode (jax.jvp, jax.jacfwd) raises TypeError, as for every
-    jax.custom_vjp; `pushforward` is that by hand. In shard_map the cotangent of an argument that is replicated is
-    summed over the devices that hold it, as jax.grad's is: take `jax.lax.pmean` of J for the mean over shards.
+    jax.grad, jit, vmap of grad, jax.hessian (forward over reverse) and shard_map work on it. Every float argument
+    gets a cotangent: params, x, float targets, lam and weights. Under another rule than backpropagation, the
+    cotangents of params and x are the rule's. Plain forward mode (jax.jvp, jax.jacfwd) raises TypeError, as for every
+    jax.custom_vjp; use `pushforward` for it. In shard_map the cotangent of a replicated argument is summed over the
+    devices that hold it, as by jax.grad: take `jax.lax.pmean` of J for the mean over shards.
     To check it: `reference.check_vjp(as_custom_vjp(objective), params, x, y, raw=objective)`.
 
     Args:
@@ -36,7 +36,7 @@ def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Calla
         rule: how error terms travel down; None is backpropagation.
 
     Raises:
-        TypeError: neither an objective nor a network, or a rule that is none.
+        TypeError: neither an objective nor a network, or a `rule` that is no rule.
         NotImplementedError: when differentiated with float targets, a loss of one's own without
             `target_derivative`.
     """
@@ -118,7 +118,7 @@ def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
 
 
 def _times(g: Array, leaf: Array) -> Array:
-    """Their product, formed in g's precision, that of sums, and rounded to the leaf's own."""
+    """The product, computed in g's precision, that of sums, and rounded to the leaf's dtype."""
     return (g * leaf.astype(g.dtype)).astype(leaf.dtype)
 
 
@@ -139,6 +139,6 @@ def _varying_like(primal: Tree, cotangent: Tree) -> Tree:
 
 
 def _varying_axes(leaf: Array) -> frozenset[Any]:
-    """The axes of the mesh along which shard_map holds different values of it."""
+    """The mesh axes along which shard_map holds different values of the leaf."""
     kind = jax.typeof(leaf)
     return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma

@@ -1,13 +1,13 @@
-"""What every part of a network answers. A layer is a node, and so is a composite of nodes.
+"""The interface of every part of a network: a layer is a node, and so is a composite of nodes.
 
 A node is a frozen dataclass without arrays. Parameters, traces, deltas and gradients are trees that mirror it. A
-composite says in `forward` and `backward` how its parts are joined, and nothing else; what flows along is the business
-of a `Step`, which does its work at every layer: values up and error terms down (`sweep.Sweep`), tangents and their
-R-operator (`tangent.Tangent`), shapes. So each sweep is one small class, and a new composite brings every sweep with it.
+composite says in `forward` and `backward` how its parts are joined, and nothing else. A `Step` does the work at every
+layer, whatever flows: values up and error terms down (`sweep.Sweep`), tangents and their R-operator
+(`tangent.Tangent`), or shapes. So each sweep is one small class, and a new composite works with every sweep.
 
-How trees mirror a composite follows from its base: `Branches` has a tuple with an entry a node, `Wrapper` the entries
-of its block. Where a network shares parameters (`Tied`), trees of two kinds are to be told apart: those that mirror
-the parameters, and those that mirror the uses, as a trace does.
+The base class of a composite decides how trees mirror it: `Branches` has a tuple with one entry per node, `Wrapper`
+the entries of its block. Where a network shares parameters (`Tied`), there are two kinds of trees. Some mirror the
+parameters; others, such as a trace, mirror the uses of the parameters.
 """
 
 from abc import ABC, abstractmethod
@@ -23,37 +23,37 @@ from manual_backprop.types import Flow, Shape, Tree, override
 
 
 class Step(ABC):
-    """The work of one sweep at one layer. Composites hand a step on and need to know no more of it.
+    """The work of one sweep at one layer. Composites pass a step on and need to know nothing else about it.
 
     Attributes:
-        lean: whether nobody will look at what is kept, so that a node may keep less, if its backward can do with it.
+        lean: whether the caller needs no trace. A node may then keep less, as long as its own backward can use it.
     """
 
     lean: bool = False
 
     @abstractmethod
     def forward(self, layer: Any, x: Flow, own: Any) -> tuple[Flow, Any]:
-        """Go up through a layer: what leaves it, and what is kept for the way down; `own` is its entry in a tree."""
+        """Return a layer's output and what to keep for the way down; `own` is the layer's entry in a tree."""
 
     @abstractmethod
     def backward(self, layer: Any, d: Flow, own: Any, kept: Any) -> tuple[Flow, Any]:
-        """Go down through a layer: what arrives below it, and what is found at it."""
+        """Return the error term that arrives below a layer, and the result found at the layer."""
 
     def at_use(self, owned: Tree, use: Array) -> Tree:
-        """The part of a tree that belongs to one use of a block that is used several times; by default all of it."""
+        """Return the part of a tree for one use of a block that is used several times; by default all of it."""
         return owned
 
     def scannable(self, flow: Flow) -> Flow:
-        """The flow in the form that it has between the blocks of a scan."""
+        """Return the flow in the form that it has between the blocks of a scan."""
         return flow
 
     @property
     def unread(self) -> "Step":
-        """This step within a block that is used several times: it keeps all, and sums nothing over the uses yet."""
+        """The step to run inside a block that is used several times: it keeps all, and does not sum over the uses."""
         return self
 
     def read(self, block: "Node", kept: Tree, found: Tree) -> Tree:
-        """What was found by `unread` at every use of a block's layers, as this step gives it for their parameters."""
+        """Turn what `unread` found at every use of a block's layers into this step's result for their parameters."""
         return found
 
 
@@ -63,8 +63,8 @@ class Walk:
 
     Attributes:
         of_uses: whether the trees mirror the uses of layers, as a trace does, or the parameters.
-        mirrored: whether what comes out mirrors the uses too.
-        uses: how many `Tied` are around; so many axes of uses are in front of every leaf of what mirrors uses.
+        mirrored: whether the result mirrors the uses too.
+        uses: how many `Tied` enclose this part. Every leaf of a tree that mirrors uses has as many axes in front.
     """
 
     of_uses: bool = False
@@ -72,7 +72,7 @@ class Walk:
     uses: int = 0
 
     def within_tied(self) -> "Walk":
-        """The same inside a `Tied`."""
+        """Return the walk to use inside a `Tied`."""
         return replace(self, uses=self.uses + 1) if self.of_uses else self
 
 
@@ -84,27 +84,27 @@ class Node(ABC):
     """A network, or a part of one."""
 
     drawn: ClassVar[str] = "closed"
-    """How a graph draws a composite (G1). "closed" is a box with its `caption`, true of any; of `Branches`, "in turn"
-    and "beside" say how the nodes stand; of a `Wrapper`, "opened" says that what leaves the block leaves it, and
-    "added" that what entered is added to that."""
+    """How a graph draws a composite (G1). "closed" is a box with its `caption` and suits any composite. `Branches` may
+    say "in turn" or "beside", for how their nodes stand. A `Wrapper` may say "opened", where the block's output is its
+    own, or "added", where the input is added to the block's output."""
 
     @property
     def caption(self) -> str:
-        """What stands on its box in a graph."""
+        """Return the text on the node's box in a graph."""
         return type(self).__name__
 
     @property
     def depth(self) -> int:
-        """How many layers it has when it is written out, every use counted."""
+        """The number of layers when the node is written out, every use counted."""
         return len(list(self.layers()))
 
     @abstractmethod
     def forward(self, step: Step, x: Flow, owned: Tree) -> tuple[Flow, Tree]:
-        """Go up: what leaves the node, and what its layers keep; `owned` mirrors the parameters."""
+        """Go up: return the node's output and what its layers keep; `owned` mirrors the parameters."""
 
     @abstractmethod
     def backward(self, step: Step, d: Flow, owned: Tree, kept: Tree) -> tuple[Flow, Tree]:
-        """Go down: what arrives at what entered the node, and what is found at its layers."""
+        """Go down: return the error term at the node's input, and the results found at its layers."""
 
     @abstractmethod
     def walk(self, visit: Visit, how: Walk, *trees: Tree) -> Tree:
@@ -115,11 +115,11 @@ class Node(ABC):
         """Split a key into one for every layer, in a tree that mirrors the parameters."""
 
     def map(self, f: Callable[..., Any], *trees: Tree) -> Tree:
-        """Call f(layer, *its entries) at every layer, over trees that mirror the parameters; so does the result."""
+        """Call f(layer, *its entries) at every layer; the trees and the result mirror the parameters."""
         return self.walk(lambda layer, uses, *entries: f(layer, *entries), Walk(), *trees)
 
     def visit(self, f: Callable[..., Any], *trees: Tree) -> Tree:
-        """Call f(layer, *its entries) at every use of every layer, over trees that mirror uses; so does the result."""
+        """Call f(layer, *its entries) at every use of every layer; the trees and the result mirror the uses."""
 
         def each(layer: Any, uses: int, *entries: Any) -> Any:
             return vmapped(lambda *one: f(layer, *one), uses)(*entries)
@@ -127,7 +127,7 @@ class Node(ABC):
         return self.walk(each, Walk(of_uses=True, mirrored=True), *trees)
 
     def layers(self) -> Iterator[Any]:
-        """The layers that it is made of, in the order of their first use."""
+        """Iterate over the node's layers in the order of their first use."""
         found: list[Any] = []
         self.map(found.append)
         return iter(found)
@@ -137,7 +137,7 @@ class Node(ABC):
         return self.map(lambda layer, own: layer.init(own, dtype), self.keys(key))
 
     def out_shape(self, in_shape: Shape) -> Shape:
-        """Shape of one example's output for that of its input.
+        """Shape of one example's output, from the shape of its input.
 
         Raises:
             ValueError: they do not fit; says which layer.
@@ -145,7 +145,7 @@ class Node(ABC):
         return shape_of(self.output(of_shape(in_shape)))
 
     def output(self, x: Flow) -> Flow:
-        """Shape and dtype of the output for those of a batch, `jax.ShapeDtypeStruct` for both; nothing is computed.
+        """Shape and dtype of the output, from those of a batch: `jax.ShapeDtypeStruct` in and out, nothing computed.
 
         Raises:
             ValueError: shapes that do not fit; says at which layer.
@@ -174,26 +174,26 @@ class _Shapes(Step):
 
 
 def of_shape(shape: Shape) -> Flow:
-    """A batch of one as `jax.ShapeDtypeStruct`, for the shape of an example."""
+    """A batch of one example of this shape, as `jax.ShapeDtypeStruct`."""
     if any(isinstance(part, tuple) for part in shape):
         return tuple(of_shape(part) for part in shape)
     return jax.ShapeDtypeStruct((1, *shape), jnp.zeros(()).dtype)
 
 
 def shape_of(flow: Flow) -> Shape:
-    """The shape of one example of a batch; of several arrays, a tuple of shapes."""
+    """The shape of one example of a batch; for several arrays, a tuple of shapes."""
     return tuple(shape_of(part) for part in flow) if isinstance(flow, tuple) else tuple(flow.shape[1:])
 
 
 class Composite(Node):
-    """Base of what is made of other nodes."""
+    """Base of nodes that are made of other nodes."""
 
     @classmethod
     def specimen(cls, block: Node, n: int) -> Node | None:
-        """A piece of network that shows the composite at work: `n` blocks deep, it keeps the shape that `block` keeps.
+        """Return a small network with the composite in it, `n` blocks deep, that keeps the shape which `block` keeps.
 
-        The catalogue of `manual-backprop check` proves and breaks it, with every family of layers in it. A composite
-        without one, None, stays out of that.
+        The catalogue of `manual-backprop check` proves and breaks that network, with every family of layers in it. A
+        composite that returns None stays out of the catalogue.
         """
         return None
 
@@ -215,11 +215,11 @@ class Branches(Composite):
             require_node(type(self).__name__, node)
 
     def walk(self, visit: Visit, how: Walk, *trees: Tree) -> Tree:
-        """Node by node."""
+        """Walk node by node."""
         return tuple(node.walk(visit, how, *each) for node, *each in zip(self.nodes, *trees, strict=True))
 
     def keys(self, key: PRNGKeyArray) -> Tree:
-        """One for each node."""
+        """Split a key into one for each node."""
         return tuple(
             node.keys(own) for node, own in zip(self.nodes, jax.random.split(key, len(self.nodes)), strict=True)
         )
@@ -244,11 +244,11 @@ class Wrapper(Composite):
         require_node(type(self).__name__, self.block)
 
     def walk(self, visit: Visit, how: Walk, *trees: Tree) -> Tree:
-        """The block's."""
+        """Walk over the block."""
         return self.block.walk(visit, how, *trees)
 
     def keys(self, key: PRNGKeyArray) -> Tree:
-        """The block's."""
+        """Split a key as the block does."""
         return self.block.keys(key)
 
     @property
@@ -257,10 +257,10 @@ class Wrapper(Composite):
         return self.block.depth
 
     def kept_shape(self, entered: Flow, left: Flow) -> Flow:
-        """What left the block, once it is known to be shaped like what entered it.
+        """Return the block's output, checked to have the shape of its input.
 
         Raises:
-            ValueError: it is not.
+            ValueError: the shapes differ.
         """
         before, after = shape_of(entered), shape_of(left)
         if before != after:
@@ -270,7 +270,7 @@ class Wrapper(Composite):
 
 
 def require_node(owner: str, node: object) -> None:
-    """Refuse what is no node.
+    """Refuse anything that is not a node.
 
     Raises:
         TypeError: says what came.
@@ -280,7 +280,7 @@ def require_node(owner: str, node: object) -> None:
 
 
 def add(one: Flow, other: Flow) -> Flow:
-    """The sum of two flows; None is a zero that costs nothing, as what reaches integers is."""
+    """The sum of two flows; None is a zero that costs nothing, such as the error term of integers."""
 
     def of_leaf(a: Any, b: Any) -> Any:
         return b if a is None else a if b is None else a + b
@@ -289,5 +289,5 @@ def add(one: Flow, other: Flow) -> Flow:
 
 
 def vmapped(f: Callable[..., Any], axes: int) -> Callable[..., Any]:
-    """The function mapped over so many axes in front."""
+    """The function mapped over the first `axes` axes."""
     return f if axes == 0 else jax.vmap(vmapped(f, axes - 1))

@@ -1,4 +1,4 @@
-"""The objective J = L + s (J3), and its gradient by the three steps, with every intermediate as a value."""
+"""The objective J = L + s (J3), and its gradient by the three steps, with every intermediate value kept."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from manual_backprop.types import Coefficient, Examples, Flow, Leaf, Scalar, Tar
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Step:
-    """Everything that one forward and one backward sweep know, each a plain value.
+    """All results of one forward and one backward sweep, as plain values.
 
     Attributes:
         value: J = L + s (J3).
@@ -84,8 +84,8 @@ class Objective:
             params: as from `net.init`.
             x: a batch, one example a row.
             y: targets, as the loss takes them.
-            lam: takes the place of the regulariser's own lambda, and may be traced.
-            weights: one weight an example; None is the mean, 1/N each.
+            lam: replaces the regulariser's own lambda, and may be traced.
+            weights: one weight for each example; None is the mean, 1/N each.
 
         Raises:
             ValueError: shapes, structures or values that do not fit.
@@ -99,7 +99,7 @@ class Objective:
     def checked(
         self, params: Tree, x: Any, y: Any, lam: Any, weights: Any
     ) -> tuple[Tree, Examples, Array, Coefficient | None, Array | None]:
-        """The arguments of `__call__` as JAX arrays, or the error that says what is wrong with them."""
+        """Return the arguments of `__call__` as JAX arrays, or raise the error that says what is wrong with them."""
         params, x = validate.inputs(self.net, params, x)
         y = validate.array("y", y)
         if y.shape[:1] != (validate.count(x),):
@@ -140,11 +140,11 @@ def backprop(
     weights: Weights | None = None,
     rule: Rule = backpropagation,
 ) -> Step:
-    """The note's three steps on one batch, keeping everything: z, a, delta, gradients, dL/dx.
+    """The note's three steps on one batch, with everything kept: z, a, delta, gradients, dL/dx.
 
     Arguments and errors are those of `Objective.__call__`; `rule` says how error terms travel down (`rules`).
-    Works under jit, vmap, scan and JAX's own transformations; what a compiled caller does not use is not
-    computed.
+    It works under jit, vmap, scan and JAX's own transformations. Under jit, results that the caller does not use are
+    not computed.
     """
     params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
     net = objective.net
@@ -177,8 +177,8 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
         argnums: 0 for params, 1 for x, or a sequence of these, as in JAX.
 
     Returns:
-        A function (params, x, y, *, lam=None, weights=None, rule=backpropagation) -> (J, gradient), where the
-        gradient is of J: that with respect to x has the examples' weights (1/N) in it, as jax.grad's has.
+        A function (params, x, y, *, lam=None, weights=None, rule=backpropagation) -> (J, gradient). The gradient is
+        that of J, so the one with respect to x includes the examples' weights (1/N), as jax.grad's does.
 
     Raises:
         ValueError: argnums other than 0 and 1.

@@ -1,4 +1,4 @@
-"""In which precision sums are formed: never narrower than float32. And how a small function is compiled."""
+"""The precision of sums, never narrower than float32, and how small functions are compiled."""
 
 from collections.abc import Callable
 from functools import partial, wraps
@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike
 
 compiled = partial(jax.jit, inline=True)
-"""For the few formulas that every layer repeats: called alone they are one dispatch instead of ten, and inside
-another jit they are traced once for each shape and written out, so the compiled program is the same."""
+"""Decorator for the few formulas that every layer repeats. Called alone, such a formula is one dispatch instead of
+ten. Inside another jit it is traced once for each shape and inlined, so the compiled program is the same."""
 
 
 def accumulator(dtype: DTypeLike) -> jnp.dtype:

@@ -29,11 +29,11 @@ def _add_scaled(gradient: Array, factor: Coefficient, W: Array) -> Array:
 
 @dataclass(frozen=True)
 class Frobenius:
-    """s = (lam/2) (||W^(1)||_F^2 + ... + ||W^(L)||_F^2): squared norms, biases free (J2).
+    """s = (lam/2) (||W^(1)||_F^2 + ... + ||W^(L)||_F^2): squared norms of the weights, not of the biases (J2).
 
     Attributes:
-        lam: the coefficient lambda >= 0, a Python number, static under jit. For one that is traced (a sweep
-            over lambda under `vmap`) give `lam=` at the call, which takes this one's place.
+        lam: the coefficient lambda >= 0, a Python number, static under jit. For a lambda that is traced (a sweep
+            over lambda under `vmap`) give `lam=` at the call, which replaces this one.
     """
 
     lam: float
@@ -63,7 +63,7 @@ class Frobenius:
         return self.add_gradient(jax.tree.map(jnp.zeros_like, params), params, lam)
 
     def add_gradient(self, gradients: Tree, params: Tree, lam: Coefficient | None = None) -> Tree:
-        """dJ/dW^(l) = dL/dW^(l) + lam W^(l), and everything else as it is (B6)."""
+        """dJ/dW^(l) = dL/dW^(l) + lam W^(l); everything else is unchanged (B6)."""
         factor = self.lam if lam is None else lam
 
         def of_block(gradient: Parameters, block: Parameters) -> Parameters:

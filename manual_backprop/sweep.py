@@ -1,8 +1,7 @@
-"""The note's algorithm: one sweep forward, one back, and what is kept of each layer is a plain value.
+"""The note's algorithm: one sweep forward and one back, which keep plain values of each layer.
 
-`Sweep` is steps 1 and 2 at one layer, whatever its family; composites carry it through a network. The functions are the
-public doors: they check what comes in, so that what is traced under jit stays clean; those whose names end in `_sweep`
-are the same without checks.
+`Sweep` is steps 1 and 2 at one layer, whatever its family; composites carry it through a network. The functions are
+the public interface and check their arguments. Those whose names end in `_sweep` do the same without checks.
 """
 
 from collections.abc import Callable
@@ -18,35 +17,35 @@ from manual_backprop.node import Node, Step, Walk, vmapped
 from manual_backprop.types import Examples, Flow, Tree, override
 
 Reader = Callable[..., Any]
-"""What to keep of a layer's parameters: a contraction of its `Factor`, or of its factors in several batches."""
+"""A contraction of a layer's `Factor`, or of its factors in several batches, to the value kept for its parameters."""
 
 
 @dataclass(frozen=True)
 class Rule:
     """How error terms travel from a layer to the one below. This one is backpropagation; `rules` has others.
 
-    A rule is a pytree. What it needs at a layer it lays out once a sweep, in a tree that mirrors the parameters, and
-    composites take that tree apart as they do the parameters: nothing is looked up on the way.
+    A rule is a pytree. Once a sweep it lays out what it needs at every layer, in a tree that mirrors the parameters.
+    Composites take that tree apart as they do the parameters, so nothing is looked up on the way.
     """
 
     def carried(self, net: Node, params: Tree, trace: Tree, d_output: Flow) -> Tree:
-        """One entry for every layer, in the structure of `params` down to the layers; here the parameters."""
+        """Return one entry for every layer, in the structure of `params` down to the layers; here the parameters."""
         return params
 
     def params(self, carried: Any) -> Any:
-        """The layer's parameters, which what is carried to it must contain."""
+        """The layer's parameters, which its entry must contain."""
         return carried
 
     def at_use(self, carried: Tree, use: Array) -> Tree:
-        """What is carried for one use of parameters that are used several times (`Tied`)."""
+        """The entries for one use of parameters that are used several times (`Tied`)."""
         return carried
 
     def delta(self, layer: Layer, carried: Any, trace: LayerTrace, d_a: Array) -> Array:
-        """delta^(l), from the dL/da^(l) that arrives from above (B1) (B2)."""
+        """delta^(l), from dL/da^(l), which arrives from above (B1) (B2)."""
         return layer.error_term(trace, d_a)
 
     def transport(self, layer: Layer, carried: Any, saved: Tree, delta: Array) -> Any:
-        """What arrives at the layer below: (W^(l))^T delta^(l) (B2)."""
+        """dL/da^(l-1) for the layer below: (W^(l))^T delta^(l) (B2)."""
         return layer.transport(carried, saved, delta)
 
 
@@ -56,12 +55,12 @@ backpropagation = Rule()
 
 @dataclass(frozen=True)
 class Sweep(Step):
-    """Steps 1 and 2 of the note at one layer; and step 3 on the way, where nobody asks for deltas.
+    """Steps 1 and 2 of the note at one layer, and step 3 on the way back where the caller does not need the deltas.
 
     Attributes:
-        reader: what to make of the layer's pair (a, delta); without one, delta is what is found.
+        reader: contracts the layer's pair (a, delta) to the result found there; None finds delta itself.
         rule: how error terms travel.
-        lean: that no trace is asked for.
+        lean: whether the caller needs no trace.
     """
 
     reader: Reader | None = None
@@ -96,25 +95,25 @@ class Sweep(Step):
 
 
 def forward_sweep(net: Node, params: Tree, x: Examples, *, lean: bool = False) -> tuple[Flow, Tree]:
-    """`forward`, unchecked; lean for a caller who shows nobody the trace."""
+    """`forward` without checks; `lean` is for callers that need no trace."""
     return net.forward(Sweep(lean=lean), x, params)
 
 
 def backward_sweep(
     net: Node, params: Tree, trace: Tree, d_output: Flow, *, reader: Reader | None = None, rule: Rule = backpropagation
 ) -> tuple[Flow, Tree]:
-    """`backward`, unchecked; with a reader, what that keeps of every layer in place of its delta."""
+    """`backward` without checks; with a reader, its result for every layer takes the place of the deltas."""
     return net.backward(Sweep(reader, rule), d_output, rule.carried(net, params, trace, d_output), trace)
 
 
 def read(net: Node, reader: Reader, *batches: tuple[Tree, Tree], uses: int = 0) -> Tree:
-    """Step 3, after the sweep: what `reader` makes of every layer's factor, in the parameters' structure.
+    """Step 3, after the sweep: `reader` applied to every layer's factor, in the parameters' structure.
 
     Args:
         net: a layer or composite.
-        reader: is given a factor of each batch.
-        batches: (trace, deltas) of each.
-        uses: so many axes of uses are in front already.
+        reader: takes one factor of the layer for each batch.
+        batches: (trace, deltas) of each batch.
+        uses: the number of axes of uses that stand in front already.
     """
 
     def at(layer: Layer, uses: int, *entries: Any) -> Any:
@@ -133,7 +132,7 @@ def forward(net: Node, params: Tree, x: Examples) -> tuple[Flow, Tree]:
     Args:
         net: a layer or composite.
         params: its parameters, as from `net.init`.
-        x: a batch (N, *features), one example a row; a^(0). A tuple of such where the first layer has several inputs.
+        x: a batch (N, *features), one example a row; a^(0). A tuple of these where the first layer has several inputs.
 
     Returns:
         The output a^(L), and the trace: it mirrors `net`, and `trace[l].z`, `trace[l].a` are plain arrays.
@@ -155,26 +154,26 @@ def backward(
         params: its parameters.
         trace: from `forward`.
         d_output: dl/do of every example, unscaled.
-        rule: how error terms travel down; another than backpropagation is in `rules`.
+        rule: how error terms travel down; `rules` has alternatives to backpropagation.
 
     Returns:
         dL/dx (B5), and the deltas (C5): they mirror `net`; row n is delta of example n, with no 1/N in it.
 
     Raises:
         ValueError: `d_output`, `trace`, `params` or the rule's own arrays do not belong together.
-        TypeError: a rule that is none.
+        TypeError: a `rule` that is no rule.
     """
     validate.params(net, params)
     return backward_sweep(net, params, trace, d_output, rule=checked_rule(rule))
 
 
 def factors(net: Node, trace: Tree, deltas: Tree) -> Tree:
-    """Step 3's raw material (C2): each layer's pair (what entered it, delta), as a `Factor`."""
+    """Each layer's pair (input, delta) as a `Factor`, from which step 3 starts (C2)."""
     return read(net, lambda factor: factor, (trace, deltas))
 
 
 def checked_rule(value: Any) -> Rule:
-    """A rule by which error terms travel.
+    """Return a rule by which error terms travel, checked to be one.
 
     Raises:
         TypeError: anything else, such as a rule's class or name.

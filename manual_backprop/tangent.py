@@ -1,4 +1,4 @@
-"""The sweep differentiated along a direction: forward propagation of a derivative, and Pearlmutter's R-operator back."""
+"""The sweep differentiated along a direction: forward propagation of a derivative, Pearlmutter's R-operator back."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -24,19 +24,19 @@ class Pair:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the value, and of the change."""
+        """The shape of the value, which is that of the change."""
         return self.value.shape
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TangentTrace:
-    """What the forward sweep with a tangent keeps of one layer.
+    """The values of one layer that the forward sweep with a tangent keeps.
 
     Attributes:
         trace: its z, a and saved.
         dz: R{z^(l)}, in z's shape.
-        da_in: R{a^(l-1)}, or None where what enters does not change along the direction (the first layer).
+        da_in: R{a^(l-1)}, or None where the input does not change along the direction (the first layer).
     """
 
     trace: LayerTrace
@@ -45,7 +45,7 @@ class TangentTrace:
 
 
 def gradient_change(weights: Weights | None) -> Reader:
-    """The reader that contracts R{delta} a^T + delta R{a}^T to the change of the gradient, examples by `weights`."""
+    """The reader that sums R{delta} a^T + delta R{a}^T over examples by `weights`: the change of the gradient."""
 
     def contract(along_delta: Factor, moved: Factor | None) -> Tree:
         terms = [factor.weighted_sum(weights) for factor in (along_delta, moved) if factor is not None]
@@ -61,11 +61,11 @@ MEAN_CHANGE = gradient_change(None)
 class Tangent(Step):
     """The sweep differentiated along a direction: forward propagation of a derivative, and the R-operator back.
 
-    Along every wire goes a `Pair`, and `own` is the pair (parameters, direction). R{.} is Pearlmutter's operator
+    Between nodes flow `Pair`s, and `own` is the pair (parameters, direction). R{.} is Pearlmutter's operator
     (doi:10.1162/neco.1994.6.1.147).
 
     Attributes:
-        reader: a contraction of the two factors whose gradients add up to R{dL/dparams}; the second may be None.
+        reader: contracts two factors, whose gradients add up to R{dL/dparams}; the second may be None.
     """
 
     reader: Reader = MEAN_CHANGE
@@ -112,12 +112,12 @@ def _is_pair(node: object) -> bool:
 
 
 def _with_zero(pair: Pair) -> Pair:
-    """The pair with an array for its change; integers have none."""
+    """The pair, with an array of zeros where its change is None; integers keep None."""
     return Pair(pair.value, zero_like(pair.value)) if pair.change is None else pair
 
 
 def pairs(values: Flow, changes: Flow) -> Flow:
-    """One flow of pairs from two flows; no pair where there is no value, as integers have no error term."""
+    """One flow of pairs from two flows; None where there is no value, such as the error term of integers."""
 
     def pair(value: Any, change: Any) -> Pair | None:
         return None if value is None else Pair(value, change)
@@ -126,7 +126,7 @@ def pairs(values: Flow, changes: Flow) -> Flow:
 
 
 def parts(flow: Flow) -> tuple[Flow, Flow]:
-    """The values and the changes of a flow of pairs; None for the changes where all of them are."""
+    """The values and the changes of a flow of pairs; the changes are None where each of them is None."""
     values, changes = (
         jax.tree.map(lambda p, of=of: getattr(p, of), flow, is_leaf=_is_pair) for of in ("value", "change")
     )
@@ -134,25 +134,25 @@ def parts(flow: Flow) -> tuple[Flow, Flow]:
 
 
 def tangent_sweep(net: Node, params: Tree, x: Examples, dparams: Tree, dx: Flow) -> tuple[Flow, Flow, Tree]:
-    """(output, its change, what is kept for the way back); dx None is a zero that costs nothing."""
+    """(output, its change, what is kept for the way back); a dx of None is a zero that costs nothing."""
     changes = jax.tree.map(lambda leaf: None, x) if dx is None else dx
     output, kept = net.forward(Tangent(), pairs(x, changes), along(net, params, dparams))
     return *parts(output), kept
 
 
 def along(net: Node, params: Tree, dparams: Tree) -> Tree:
-    """Parameters and a direction as pairs, a pair a layer."""
+    """Parameters and a direction as pairs, one for each layer."""
     return net.map(lambda layer, p, dp: Pair(p, dp), params, dparams)
 
 
 def pushforward(net: Node, params: Tree, x: Examples, dparams: Tree, dx: Examples) -> tuple[Flow, Flow]:
     """Forward propagation of a derivative: (output, its change along (dparams, dx)), the differential of (F3).
 
-    One pass gives one directional derivative; the note's remark on why one propagates backward instead.
+    One pass gives one directional derivative; hence the note's remark on why one propagates backward instead.
 
     Raises:
-        ValueError: a tangent that has not the structure and shapes of what it is a tangent of.
-        TypeError: likewise for dtypes.
+        ValueError: a tangent whose structure or shapes differ from those of its primal.
+        TypeError: a tangent whose dtypes differ from those of its primal.
     """
     params, x = validate.inputs(net, params, x)
     validate.like("dparams", dparams, "params", params)

@@ -47,8 +47,8 @@ def make_step(
         value_and_grad: where the gradient comes from; `reference.value_and_grad` trains by jax.grad.
 
     Returns:
-        step(params, state, x, y, *, lam=None, weights=None, rule=...) -> (params, state, J before the update). It
-        takes over the memory of the params and state that it is given (they must not be used again).
+        step(params, state, x, y, *, lam=None, weights=None, rule=...) -> (params, state, J before the update). The
+        memory of the given params and state is donated: they must not be used again.
     """
     return jax.jit(_step(objective, optimizer, value_and_grad), donate_argnums=(0, 1))
 
@@ -58,16 +58,16 @@ def make_kolen_pollack_step(
 ) -> Callable[..., tuple[Tree, Tree, State, Scalar]]:
     """One training step by the Kolen-Pollack rule, compiled: W and its feedback B get the same update and decay.
 
-    The loss's part of the gradient, delta a^T, goes to both; the regulariser adds lam W to the one and lam B to
-    the other (B6). With plain SGD, W - B shrinks by 1 - rate lam at every step.
+    Both get the loss's part of the gradient, delta a^T; the regulariser adds lam W for W and lam B for B (B6). With
+    plain SGD, W - B shrinks by the factor 1 - rate lam at every step.
 
     Args:
         objective: what to minimise.
         optimizer: any optax transformation; its state is that of `optimizer.init((params, feedback))`.
 
     Returns:
-        step(params, feedback, state, x, y) -> (params, feedback, state, J before the update). It takes over the
-        memory of what it is given, x and y excepted.
+        step(params, feedback, state, x, y) -> (params, feedback, state, J before the update). The memory of all
+        arguments but x and y is donated: they must not be used again.
     """
 
     @partial(jax.jit, donate_argnums=(0, 1, 2))
@@ -85,14 +85,14 @@ def make_kolen_pollack_step(
 def private_noise(max_norm: float, noise_multiplier: float, key: PRNGKeyArray) -> optax.GradientTransformation:
     """The Gaussian noise of DP-SGD, of deviation noise_multiplier max_norm, as an optax transformation.
 
-    It belongs behind the sum that `clipped_gradients` gives and before the division by the (expected) batch size:
-    `optax.chain(private_noise(C, sigma, key), optax.scale(1 / N), optax.sgd(rate))`. What privacy this buys is an
-    accountant's business, not this library's.
+    Apply it to the sum that `clipped_gradients` gives, before the division by the (expected) batch size:
+    `optax.chain(private_noise(C, sigma, key), optax.scale(1 / N), optax.sgd(rate))`. This library does not compute the
+    privacy that results; a privacy accountant does.
 
     Args:
         max_norm: C, as given to `clipped_gradients`.
         noise_multiplier: sigma >= 0.
-        key: where the noise comes from; every update draws anew.
+        key: the key that the noise is drawn with; every update draws new noise.
 
     Raises:
         ValueError: a max_norm or noise_multiplier that is negative or nan.
@@ -114,7 +114,7 @@ def make_epoch(
 ) -> Callable[..., tuple[Tree, State, Float[Array, " batches"]]]:
     """One pass over all examples in random order, compiled as one scan over batches.
 
-    Every example is seen exactly once: where the batches do not come out even, the last one is filled up
+    Every example is seen exactly once: where the batch size does not divide their number, the last batch is filled up
     with examples of weight 0.
 
     Args:
@@ -124,8 +124,8 @@ def make_epoch(
         value_and_grad: where the gradient comes from, as for `make_step`.
 
     Returns:
-        epoch(params, state, key, x, y) -> (params, state, J of every batch before its update). It takes
-        over the memory of the params and state that it is given.
+        epoch(params, state, key, x, y) -> (params, state, J of every batch before its update). The memory of the
+        given params and state is donated: they must not be used again.
 
     Raises:
         ValueError: a batch size below 1.

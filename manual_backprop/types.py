@@ -1,4 +1,4 @@
-"""The names of what travels: trees that mirror a network, batches, weights and scalars."""
+"""Type names for trees that mirror a network, and for batches, weights and scalars."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 else:
 
     def override(method):
-        """Mark a method whose docstring is the one that it inherits; Python's own from 3.12 on."""
+        """Mark a method that overrides its base's and inherits its docstring; Python has its own from 3.12 on."""
         return method
 
 
@@ -17,13 +17,13 @@ Tree = Any
 """A pytree that mirrors the network: parameters, a trace, deltas, gradients."""
 
 Flow = Any
-"""What goes from node to node: an array, a tuple of arrays where a node has several inputs, or pairs of these."""
+"""A signal between nodes: an array, a tuple of arrays where a node has several inputs, or pairs of these."""
 
 Leaf = Any
-"""An array in a registered dataclass, or what a transformation of trees puts in its place."""
+"""An array in a registered dataclass, or whatever a tree transformation puts in its place."""
 
 Shape = tuple[Any, ...]
-"""Of one example, without the batch axis: a tuple of numbers; of several inputs, a tuple of shapes."""
+"""The shape of one example, without the batch axis: a tuple of numbers, or a tuple of shapes for several inputs."""
 
 Examples = Any
 """A batch: floats or integers (N, *features), or a tuple of such."""

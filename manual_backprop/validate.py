@@ -1,7 +1,7 @@
-"""Checks at the public edge: what was expected, what came, what to do.
+"""Checks of public arguments; each error says what was expected, what came, and what to do.
 
-They look at structures, shapes and dtypes, which are known while tracing too, so they cost a compiled
-program nothing. Nothing is broadcast, cast or dropped to make things fit.
+They look at structures, shapes and dtypes, which are known during tracing, so they cost a compiled program
+nothing. Nothing is broadcast, cast or dropped to make arguments fit.
 """
 
 from functools import lru_cache
@@ -31,10 +31,10 @@ def _output(net: Node, x: Flow) -> Flow:
 
 
 def array(name: str, value: Any) -> Array:
-    """`value` as a JAX float or integer array of the dtype that it has already.
+    """`value` as a JAX float or integer array of the same dtype.
 
     Raises:
-        TypeError: not an array, or of a dtype that JAX would change without a word.
+        TypeError: not an array, or of a dtype that JAX would change silently.
     """
     if isinstance(value, jax.Array):
         return value
@@ -46,7 +46,7 @@ def array(name: str, value: Any) -> Array:
             f"{name} is {value.dtype}, which JAX would make {kept} while x64 is off; convert it with"
             f' .astype("{kept}"), or enable x64'
         )
-    return jnp.asarray(np.array(value))  # of our own: JAX may still read it after the caller has changed theirs
+    return jnp.asarray(np.array(value))  # a copy: JAX may still read the memory after the caller has changed it
 
 
 def _floating(name: str, value: Any) -> Array:
@@ -142,7 +142,7 @@ def _examples(name: str, x: Any) -> Array:
 
 
 def described(x: Examples, dtype: Any) -> Flow:
-    """Shapes of a batch, its floats as that type."""
+    """Shapes and dtypes of a batch, with its floats in that dtype."""
 
     def of_part(part: Array) -> jax.ShapeDtypeStruct:
         kind = dtype if jnp.issubdtype(part.dtype, jnp.floating) else part.dtype
@@ -152,7 +152,7 @@ def described(x: Examples, dtype: Any) -> Flow:
 
 
 def dtype_of(tree: Tree, x: Examples) -> jnp.dtype:
-    """The float type that a network computes in: its parameters', or where it has none its input's.
+    """The float type that a network computes in: that of its parameters, or of its input where it has none.
 
     Raises:
         TypeError: there is no float among them.
@@ -169,7 +169,7 @@ def count(x: Examples) -> int:
 
 
 def output(net: Node, tree: Tree, x: Examples) -> Flow:
-    """Shape and dtype of `net`'s output for parameters and a batch that `inputs` has let in.
+    """Shape and dtype of `net`'s output for parameters and a batch that `inputs` has checked.
 
     Raises:
         TypeError: a network whose output is a tuple.
@@ -191,7 +191,7 @@ def weights(value: Any, tree: Tree, x: Examples) -> Array:
 
 
 def weights_of(factor: Factor, value: Any) -> Array | None:
-    """Likewise for each example of a layer's factor; None stays None."""
+    """One weight for each example of a layer's factor, checked as by `weights`; None stays None."""
     if value is None:
         return None
     return _weights(value, factor.examples, jax.tree.leaves(factor)[0].dtype, "the deltas are")
@@ -211,7 +211,7 @@ def batch(net: Any, trace: Tree, deltas: Tree) -> tuple[Tree, Tree]:
 
     Raises:
         ValueError: deltas of another structure than the trace's.
-        TypeError: no network, or what should be a trace holds no `LayerTrace`.
+        TypeError: no network, or a trace that holds anything but `LayerTrace`.
     """
     if not isinstance(net, Node):
         hint = "; its network is objective.net" if hasattr(net, "net") else ""
@@ -232,7 +232,7 @@ def non_negative(name: str, value: Any, dtype: Any) -> Array:
     """A scalar >= 0 in that dtype: a Python number, or a scalar array that may be traced.
 
     Raises:
-        ValueError: not a scalar; negative or nan, where its value is known; where it is traced it becomes nan.
+        ValueError: not a scalar; or negative or nan, where its value is known. A traced one becomes nan instead.
         TypeError: no number, or an array of another dtype.
     """
     if isinstance(value, int | float):

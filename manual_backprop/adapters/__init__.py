@@ -1,13 +1,13 @@
-"""Parameters of an MLP of another library in; parameters, gradients or updates out, in its own layout.
+"""Convert parameters of another library's MLP to ours, and our parameters, gradients or updates back to its layout.
 
     Flax       from_flax              to_flax                 kernel (d_in, d_out), the transpose of W
     Equinox    from_equinox           to_equinox              weight (d_out, d_in), as W
     PyTorch    from_torch_state_dict  to_torch_state_dict     weight (d_out, d_in), as W
 
-None of them is imported. Arrays move between the dense layers of a tree, in the order of application, and our
-tuple of `Affine`; bits and dtypes stay. What a `Serial` of `Dense` cannot express is refused by name, and so is
-an order that would be a guess. Flax and PyTorch trees hold no activations, so `net` must have the model's;
-Equinox modules do, and `from_equinox` compares them.
+None of the libraries is imported. Arrays move between the dense layers of a tree, in the order of application, and
+our tuple of `Affine`; bits and dtypes stay. Anything that a `Serial` of `Dense` cannot express is refused by name, and
+so is an order that would be a guess. Flax and PyTorch trees hold no activations, so `net` must have the model's.
+Equinox modules hold them, and `from_equinox` compares them.
 """
 
 from manual_backprop.adapters.equinox import from_equinox as from_equinox

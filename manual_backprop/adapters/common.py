@@ -1,13 +1,13 @@
-"""How the layers of another library's model are found and checked, and their arrays brought over.
+"""Find and check the layers of another library's model, and convert their arrays.
 
-A library says where a layer's arrays stand by a `Family`: for each of our fields the name there and the axes there.
-Names, shapes, transposes, and the table that shows both sides of what does not fit are read from it. A layer with
-other arrays, a norm with its gain or an embedding with its table, would be a `Family` of its own for each library:
+For each library a `Family` says where a layer's arrays stand: for each of our fields, its name and its axes there.
+Names, shapes, transposes, and the table of mismatches in an error are read from it. A layer with other arrays, a norm
+with its gain or an embedding with its table, would be a `Family` of its own for each library:
 
     Family(Gain, {"gain": There("scale", ("width",))})
 
-and a model of several kinds of layer one `Family` for each of the layers in `Found`, which today has one for all. What
-is refused, and in which words, speaks of a `Serial` of `Dense` in `Found`, `layers_of`, `nodes_of` and `entries_of`.
+A model with several kinds of layer would need one `Family` for each layer in `Found`, which today has one for all.
+`Found`, `layers_of`, `nodes_of` and `entries_of` assume a `Serial` of `Dense` in their checks and error texts.
 """
 
 import re
@@ -29,11 +29,11 @@ from manual_backprop.types import Shape, Tree
 
 @dataclass(frozen=True)
 class There:
-    """Where one array of ours stands in a layer of the other library.
+    """The place of one of our arrays in a layer of the other library.
 
     Attributes:
-        name: what it is called there.
-        axes: its axes there, by the attributes of our layer that say how long they are.
+        name: its name there.
+        axes: its axes there, each as the attribute of our layer that holds the axis's length.
         turned: whether it is the transpose of ours.
     """
 
@@ -42,24 +42,24 @@ class There:
     turned: bool = False
 
     def carried(self, array: Array) -> Array:
-        """Our array as the other library has it, or back."""
+        """Convert our array to the other library's layout, or back."""
         return array.T if self.turned else array
 
     def shape(self, ours: Shape) -> list[int]:
-        """The shape there of an array of ours."""
+        """The shape there for the shape of our array."""
         return list(ours[::-1] if self.turned else ours)
 
     def shape_for(self, node: Node) -> list[int]:
-        """The shape there for a layer of ours."""
+        """The shape there for one of our layers."""
         return [getattr(node, axis) for axis in self.axes]
 
 
 @dataclass(frozen=True)
 class Family:
-    """How the other library has a kind of layer.
+    """The layout of one kind of layer in the other library.
 
     Attributes:
-        params: our class of its parameters.
+        params: our class for its parameters.
         arrays: where each field of `params` stands, in their order.
     """
 
@@ -68,12 +68,12 @@ class Family:
 
     @property
     def names(self) -> list[str]:
-        """What its arrays are called there."""
+        """The names of the arrays in the other library."""
         return [there.name for there in self.arrays.values()]
 
 
 def dense(W: There) -> Family:
-    """`Dense` in a library that has its matrix at `W`; all three call its b "bias"."""
+    """The family of `Dense` in a library with its matrix at `W`; all three libraries call b "bias"."""
     return Family(Affine, {"W": W, "b": There("bias", ("d_out",))})
 
 
@@ -84,8 +84,8 @@ class Found:
     Attributes:
         layers: their names in the order of application.
         leaves: every array by name, "layer/kernel" and "layer/bias".
-        family: what the layers are.
-        separator: what stands between the steps of a name.
+        family: the layers' kind.
+        separator: the text between the steps of a name.
     """
 
     layers: Sequence[str]
@@ -114,7 +114,7 @@ class Found:
 
 
 def layers_of(entries: Iterable[str], family: Family, separator: str = "/") -> list[str]:
-    """Names of the layers in the order in which they first appear; anything but their arrays is refused."""
+    """Names of the layers in the order of first appearance; refuse any entry that is not one of their arrays."""
     layers: dict[str, None] = {}
     for entry in entries:
         layer, _, kind = entry.rpartition(separator)
@@ -126,7 +126,7 @@ def layers_of(entries: Iterable[str], family: Family, separator: str = "/") -> l
 
 
 def by_number(names: Sequence[str], separator: str = "/") -> list[str] | None:
-    """Names that are one stem with different numbers, by number; None where the names tell no order."""
+    """Sort names that differ only in their numbers by number; None where the names tell no order."""
     number = rf"\d+(?={re.escape(separator)}|$)"
     stems = {re.sub(number, "#", name) for name in names}
     numbered = {tuple(map(int, re.findall(number, name))): name for name in names}
@@ -134,7 +134,7 @@ def by_number(names: Sequence[str], separator: str = "/") -> list[str] | None:
 
 
 def nodes_of(net: Node) -> tuple[Dense, ...]:
-    """The layers of a `Serial` of `Dense`; any other network is refused, and the part of it is named."""
+    """The layers of a `Serial` of `Dense`; refuse any other network and name the part that does not fit."""
     if not isinstance(net, Node):
         raise TypeError(f"net must be a network such as mlp(sizes, activation), got {type(net).__name__}")
     if type(net) is not Serial:
@@ -159,7 +159,7 @@ def params_from(found: Found, net: Node) -> Tree:
 
 
 def entries_of(found: Found, tree: Tree) -> dict[str, Array]:
-    """Our arrays under the other library's names, checked against what stands there."""
+    """Our arrays under the other library's names, checked against the arrays there."""
     if not isinstance(tree, tuple) or not all(isinstance(one, Affine) for one in tree):
         kinds = [type(one).__name__ for one in tree] if isinstance(tree, tuple) else type(tree).__name__
         raise TypeError(f"tree must be a tuple with one Affine a layer, as params and gradients of mlp; got {kinds}")
@@ -178,7 +178,7 @@ def entries_of(found: Found, tree: Tree) -> dict[str, Array]:
 
 
 def _fit(found: Found, expected: Sequence[list[list[int]]], what: str) -> None:
-    """Refuse layers of other shapes than are expected of their arrays, and show both sides."""
+    """Refuse layers whose arrays do not have the expected shapes, and show both sides."""
     there = [[list(found.leaves[name].shape) for name in found.names(layer)] for layer in found.layers]
     if there == expected:
         return
@@ -206,7 +206,7 @@ def _array(name: str, value: Any) -> Array:
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """Leaves by name, without Linen's "params" in front and without the box that Flax puts around an array."""
+    """Leaves by name, without Linen's leading "params" and without the box that Flax puts around an array."""
     by_name = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         steps = [str(getattr(step, "key", getattr(step, "idx", getattr(step, "name", step)))) for step in path]
@@ -219,5 +219,5 @@ def named(tree: Any) -> dict[str, Any]:
 
 
 def rebuilt(like: Any, entries: Mapping[str, Array]) -> Any:
-    """The containers of `like` around our arrays, and None in the place of every other leaf."""
+    """Our arrays in the containers of `like`, with None for every other leaf."""
     return jax.tree.unflatten(jax.tree.structure(like), [entries.get(name) for name in named(like)])

@@ -1,4 +1,4 @@
-"""Equinox: an MLP, or a Sequential of Linear and Lambda; the activations stand in the model, and are compared."""
+"""Equinox: an MLP, or a Sequential of Linear and Lambda; the model holds activations, which are compared."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -27,8 +27,8 @@ DENSE = dense(There("weight", ("d_out", "d_in")))
 def from_equinox(model: Any, net: Node) -> Tree:
     """Parameters of `net` from an `equinox.nn.MLP`, or a `Sequential` of `Linear` and `Lambda`.
 
-    The model's activations are held against `net`'s on a grid. Where they are None, as in the gradients that
-    `equinox.filter_grad` returns, there is nothing to compare.
+    The model's activations are compared with `net`'s on a grid, unless they are None, as in the gradients that
+    `equinox.filter_grad` returns.
 
     Raises:
         ValueError: a part that no `Serial` of `Dense` has, layers that do not fit `net`, or another activation.
@@ -42,7 +42,7 @@ def from_equinox(model: Any, net: Node) -> Tree:
 
 
 def to_equinox(tree: Tree, like: Any) -> Any:
-    """Parameters or gradients of ours in the structure that `equinox.filter_grad` gives for the model `like`.
+    """Our parameters or gradients in the structure that `equinox.filter_grad` gives for the model `like`.
 
     That is `equinox.filter(like, equinox.is_inexact_array)`: everything but weights and biases is None.
 
@@ -54,7 +54,7 @@ def to_equinox(tree: Tree, like: Any) -> Any:
 
 
 def _kind(part: Any) -> str:
-    """Name of a class of Equinox; any other with its module, so that a model's own `Linear` is not taken for it."""
+    """The name of an Equinox class; for any other class with its module, so that another `Linear` is told apart."""
     kind = type(part)
     return kind.__name__ if kind.__module__.startswith("equinox.") else f"{kind.__module__}.{kind.__qualname__}"
 
@@ -78,7 +78,7 @@ def _equinox(model: Any) -> Found:
 
 
 def _applied(model: Any) -> list[list[Any]]:
-    """What the model applies to a row after each of its linear layers, in turn; None where it was filtered out."""
+    """The functions applied to a row after each linear layer, in turn; None where one was filtered out."""
     if _kind(model) == "MLP":
         hidden, last = ([f and jax.vmap(f)] for f in (model.activation, model.final_activation))
         depth = len(model.layers) - 1
@@ -95,7 +95,7 @@ def _applied(model: Any) -> list[list[Any]]:
 
 
 def _same_function(layer: str, applied: Sequence[Any], node: Dense) -> None:
-    """Refuse an activation that differs from `node`'s anywhere on a grid, by more than float32 rounds."""
+    """Refuse an activation that differs from `node`'s anywhere on a grid by more than float32 rounding."""
     if None in applied:
         return
     with jax.ensure_compile_time_eval():  # values, under jit too

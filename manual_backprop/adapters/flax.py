@@ -26,9 +26,9 @@ def from_flax(variables: Any, net: Node, *, order: Sequence[str] | None = None) 
     Args:
         variables: Linen's variables or their "params"; `nnx.state(model, nnx.Param)` or its pure dict.
         net: `mlp(sizes, activation)` with the model's sizes and activations.
-        order: names of the layers in the order of application, nested ones as "encoder/out". Not needed where
-            the names are one stem with different numbers (Dense_0 .. Dense_10, layers/0, fc1): these are taken
-            by number. Other names tell no order, for JAX and NNX sort the trees that hold them.
+        order: names of the layers in the order of application, nested ones as "encoder/out". It is not needed where
+            the names differ only in their numbers (Dense_0 .. Dense_10, layers/0, fc1): these are taken by number.
+            Other names tell no order, because JAX and NNX sort the trees that hold them.
 
     Raises:
         ValueError: an entry that is no kernel or bias of a dense layer, an order that cannot be known, or
@@ -39,7 +39,7 @@ def from_flax(variables: Any, net: Node, *, order: Sequence[str] | None = None) 
 
 
 def to_flax(tree: Tree, like: Any, *, order: Sequence[str] | None = None) -> Any:
-    """Parameters or gradients of ours with the names and containers of `like`, for optax or `nnx.update`.
+    """Our parameters or gradients with the names and containers of `like`, for optax or `nnx.update`.
 
     Args:
         tree: one `Affine` a layer.

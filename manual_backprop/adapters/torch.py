@@ -16,21 +16,21 @@ DENSE = dense(There("weight", ("d_out", "d_in")))
 def from_torch_state_dict(state: Any, net: Node) -> Tree:
     """Parameters of `net` from `module.state_dict()`, whose order is taken for the order of application.
 
-    Tensors are copied, so that a later step in place does not reach the result; bfloat16, which NumPy lacks,
-    goes through float32 and comes back bit for bit.
+    Tensors are copied, so a later in-place step does not change the result. bfloat16, which NumPy lacks, goes
+    through float32 and comes back bit for bit.
 
     Raises:
-        ValueError: an entry that is no weight or bias of a dense layer, a mapping that was sorted on its way,
-            or layers that do not fit `net`.
+        ValueError: an entry that is no weight or bias of a dense layer, a mapping that has been sorted, or layers
+            that do not fit `net`.
         TypeError: not a mapping of float arrays or tensors of one dtype.
     """
     return params_from(_torch(state), net)
 
 
 def to_torch_state_dict(tree: Tree, like: Any) -> dict[str, np.ndarray]:
-    """Parameters or gradients of ours as NumPy arrays under the names of `like`, in its order.
+    """Our parameters or gradients as NumPy arrays under the names of `like`, in its order.
 
-    `torch.from_numpy` takes them all but bfloat16, which it refuses: go through float32.
+    `torch.from_numpy` takes all of them but bfloat16; convert that to float32 first.
 
     Raises:
         ValueError: as `from_torch_state_dict`, with `tree` in the place of `net`.

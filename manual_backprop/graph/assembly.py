@@ -1,4 +1,4 @@
-"""What the forward and the backward graph are put together with: vertices in chunks, arrows, and boxes."""
+"""The base that builds forward and backward graphs from vertices in chunks, arrows and boxes."""
 
 import re
 from abc import ABC, abstractmethod
@@ -10,18 +10,18 @@ from manual_backprop.graph.forms import Graph
 from manual_backprop.graph.model import PAGE, Arrow, Box, Lane, Place, Role, Vertex
 from manual_backprop.graph.pieces import Beside, Closed, LayerPiece, Opened, Piece
 
-ABOVE = 0.95  # how high parameters stand over the signal, in inches
-GUTTER = 0.16  # left free for the edge of a box
+ABOVE = 0.95  # height of the parameters above the signal, in inches
+GUTTER = 0.16  # space left free for the edge of a box
 
 
 @dataclass(frozen=True)
 class Signal:
-    """What the signal has come to: the key of a vertex, and its label.
+    """The vertex that the signal has reached.
 
     Attributes:
-        key: the vertex.
-        label: its name, as what comes next calls it.
-        delta: where it is a layer's a, the key of the layer's error term in a backward graph.
+        key: the vertex's key.
+        label: its label, as used by the vertices that follow.
+        delta: for a layer's a in a backward graph, the key of the layer's error term.
     """
 
     key: str
@@ -30,23 +30,23 @@ class Signal:
 
 
 def numbered(name: str, i: int, many: int) -> str:
-    """The name of one of what flows together, with its number from 1 where it is several."""
+    """The name of one of several signals side by side, numbered from 1; a single signal has no number."""
     return name if many == 1 else f"{name}_{i + 1}"
 
 
 class Assembly(ABC):
-    """A graph in the making, from x to J; `signals` is what the signal has come to, several where a tuple flows.
+    """A graph being built from x to J; `signals` holds the vertices reached so far, several where a tuple flows.
 
-    The forward and the backward graph say how a layer, a closed composite and a sum are drawn, and which way an
-    arrow points.
+    The subclasses, for the forward and the backward graph, say how to draw a layer, a closed composite and a sum, and
+    which way an arrow points.
     """
 
     def __init__(self) -> None:
         self.signals: tuple[Signal, ...] = ()
-        self.penalised: list[tuple[str, str]] = []  # (key, label) of what the regulariser counts
+        self.penalised: list[tuple[str, str]] = []  # (key, label) of the weights that the regulariser counts
         self._keys: set[str] = set()
         self._chunks: list[float] = []
-        self._line = self._lowest = 0  # the line that they are placed on, and the lowest on which any is
+        self._line = self._lowest = 0  # the line to place vertices on, and the lowest line in use
         self._vertices: list[Vertex] = []
         self._arrows: list[Arrow] = []
         self._boxes: list[Box] = []
@@ -73,34 +73,34 @@ class Assembly(ABC):
 
     @abstractmethod
     def sum(self, piece: Opened, entered: tuple[Signal, ...]) -> None:
-        """Draw where a residual block's output meets what entered it."""
+        """Draw the sum of a residual block's output and its input."""
 
     @abstractmethod
     def block_input(self, piece: Opened) -> None:
-        """Draw what enters a block that repeats: for the first what entered the chain, then what left the last."""
+        """Draw the input of a repeated block: the chain's input for the first, then the previous block's output."""
 
     @abstractmethod
     def loop(self, loop: str, first: str, last: str) -> None:
-        """Draw that what leaves a block, `last`, enters the next one, as `first`."""
+        """Draw that a block's output, `last`, is the next block's input, `first`."""
 
     def chunk(self, width: float) -> None:
-        """Begin a chunk; what is placed from now on stands in it."""
+        """Begin a chunk; later vertices are placed in it."""
         self._chunks.append(width)
 
     def variable(
         self, key: str, label: str, x: float, y: float = 0.0, *, role: Role, notes: Iterable[str] = (), below: int = 0
     ) -> str:
-        """Place a square, so many lines below; returns its key."""
+        """Place a square, `below` lines down, and return its key."""
         return self._place(Vertex(key, "variable", role, label, self._at(x, y, below), tuple(notes)))
 
     def operator(
         self, key: str, label: str, x: float, y: float = 0.0, *, notes: Iterable[str] = (), below: int = 0
     ) -> str:
-        """Place a circle, so many lines below; returns its key."""
+        """Place a circle, `below` lines down, and return its key."""
         return self._place(Vertex(key, "operator", "operator", label, self._at(x, y, below), tuple(notes)))
 
     def composite(self, key: str, label: str, x: float) -> str:
-        """Place a closed box; returns its key."""
+        """Place a closed box and return its key."""
         return self._place(Vertex(key, "composite", "composite", label, self._at(x)))
 
     def arrow(self, tail: str, head: str, label: str = "", lane: Lane = "straight") -> None:
@@ -127,7 +127,7 @@ class Assembly(ABC):
         return vertex.key
 
     def _fresh(self, key: str) -> str:
-        """The key made of letters, digits and underscores, and like no other: a parameter may be called z."""
+        """The key in letters, digits and underscores, made unique, since a parameter may be called z."""
         key = re.sub(r"\W", "_", key)
         while key in self._keys:
             key += "_"
@@ -153,7 +153,7 @@ class Assembly(ABC):
         self.signals = tuple(replace(signal, label=str(output)) for signal, output in left)
 
     def _beside(self, piece: Beside) -> None:
-        """Branch below branch, each on lines of its own."""
+        """Draw branch below branch, each on lines of its own."""
         entered, chunks, line, lowest = self.signals, self._chunks, self._line, self._lowest
         left: list[Signal] = []
         widths: list[list[float]] = []  # of the chunks of every branch
@@ -184,7 +184,7 @@ def _fit(branches: list[list[float]]) -> bool:
 
 
 def _joined(place: Place, start: int, widths: list[float], *, together: bool) -> Place:
-    """A place in a branch as one in the graph, where the branch begins with the chunk `start`."""
+    """Convert a place in a branch to a place in the graph, where the branch begins with the chunk `start`."""
     if together:
         return replace(place, chunk=start, x=sum(widths[: place.chunk]) + place.x)
     return replace(place, chunk=start + place.chunk)

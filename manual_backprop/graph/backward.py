@@ -14,23 +14,23 @@ from manual_backprop.graph.values import entering, notes, opening, parts, values
 from manual_backprop.objective import Objective
 from manual_backprop.types import Tree
 
-STEP = 1.5  # from one gradient to the next, in inches: between them stands a local derivative
-APART = 1.0  # from one parameter's gradient to the next
+STEP = 1.5  # distance between gradients, in inches, with room for a local derivative
+APART = 1.0  # distance between the gradients of two parameters
 
 
 def backward_graph(
     objective: Objective, params: Tree | None = None, x: Any = None, y: Any = None, *, opened: Levels = True
 ) -> Graph:
-    """What the backward sweep multiplies: a gradient in every square, on every arrow the local derivative.
+    """Draw the products of the backward sweep: a gradient in every square, the local derivative on every arrow.
 
-    What is at an arrow's tail, multiplied by what is written on it, is what arrives at its head; where several
-    arrive they are summed. So (B1) and (B2) are the path from J to x, (B3), (B4) and (B6) the ways up from it. It
-    is the graph of one example; over a batch, what arrives at parameters is the mean over the examples.
+    The gradient at an arrow's head is the gradient at its tail times the derivative on the arrow, summed over all
+    arrows that end there. So (B1) and (B2) are the path from J to x; (B3), (B4) and (B6) are the ways up from it. It
+    is the graph of one example; over a batch, the gradients of parameters are means over the examples.
 
     Args:
         objective: J = L + s.
-        params: with x and y: delta, dL/dx and the parameters' gradients, which the sweep has as values, show their
-            shapes and Frobenius norms.
+        params: with x and y, the graph shows shapes and Frobenius norms of delta, dL/dx and the parameters'
+            gradients, which are values of the sweep.
         x: a batch, as for `backprop`.
         y: its targets.
         opened: as for `forward_graph`.
@@ -50,7 +50,7 @@ def backward_graph(
 
 
 class _Backward(Assembly):
-    """Put together from x to J like the forward graph, so that it stands like it; its arrows point back."""
+    """Built from x to J like the forward graph, so that the two look alike; its arrows point back."""
 
     def __init__(self, *, regularised: bool) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class _Backward(Assembly):
         self._deltas: dict[str, bool] = {}  # by the key of a delta, whether its layer repeats
 
     def input(self, values: Sequence[Any]) -> None:
-        """(B5)."""
+        """Draw dL/dx (B5)."""
         self.chunk(0.8)
         names = [numbered("x", i, len(values)) for i in range(len(values))]
         self.signals = tuple(
@@ -67,7 +67,7 @@ class _Backward(Assembly):
         )
 
     def layer(self, piece: LayerPiece) -> None:
-        """(B2) along the line, or (B1) where dl/do arrives, and (B3), (B4) up from it."""
+        """Draw (B2) along the line, or (B1) where dl/do arrives, and (B3), (B4) up from it."""
         parameters, slug, at = list(piece.parameters), piece.index.slug, piece.index
         widest = max(2 * half_width_of(f"dL/d{name}^({at})") for name in ("a", *parameters))
         slope, z = f"diag f_{at}'(z^({at}))", f"z^({at})"  # (C7)
@@ -81,7 +81,7 @@ class _Backward(Assembly):
         above = [self._parameter(piece, name, left + i * apart) for i, name in enumerate(parameters)]
         delta = self._gradient(f"delta_{slug}", f"delta^({at})", middle, role="signal", value=piece.values.deltas)
         self._deltas[delta] = bool(at.loops)
-        for name, key in zip(parameters, above, strict=True):  # placed before: read from J back they come after
+        for name, key in zip(parameters, above, strict=True):  # placed first: they come last from J
             self.arrow(delta, key, self._local(piece, name, labels, f"d{z}/d{labels[name]}"))
         for signal, (name, label) in zip(self.signals, entering, strict=True):
             self.arrow(delta, signal.key, self._local(piece, name, labels | {name: label}, f"d{z}/d{label}"))
@@ -90,7 +90,7 @@ class _Backward(Assembly):
         self.signals = (Signal(after, f"a^({at})", delta),)
 
     def closed(self, piece: Closed) -> None:
-        """One arrow past the box, and one to the gradient of all its parameters."""
+        """Draw one arrow past the box, and one to the gradient of all its parameters."""
         self.chunk(STEP + 0.75)
         slug, theta = piece.index.slug, ""
         J = "J" if piece.penalised and self.regularised else "L"
@@ -111,7 +111,7 @@ class _Backward(Assembly):
             self.penalised.append((theta, "W"))
 
     def sum(self, piece: Opened, entered: tuple[Signal, ...]) -> None:
-        """What arrives at a sum goes both ways as it is."""
+        """Draw a sum, whose gradient goes both ways unchanged."""
         self.chunk(1.3)
         left = []
         for i, (signal, before, out) in enumerate(zip(self.signals, entered, piece.outputs, strict=True)):
@@ -122,7 +122,7 @@ class _Backward(Assembly):
         self.signals = tuple(left)
 
     def block_input(self, piece: Opened) -> None:
-        """The gradient of what enters a block goes as it is to the block before, from the first out of the chain."""
+        """Draw the gradient of a block's input: it goes unchanged to the block before, or out of the chain."""
         self.chunk(1.15)
         left = []
         for i, signal in enumerate(self.signals):
@@ -136,10 +136,10 @@ class _Backward(Assembly):
         self.arrow(first, last, f"I, {loop}-1", "loop")
 
     def objective(self, objective: Objective) -> None:
-        """(J3) back to (B1), and (B6)."""
+        """Draw (J3) back to (B1), and (B6)."""
         for signal in self.signals:
             self.note(signal.key, "= dL/do")
-        direct = {signal.delta for signal in self.signals}  # nothing stands between these and the loss
+        direct = {signal.delta for signal in self.signals}  # these have no vertex between them and the loss
         for delta, in_loop in self._deltas.items():
             self.note(delta, "(B2)" if delta not in direct else "(B1) (B2)" if in_loop else "(B1)")
         if objective.regularizer is None:
@@ -167,7 +167,7 @@ class _Backward(Assembly):
         value: Any = None,
         below: int = 0,
     ) -> str:
-        """A square with a gradient in it."""
+        """Place a square with a gradient in it and return its key."""
         said = (*([tag] if tag else []), *notes(value))
         return self.variable(key, label, x, y, role=role, notes=said, below=below)
 
@@ -184,7 +184,7 @@ class _Backward(Assembly):
         return key
 
     def _local(self, piece: LayerPiece, name: str, labels: dict[str, str], otherwise: str) -> str:
-        """What the layer writes on its arrow, with the labels filled in; else the derivative's name."""
+        """The layer's own text for the arrow, with the labels filled in; else the derivative's name."""
         template = piece.layer.local_derivatives.get(name)
         if template is None:
             return otherwise
@@ -198,7 +198,7 @@ class _Backward(Assembly):
         return re.sub(r"\((\w(?:_\w+)?)\)\^T", r"\1^T", local)  # (x)^T
 
     def _back_to(self, key: str, local: str) -> None:
-        """An arrow from the vertex `key` back to where the signal had come."""
+        """Draw an arrow from the vertex `key` back to every vertex that the signal had reached."""
         for signal in self.signals:
             self.arrow(key, signal.key, local)
         self.signals = (Signal(key, ""),)

@@ -1,4 +1,4 @@
-"""A computational graph and the four forms that it can be had in: SVG, PNG, Mermaid and DOT."""
+"""A computational graph and its four output formats: SVG, PNG, Mermaid and DOT."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from manual_backprop.graph.picture import Theme
 
 @dataclass(frozen=True, repr=False)
 class Graph(Diagram):
-    """Vertices, arrows and boxes, as in `Diagram`, and the forms in which they are read."""
+    """Vertices, arrows and boxes, as in `Diagram`, with methods to draw them and to write them as text."""
 
     def svg(self, *, theme: Theme = "light") -> str:
         """The picture as SVG, the same bytes every time; needs matplotlib.
@@ -43,5 +43,5 @@ class Graph(Diagram):
     def _repr_svg_(self) -> str | None:
         try:
             return self.svg()
-        except ImportError:  # then a notebook shows the repr
+        except ImportError:  # the notebook then shows the repr
             return None

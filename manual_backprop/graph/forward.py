@@ -11,25 +11,25 @@ from manual_backprop.graph.values import entering, notes, opening, values_of, wo
 from manual_backprop.objective import Objective, Step
 from manual_backprop.types import Tree
 
-STEP = 0.64  # from one vertex of the signal to the next, in inches
+STEP = 0.64  # distance between the signal's vertices, in inches
 SIGNS = {"×": "times", "+": "plus"}
 
 
 def forward_graph(
     objective: Objective, params: Tree | None = None, x: Any = None, y: Any = None, *, opened: Levels = True
 ) -> Graph:
-    """What is computed from what, for one objective: squares are variables, circles operators (G1).
+    """Draw how the objective is computed: squares are variables, circles operators (G1).
 
     Args:
         objective: J = L + s.
-        params: with x and y: x, y, z, a and the parameters show their shapes (of the whole batch, and of blocks that
-            repeat with their number in front) and Frobenius norms, L, s and J their values. Without, the graph
-            shows what depends on what.
+        params: with x and y, the graph shows shapes and Frobenius norms of x, y, z, a and the parameters, and the
+            values of L, s and J. Shapes are of the whole batch, with the number of blocks in front where blocks
+            repeat. Without params, the graph shows only dependencies.
         x: a batch, as for `backprop`.
         y: its targets.
-        opened: how many levels of composites such as Residual, Repeat and Tied are opened into what they contain;
-            False draws each as one box, True opens all. Of blocks that repeat one is drawn, its layers numbered by
-            the block's number. Serial and Parallel are always drawn as what they contain.
+        opened: how many levels of composites such as Residual, Repeat and Tied are opened to show their contents;
+            False draws each as one box, True opens all. One block stands for all that repeat, its layers numbered by
+            the block's number. The contents of Serial and Parallel are always shown.
 
     Raises:
         TypeError: no `Objective`; otherwise as `backprop`.
@@ -55,7 +55,7 @@ class _Forward(Assembly):
         )
 
     def layer(self, piece: LayerPiece) -> None:
-        """(F1), a circle for each operator with its parameters above it, and (F2)."""
+        """Draw (F1), a circle for each operator with its parameters above it, and (F2)."""
         operators = piece.operators
         room = [max(1, len(names)) for _, names in operators]
         at, slug, trace = piece.index, piece.index.slug, piece.values.trace
@@ -75,7 +75,7 @@ class _Forward(Assembly):
         )
 
     def closed(self, piece: Closed) -> None:
-        """One box, and what leaves it."""
+        """Draw one box and its outputs."""
         wider = closed_half_width(piece.label) - closed_half_width("")
         self.chunk(3.5 * STEP + 2 * wider)
         box = self._go_on(self.composite(f"box_{piece.index.slug}", piece.label, 1.25 * STEP + wider))
@@ -89,7 +89,7 @@ class _Forward(Assembly):
         self.signals = tuple(left)
 
     def sum(self, piece: Opened, entered: tuple[Signal, ...]) -> None:
-        """h^(l) = what entered + the block's a^(l)."""
+        """Draw h^(l) = the block's input + its a^(l)."""
         self.chunk(2 * STEP)
         left = []
         for i, (signal, before, output) in enumerate(zip(self.signals, entered, piece.outputs, strict=True)):
@@ -116,7 +116,7 @@ class _Forward(Assembly):
         self.arrow(last, first, f"{loop}+1", "loop")
 
     def objective(self, objective: Objective, y: Any, step: Step | None) -> None:
-        """(J1) (J2) (J3)."""
+        """Draw (J1) (J2) (J3)."""
         for signal in self.signals:
             self.note(signal.key, "= o")
         regularizer = objective.regularizer
@@ -140,7 +140,7 @@ class _Forward(Assembly):
         self._go_on(self.variable("J", "J", 3.5 * STEP, role="objective", notes=notes(step and step.value)))
 
     def _operator(self, sign: str, key: str, x: float) -> str:
-        """A circle with a sign, or where that is a name, with the name below it."""
+        """Place a circle with a sign in it; a name in place of a sign stands below the circle."""
         short = len(sign) == 1
         return self._go_on(self.operator(key, sign if short else "g", x, notes=() if short else (sign,)))
 

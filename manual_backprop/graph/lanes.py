@@ -1,14 +1,14 @@
-"""The room under a row: lines of notes, and below them the lanes of the arrows past a block."""
+"""The space under a row: lines of notes, and below them the lanes of the arrows past a block."""
 
 from manual_backprop.graph.model import Arrow, Vertex
 from manual_backprop.graph.rows import Rows
 from manual_backprop.graph.shapes import HALF, LINE
 
-LANE = 0.17  # from one lane to the next
+LANE = 0.17  # distance between lanes
 
 
 class Lanes:
-    """The lane of every arrow past a block, and which notes stand above the lanes.
+    """The lane of every arrow past a block, and the notes that stand above the lanes.
 
     Attributes:
         joined: keys of the vertices that such an arrow leaves or enters, from below.
@@ -34,11 +34,11 @@ class Lanes:
         return HALF + LINE * self.note_lines[row] + 0.15 + LANE * self._levels[arrow][row]
 
     def depths(self, row: int) -> dict[Arrow, float]:
-        """The same of all arrows that have a lane under a row."""
+        """The depth of every arrow that has a lane under a row."""
         return {arrow: self.depth(arrow, row) for arrow, levels in self._levels.items() if row in levels}
 
     def bends(self, arrow: Arrow) -> bool:
-        """Whether an arrow goes on from one line of a row to another, as where branches begin and end."""
+        """Whether an arrow runs from one line of a row to another, such as where branches begin and end."""
         rows, ends = self.rows, (arrow.tail, arrow.head)
         return arrow.lane == "straight" and rows.together(*ends) and rows.number(ends[0]) != rows.number(ends[1])
 
@@ -46,7 +46,11 @@ class Lanes:
         return min(arrow.tail, arrow.head, key=self.rows.number)
 
     def _has_notes_below(self, vertex: Vertex) -> bool:
-        """On the line unless an arrow is joined from below, and above it where none from the line is."""
+        """Whether a vertex has its notes below it.
+
+        A vertex on the line does unless an arrow joins it from below. A vertex above the line does if no arrow from
+        the line joins it.
+        """
         if vertex.place.y == 0:
             return vertex.key not in self.joined
         joined = {
@@ -61,7 +65,7 @@ class Lanes:
         return max(lines, default=0)
 
     def _chosen(self, below: list[Arrow]) -> dict[Arrow, dict[int, int]]:
-        """By row the number of each arrow's lane: shorter arrows nearer, none over another."""
+        """The number of each arrow's lane, by row: shorter arrows are nearer, and no two overlap."""
         taken: dict[int, list[tuple[float, float, int]]] = {row: [] for row in range(len(self.rows.all))}
         levels: dict[Arrow, dict[int, int]] = {}
         for arrow in sorted(below, key=self._span):

@@ -1,7 +1,8 @@
-"""Where everything of a graph stands on the page: the heights of rows, shapes, frames, and the arrows between.
+"""The layout of a graph on the page: heights of rows, shapes, frames, and the arrows between them.
 
-Chunks stand side by side, in a new row where the page ends. An arrow between neighbours runs straight; to the
-next row through the gap between the rows; from weights to their penalty over the row; past a block under it.
+Chunks stand side by side, in a new row where the page ends. An arrow between neighbours runs straight, and one to
+the next row runs through the gap between rows. Arrows from weights to their penalty run over the row, and arrows past
+a block run under it.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,7 +32,7 @@ def lay_out(graph: Diagram) -> Page:
 
 
 def _stack(rows: Rows, lanes: Lanes) -> float:
-    """Put the rows below one another, the first at the top of the page, which is 0; returns the page's height."""
+    """Stack the rows downwards from 0, the top of the page, and return the page's height."""
     y = 0.0
     for number, row in enumerate(rows.all):
         _measure(number, row, rows, lanes)
@@ -42,7 +43,7 @@ def _stack(rows: Rows, lanes: Lanes) -> float:
 
 
 def _measure(number: int, row: Line, rows: Rows, lanes: Lanes) -> None:
-    """How far a row reaches up, with its frames and its rail, and down, with its notes and its lanes."""
+    """Set how far a row reaches up, with its frames and its rail, and down, with its notes and its lanes."""
     vertices, graph = rows.members(number), rows.graph
     keys = {vertex.key for vertex in vertices}
     raised = [vertex for vertex in vertices if vertex.place.y > 0]
@@ -59,7 +60,7 @@ def _measure(number: int, row: Line, rows: Rows, lanes: Lanes) -> None:
 
 
 def _frames_room(line: Line, rows: Rows, edge: Callable[[Iterable[int]], int]) -> float:
-    """How much room the frames take that have their upper (`min`) or lower (`max`) edge beside a line."""
+    """The space for the frames whose upper (`min`) or lower (`max`) edge is next to a line."""
     heights = [0]
     for box in rows.graph.boxes:
         lines = {rows.row(key).line for key in box.members if rows.row(key).row == line.row}
@@ -88,7 +89,7 @@ def _shape(vertex: Vertex, rows: Rows, lanes: Lanes) -> Shape:
 
 
 def _frames(box: Box, rows: Rows, lanes: Lanes, shapes: dict[str, Shape]) -> list[Frame]:
-    """A box's frame, in as many parts as it has rows."""
+    """A box's frame, one part for each row that it spans."""
     members, frames = set(box.members), dict[int, Frame]()
     for number, line in enumerate(rows.all):
         inside = [shapes[v.key] for v in rows.members(number) if v.key in members]
@@ -99,7 +100,7 @@ def _frames(box: Box, rows: Rows, lanes: Lanes, shapes: dict[str, Shape]) -> lis
 
 
 def _frame(box: Box, number: int, rows: Rows, lanes: Lanes, inside: list[Shape]) -> Frame:
-    """Around what a box has on one line."""
+    """The frame around a box's shapes on one line."""
     y, pad, members = rows.all[number].y, 0.1 + 0.14 * box.height, set(box.members)
     below = [depth for arrow, depth in lanes.depths(number).items() if members & {arrow.tail, arrow.head}]
     deep = max([*below, *(HALF + LINE * s.note_lines for s in inside if s.vertex.place.y == 0)])
@@ -114,13 +115,13 @@ def _frame(box: Box, number: int, rows: Rows, lanes: Lanes, inside: list[Shape])
 
 
 def _around(one: Frame, other: Frame) -> Frame:
-    """Around two frames of one box."""
+    """The frame around two frames of one box."""
     left, bottom = min(one.left, other.left), min(one.bottom, other.bottom)
     return Frame(one.label, left, bottom, max(one.right, other.right), max(one.top, other.top))
 
 
 def _raised(page: Page) -> Page:
-    """The same with the lower left corner for the origin, in place of the upper one."""
+    """The page with its origin moved from the upper left corner to the lower left."""
     up = page.height
 
     def path(p: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A computational graph as plain data: vertices, arrows, boxes, and where they stand."""
+"""A computational graph as plain data: vertices, arrows, boxes, and their places."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ PAGE = 11.2  # the widest row, in inches
 
 @dataclass(frozen=True)
 class Place:
-    """Where a vertex stands, in inches: in a chunk, which is never broken over two rows, and right and up in it.
+    """The position of a vertex in its chunk, in inches to the right and up; a chunk is never split over two rows.
 
     Attributes:
         chunk: its number.
         x: from the chunk's left edge.
         y: from its line.
-        line: which of the lines that run below one another, 0 the uppermost: every branch has its own.
+        line: the number of its line from the top, from 0; every branch has lines of its own.
     """
 
     chunk: int
@@ -35,10 +35,10 @@ class Vertex:
     Attributes:
         key: unique in the graph, letters, digits and underscores.
         kind: "variable", "operator" or "composite".
-        role: what it is the colour of.
+        role: decides its colour.
         label: in the note's notation, such as "z^(1)".
-        notes: what stands below it: the name of a function, a shape, a norm, an equation's tag.
-        place: where it stands.
+        notes: lines below it: the name of a function, a shape, a norm, an equation's tag.
+        place: its position.
     """
 
     key: str
@@ -54,8 +54,8 @@ class Arrow:
     """From `tail` to `head`, keys of vertices.
 
     Attributes:
-        label: of a backward graph: the local derivative by which what is at the tail is multiplied.
-        lane: how it runs: straight on, over the row (weights and their penalty), or under it (past a residual
+        label: in a backward graph, the local derivative that multiplies the gradient at the tail.
+        lane: its course: straight on, over the row (weights and their penalty), or under it (past a residual
             block, or dashed from one block of a `Repeat` or `Tied` to the next).
     """
 
@@ -70,9 +70,9 @@ class Box:
     """An opened composite: a frame around its vertices.
 
     Attributes:
-        label: what it is.
-        members: keys of the vertices in it, those of the boxes in it included.
-        height: 0 for a box without boxes in it, else one more than the highest of these.
+        label: the composite's caption.
+        members: keys of the vertices in it, including those of inner boxes.
+        height: 0 for a box without inner boxes, else one more than the highest of these.
     """
 
     label: str
@@ -82,7 +82,7 @@ class Box:
 
 @dataclass(frozen=True, repr=False)
 class Diagram:
-    """Vertices, arrows and boxes in the order of computation; parameters stand beside the operator that they enter.
+    """Vertices, arrows and boxes in the order of computation; parameters are next to the operator that they enter.
 
     Attributes:
         title: one line.

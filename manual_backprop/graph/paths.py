@@ -1,4 +1,4 @@
-"""How an arrow runs from shape to shape: straight, to the next row, over its row, or past a block under it."""
+"""The course of an arrow between shapes: straight, to the next row, over its row, or under the row past a block."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,13 +7,13 @@ from manual_backprop.graph.model import Arrow
 from manual_backprop.graph.rows import MARGIN, Rows
 from manual_backprop.graph.shapes import Frame, Path, Point, Shape
 
-PORT = 0.1  # how far from a vertex's middle an arrow past a block begins and ends; those between blocks do in it
-WIRE = 0.05  # between the wires that leave the branches of a row for the next one
-BELOW = 0.22  # the same where they run below the row, each with its label
+PORT = 0.1  # distance from a vertex's middle to the end of an arrow past a block; a loop's arrow ends in the middle
+WIRE = 0.05  # distance between the wires that leave a row's branches for the next row
+BELOW = 0.22  # the same distance where the wires run below the row, each with its label
 
 
 class Paths:
-    """The arrows between shapes that have their places; `trunk` is where those over the rows go from row to row."""
+    """The arrows between placed shapes; arrows over the rows change rows at `trunk`."""
 
     def __init__(
         self, rows: Rows, lanes: Lanes, shapes: Mapping[str, Shape], frames: Sequence[Frame], trunk: float
@@ -21,7 +21,7 @@ class Paths:
         self.rows, self.lanes, self.shapes, self.frames, self.trunk = rows, lanes, shapes, frames, trunk
 
     def path(self, arrow: Arrow) -> Path:
-        """The way of one arrow."""
+        """The path of one arrow."""
         if arrow.lane == "penalty":
             return self._over(arrow)
         if arrow.lane in ("skip", "loop"):
@@ -33,7 +33,7 @@ class Paths:
         return self._to_next_row(arrow)
 
     def _straight(self, arrow: Arrow, *, crossed: bool = False) -> Path:
-        """From border to border; where another may cross it, with the label nearer to the tail and outside of both."""
+        """From border to border; an arrow that may be `crossed` has its label near its tail, outside of both arrows."""
         tail, head = self.shapes[arrow.tail], self.shapes[arrow.head]
         start, end = tail.border((head.x, head.y)), head.border((tail.x, tail.y))
         share = 0.35 if crossed else 0.5
@@ -61,7 +61,7 @@ class Paths:
         return Path(arrow, tuple(points if upper is tail else points[::-1]), ((left + right) / 2, lane + 0.09))
 
     def _right_of(self, line: int, shape: Shape) -> float:
-        """The right edge of a shape, or where its row has several lines of all that stands in it."""
+        """The right edge of a shape; in a row with several lines, the right edge of all that the row holds."""
         row = self.rows.all[line].row
         lines = [number for number, other in enumerate(self.rows.all) if other.row == row]
         edge = shape.x + shape.half_width
@@ -72,7 +72,7 @@ class Paths:
         return max(edge, *around, *(other.x + other.half_width for other in inside))
 
     def _between_lines(self, arrow: Arrow) -> Path:
-        """Along the lower line and up or down beside the upper vertex; straight where something stands there."""
+        """Along the lower line, then up or down next to the upper vertex; straight where something is in the way."""
         tail, head = self.shapes[arrow.tail], self.shapes[arrow.head]
         upper, lower = sorted((tail, head), key=lambda shape: -shape.y)
         foot = upper.foot(self._free_port(upper.vertex.key))
@@ -84,20 +84,20 @@ class Paths:
         return Path(arrow, points if upper is tail else points[::-1], ((corner[0] + side[0]) / 2, lower.y - 0.13))
 
     def _ports(self, arrow: Arrow) -> tuple[float, float]:
-        """How far right of the middle of its tail and head an arrow under a line begins and ends."""
+        """How far to the right of the middle of its tail and of its head an arrow under a line begins and ends."""
         if arrow.lane == "loop":
             return 0.0, 0.0
         return (PORT, -PORT) if self.shapes[arrow.tail].x <= self.shapes[arrow.head].x else (-PORT, PORT)
 
     def _free_port(self, key: str) -> float:
-        """Where no arrow under a line begins or ends."""
+        """A port of the vertex at which no arrow under a line begins or ends."""
         under = [arrow for arrow in self.rows.graph.arrows if arrow.lane in ("skip", "loop")]
         ends = [(end, port) for a in under for end, port in zip((a.tail, a.head), self._ports(a), strict=True)]
         taken = {port for end, port in ends if end == key}
         return next(port for port in (0.0, -PORT, PORT, 1.7 * PORT) if port not in taken)
 
     def _clear(self, one: Point, other: Point, arrow: Arrow) -> bool:
-        """Whether nothing but an arrow's ends stands on a line across or up."""
+        """Whether a horizontal or vertical line touches no shape but the arrow's own ends."""
         (left, right), (low, high) = sorted((one[0], other[0])), sorted((one[1], other[1]))
         return not any(
             s.x - s.half_width < right and left < s.x + s.half_width and s.y - s.half_height < high
@@ -106,7 +106,7 @@ class Paths:
         )  # fmt: skip
 
     def _over(self, arrow: Arrow) -> Path:
-        """From W up to the rail over its row, along it, past the right end where there are rows between, and down."""
+        """From W up to the rail over its row, along it, by the trunk at the right if the row changes, and down."""
         ends = [self.shapes[arrow.tail], self.shapes[arrow.head]]
         rows = [self.rows.row(shape.vertex.key) for shape in ends]
         rails = [row.y + row.rail for row in rows]

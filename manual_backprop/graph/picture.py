@@ -1,4 +1,4 @@
-"""A graph as SVG and PNG, drawn by matplotlib alone; the same bytes every time, whatever the user's settings."""
+"""A graph as SVG and PNG by matplotlib alone; the bytes are the same every time, whatever the user's settings."""
 
 import re
 from io import BytesIO
@@ -22,7 +22,7 @@ COLOURS = {
     },
 }  # fmt: skip
 STYLE: Any = {
-    "svg.fonttype": "path",  # looks the same where no such font is
+    "svg.fonttype": "path",  # looks the same on systems without the font
     "svg.hashsalt": "manual-backprop",
     "mathtext.fontset": "cm",
     "path.simplify": False,
@@ -89,7 +89,7 @@ class _Drawing:
         self.axes.axis("off")
 
     def draw(self, title: str) -> None:
-        """Frames, then arrows, then vertices, so that nothing is covered which should be read."""
+        """Draw frames, then arrows, then vertices, so that no text is covered."""
         colours = self.colours
         self._text(0.2, self.page.height + 0.1, title, size=9, color=colours["faint"], ha="left", va="center")
         for frame in self.page.frames:
@@ -104,7 +104,7 @@ class _Drawing:
         self.axes.text(x, y, text, **{"parse_math": False} | style)
 
     def _math(self, x: float, y: float, label: str, **style: Any) -> None:
-        """A label typeset; where a user's name in it is no mathematics to matplotlib, as it is."""
+        """Typeset a label; if matplotlib cannot parse it, because of a user's name in it, write it as plain text."""
         from matplotlib.mathtext import MathTextParser
 
         text = math(label)

@@ -1,6 +1,6 @@
-"""A network taken apart into what is drawn; forward and backward graphs are made of the same.
+"""The pieces of a network that forward and backward graphs draw.
 
-How a composite is drawn it says itself (`Node.drawn`); here no composite is known by its name.
+Every composite says how it is drawn (`Node.drawn`); this module knows no composite by its name.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ LOOPS = "kjimnpqr"  # the letters that count a chain's blocks, outermost first
 
 @dataclass(frozen=True)
 class Index:
-    """Which layer: a number, or within blocks that repeat a sum such as 2+3k, k the block's number from 0."""
+    """A layer's index: a number, or in repeated blocks a sum such as 2+3k, with k the block's number from 0."""
 
     first: int
     loops: tuple[tuple[int, str], ...] = ()
@@ -33,17 +33,17 @@ class Index:
 
     @property
     def slug(self) -> str:
-        """As a part of a key."""
+        """The index as a part of a key."""
         return str(self).replace("+", "_")
 
     def plus(self, layers: int) -> "Index":
-        """So many layers on."""
+        """The index this many layers on."""
         return replace(self, first=self.first + layers)
 
 
 @dataclass(frozen=True)
 class LayerPiece:
-    """A layer; `weights` is the index of its parameters, which all uses of a shared block have in common."""
+    """A layer; `weights` is the index of its parameters, the same for all uses of a shared block."""
 
     layer: Layer
     index: Index
@@ -52,12 +52,12 @@ class LayerPiece:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """Its parameters by name: arrays, or their shapes."""
+        """The layer's parameters by name: arrays, or their shapes."""
         return _named(self.values.params)
 
     @property
     def operators(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
-        """Its circles, each with its sign and the parameters that enter it (`Layer.operators`).
+        """The layer's circles, each with its sign and the parameters that enter it (`Layer.operators`).
 
         Raises:
             ValueError: the family's operators do not name each of its parameters once.
@@ -74,7 +74,7 @@ class LayerPiece:
 
     @property
     def gradients(self) -> dict[str, Any]:
-        """Likewise; empty where no batch was given."""
+        """The parameters' gradients by name; empty where no batch was given."""
         return _named(self.values.gradients)
 
     @property
@@ -83,14 +83,14 @@ class LayerPiece:
         return _weights(self.values.params)
 
     def entering(self, labels: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """(name, label) of each of its inputs; where it does not name so many, each has the name that one has."""
+        """(name, label) of each input; where the layer does not name this many, all are called a_in."""
         names = self.layer.inputs if len(self.layer.inputs) == len(labels) else ("a_in",) * len(labels)
         return zip(names, labels, strict=True)
 
 
 @dataclass(frozen=True)
 class Output:
-    """What leaves a node: a of a layer; h of a residual block, with a prime for every one within it."""
+    """A node's output: a for a layer; h for a residual block, with a prime for every residual block inside it."""
 
     letter: str
     index: Index
@@ -100,12 +100,12 @@ class Output:
 
     @property
     def slug(self) -> str:
-        """As a part of a key."""
+        """The output as a part of a key."""
         return self.letter.replace("'", "p") + "_" + self.index.slug
 
     @property
     def added(self) -> "Output":
-        """The sum of this and what entered."""
+        """The output of a residual block around this one."""
         return replace(self, letter="h" if self.letter == "a" else self.letter + "'")
 
 
@@ -114,9 +114,9 @@ class Closed:
     """A composite that is drawn as one box.
 
     Attributes:
-        label: what it is.
+        label: its caption.
         index: of its last layer.
-        outputs: what leaves it.
+        outputs: its outputs.
         owns: whether it has parameters.
         penalised: whether the regulariser counts some of them.
     """
@@ -130,15 +130,15 @@ class Closed:
 
 @dataclass(frozen=True)
 class Opened:
-    """A composite around a block, drawn as a frame around what the block is drawn as.
+    """A composite around a block, drawn as a frame around the block's drawing.
 
     Attributes:
-        label: what it is.
+        label: its caption.
         index: of the block's first layer.
         loop: of a chain, the letter that counts its blocks from 0.
         inside: the block.
-        added: whether what entered is added to what leaves the block.
-        outputs: what leaves it.
+        added: whether the input is added to the block's output.
+        outputs: its outputs.
     """
 
     label: str
@@ -151,7 +151,7 @@ class Opened:
 
 @dataclass(frozen=True)
 class Beside:
-    """Branches that all have the same input; what leaves them leaves side by side."""
+    """Branches that all have the same input; their outputs are side by side."""
 
     branches: tuple[tuple["Piece", ...], ...]
 
@@ -160,14 +160,14 @@ Piece = LayerPiece | Closed | Opened | Beside
 
 
 def pieces(node: Node, index: Index, values: Values, levels: Levels, shared: Index | None = None) -> Iterator[Piece]:
-    """What `node` is drawn as.
+    """The pieces that `node` is drawn as.
 
     Args:
         node: a layer or composite.
         index: of its first layer.
         values: of this node.
         levels: how many levels of composites are opened; True opens all.
-        shared: within blocks with the same parameters, the index that all uses of these have in common.
+        shared: inside blocks that share parameters, the index that all uses of these have in common.
     """
     if isinstance(node, Layer):
         yield LayerPiece(node, index, shared or index, values)
@@ -207,7 +207,7 @@ def _opened(node: Wrapper, index: Index, values: Values, levels: Levels, shared:
 
 
 def outputs(node: Node, index: Index) -> tuple[Output, ...]:
-    """What leaves a node whose first layer has this index: one, unless it is known to be a tuple."""
+    """The outputs of a node whose first layer has this index: one, unless it is known to be a tuple."""
     if isinstance(node, Branches) and node.drawn != "closed":
         firsts = accumulate((part.depth for part in node.nodes), initial=0)
         each = [outputs(part, index.plus(first)) for part, first in zip(node.nodes, firsts, strict=False)]
@@ -219,7 +219,7 @@ def outputs(node: Node, index: Index) -> tuple[Output, ...]:
 
 
 def _owned(node: Node) -> int:
-    """How many layers with parameters of their own: as many as are drawn."""
+    """The number of layers with parameters of their own, as `keys` counts them."""
     return sum(key.size for key in jax.tree.leaves(jax.eval_shape(node.keys, jax.random.key(0))))
 
 

@@ -12,17 +12,17 @@ MARGIN = 0.6  # left and right of the rows
 
 @dataclass
 class Line:
-    """A line of vertices, at `y`, which reaches so far `up` and `down`; branches are lines below one another.
+    """A line of vertices at height `y`; branches are lines below one another in one row.
 
     Attributes:
-        chunks: their numbers; all lines of a row have the same.
-        width: of all of them.
-        row: which row of the page it is in.
-        line: which of that row's lines it is.
-        y: 0 until it is known how high the rows above it are.
-        up: to its upper edge.
-        down: to its lower edge.
-        rail: up to the line of arrows that run over it.
+        chunks: the numbers of its chunks, the same for all lines of a row.
+        width: of all its chunks together.
+        row: the number of its row on the page.
+        line: its number within that row.
+        y: its height on the page; 0 until the heights of the rows above are known.
+        up: distance to its upper edge.
+        down: distance to its lower edge.
+        rail: distance up to the line of arrows that run over it.
     """
 
     chunks: list[int]
@@ -36,11 +36,11 @@ class Line:
 
 
 class Rows:
-    """As few rows as the page allows, and these no wider than they must be; and who stands in which.
+    """As few rows as the page allows, no wider than needed, and the place of every vertex in them.
 
     Attributes:
-        graph: whose they are.
-        vertices: by key.
+        graph: the graph that is laid out.
+        vertices: its vertices by key.
         all: the lines, from the top of the page to its bottom.
     """
 
@@ -55,16 +55,16 @@ class Rows:
         self._numbers = {(line.row, line.line): number for number, line in enumerate(self.all)}
 
     def number(self, key: str) -> int:
-        """The line of a vertex, counted from the top of the page."""
+        """The number of a vertex's line, counted from the top of the page."""
         place = self.vertices[key].place
         return self._numbers[self._of_chunk[place.chunk], place.line]
 
     def row(self, key: str) -> Line:
-        """The line of a vertex, itself."""
+        """The line of a vertex."""
         return self.all[self.number(key)]
 
     def together(self, one: str, other: str) -> bool:
-        """Whether two vertices are in one row of the page, if not on one line."""
+        """Whether two vertices are in one row of the page, on the same line or not."""
         return self.row(one).row == self.row(other).row
 
     def members(self, line: int) -> list[Vertex]:
@@ -76,12 +76,12 @@ class Rows:
         return max((other for other in self.all if other.row == self.all[line].row), key=lambda other: other.line)
 
     def wires(self, line: int) -> int:
-        """How many wires may run below a line's row from it to the next, besides one."""
+        """How many wires besides the first may run below a line's row to the next row."""
         row = self.all[line].row
         return max(other.line for other in self.all if other.row in (row, row + 1))
 
     def x(self, key: str) -> float:
-        """How far from the left edge of the page the middle of a vertex is."""
+        """The distance from the left edge of the page to the middle of a vertex."""
         place = self.vertices[key].place
         before = (self.graph.chunks[chunk] for chunk in self.row(key).chunks if chunk < place.chunk)
         return MARGIN + sum(before) + place.x
@@ -92,13 +92,13 @@ def _rows(graph: Diagram) -> list[Line]:
     few = len(_filled(graph.chunks, together, PAGE))
     starts = range(len(graph.chunks))
     widths = {round(width, 6) for i in starts for width in accumulate(graph.chunks[i : i + MANY]) if width < PAGE}
-    widest = max((width for width in together.values() if width < PAGE), default=0.0)  # a box is not cut for this
+    widest = max((width for width in together.values() if width < PAGE), default=0.0)  # such rows cut no box
     fits = (w for w in widths if w >= widest and len(_filled(graph.chunks, together, w)) == few)
     return _filled(graph.chunks, together, min(fits, default=PAGE))
 
 
 def _boxed(graph: Diagram) -> dict[int, float]:
-    """By the chunk that it begins with, the width of a box that should not be cut: the widest that fits in a row."""
+    """By first chunk, the width of the widest box that begins there and fits in a row; it should not be cut."""
     widths: dict[int, float] = {}
     for box in graph.boxes:
         chunks = {graph[key].place.chunk for key in box.members}
@@ -109,7 +109,7 @@ def _boxed(graph: Diagram) -> dict[int, float]:
 
 
 def _filled(chunks: Sequence[float], together: Mapping[int, float], limit: float) -> list[Line]:
-    """Rows, each as full as the limit allows; a chunk that is wider has one to itself."""
+    """Rows, each as full as the limit allows; a chunk wider than the limit has a row to itself."""
     rows = [Line([], 0.0)]
     for number, width in enumerate(chunks):
         if rows[-1].chunks and rows[-1].width + together.get(number, width) > limit + 1e-9:

@@ -1,4 +1,4 @@
-"""The things on a page: shapes, arrows as lines, frames, and how wide a label is. In inches."""
+"""The elements of a page, in inches: shapes, arrows as lines, frames, and the widths of labels."""
 
 import re
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ class Shape:
     """A vertex on the page: its middle and half its extent.
 
     Attributes:
-        notes_below: whether its notes stand below it, or else above.
-        in_lane: whether an arrow from under the row is joined.
-        forked: whether an arrow from a lower line is joined, beside which its notes stand then.
+        notes_below: whether its notes stand below it rather than above.
+        in_lane: whether an arrow from under the row joins it.
+        forked: whether an arrow from a lower line joins it; its notes then stand next to the arrow.
     """
 
     vertex: Vertex
@@ -32,16 +32,16 @@ class Shape:
 
     @property
     def note_lines(self) -> int:
-        """How many lines of notes stand below it."""
+        """The number of lines of notes below the shape."""
         return len(self.vertex.notes) if self.notes_below else 0
 
     def foot(self, port: float) -> Point:
-        """Its lower edge, so far from its middle."""
+        """The point on its lower edge at this distance to the right of its middle."""
         down = (HALF**2 - port**2) ** 0.5 if self.vertex.kind == "operator" else self.half_height
         return self.x + port, self.y - down
 
     def border(self, towards: Point) -> Point:
-        """Where the line from its middle to a point leaves it."""
+        """The point of its border on the line from its middle to a given point."""
         dx, dy = towards[0] - self.x, towards[1] - self.y
         if self.vertex.kind == "operator":
             scale = self.half_height / (dx * dx + dy * dy) ** 0.5
@@ -83,7 +83,7 @@ class Page:
 
 
 def visible(label: str) -> float:
-    """About how many letters wide a label is; raised ones are smaller."""
+    """A label's approximate width in letters; superscripts count less."""
     raised = sum(len(part) for part in re.findall(r"\^\(([^)]*)\)", label))
     plain = re.sub(r"\^\([^)]*\)|[\^_]", "", label)
     plain = re.sub(r"delta|lambda|theta", "d", plain)

@@ -17,7 +17,7 @@ DOT = {"variable": "shape=box", "operator": "shape=circle", "composite": "shape=
 
 
 def mermaid(graph: Diagram) -> str:
-    """Mermaid's flowchart, left to right."""
+    """The graph as a Mermaid flowchart, left to right."""
 
     def vertex(v: Vertex) -> str:
         left, right = MERMAID[v.kind]
@@ -35,7 +35,7 @@ def mermaid(graph: Diagram) -> str:
 
 
 def dot(graph: Diagram) -> str:
-    """Graphviz's language."""
+    """The graph in DOT, the language of Graphviz."""
 
     def vertex(v: Vertex) -> str:
         text = _lines(v, "\\n", _quoted)
@@ -57,7 +57,7 @@ def dot(graph: Diagram) -> str:
 def _nested(
     graph: Diagram, vertex: Callable[[Vertex], str], begin: Callable[[int, Box], str], end: str
 ) -> Iterator[str]:
-    """A line for every vertex, those in boxes between the lines that begin and end them."""
+    """A line for every vertex; the vertices of a box stand between its `begin` and `end` lines."""
 
     def within(members: set[str], boxes: list[tuple[int, Box]], indent: str) -> Iterator[str]:
         outer = [(n, b) for n, b in boxes if not any(n < m and set(b.members) <= set(o.members) for m, o in boxes)]

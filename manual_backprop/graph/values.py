@@ -1,4 +1,4 @@
-"""What a graph shows of values: parameters, and with a batch what the sweeps compute, as lines of notes."""
+"""The values that a graph shows as lines of notes: parameters, and with a batch the results of the sweeps."""
 
 import re
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from manual_backprop.types import Tree
 
 @dataclass(frozen=True)
 class Values:
-    """What is known of a node: its parameters at least by shape, the rest where a batch was given."""
+    """The known values of a node: its parameters or their shapes, and the rest where a batch was given."""
 
     params: Tree
     trace: Tree | None = None
@@ -25,13 +25,13 @@ class Values:
     gradients: Tree | None = None
 
     def at(self, i: int) -> "Values":
-        """Of node `i` of a composite that has several."""
+        """The values of node `i` of a composite that has several."""
         trees = (getattr(self, field.name) for field in fields(self))
         return Values(*(None if tree is None else tree[i] for tree in trees))
 
 
 def values_of(objective: Objective, params: Tree, x: Any, y: Any) -> tuple[Values, Step | None]:
-    """What the graph can show: shapes of parameters, or with a batch every value.
+    """The values for a graph: shapes of parameters, or with a batch every value.
 
     Raises:
         ValueError: some of params, x and y, but not all; or values that are being traced by JAX.
@@ -49,7 +49,7 @@ def values_of(objective: Objective, params: Tree, x: Any, y: Any) -> tuple[Value
 
 
 def opening(objective: Objective, opened: bool | int) -> bool | int:
-    """How many levels to open, once both arguments are known to be what they should.
+    """Return how many levels to open, after checking both arguments.
 
     Raises:
         TypeError: no `Objective`, or levels that are no number.
@@ -67,7 +67,7 @@ def opening(objective: Objective, opened: bool | int) -> bool | int:
 
 
 def entering(objective: Objective, x: Any) -> tuple[Any, ...]:
-    """The arrays that enter a network; without a batch a None for each input that its first layer names."""
+    """The arrays that enter a network; without a batch, None for each input that the first layer names."""
     return tuple(parts(x)) if x is not None else (None,) * len(next(objective.net.layers()).inputs)
 
 
@@ -77,7 +77,7 @@ def words(loss: Loss) -> tuple[str, ...]:
 
 
 def notes(value: Any) -> tuple[str, ...]:
-    """Shape and Frobenius norm of an array, or of a scalar its value; nothing of nothing."""
+    """Shape and Frobenius norm of an array, or the value of a scalar; () for None or a bare shape."""
     if value is None or isinstance(value, jax.ShapeDtypeStruct):
         return ()
     numbers = np.asarray(value)
@@ -90,7 +90,7 @@ def notes(value: Any) -> tuple[str, ...]:
 
 
 def parts(flow: Any) -> Iterator[Any]:
-    """The arrays of what may be a tuple of them, and None for what is not there."""
+    """Yield the arrays of a flow, which may be nested tuples; None stays None."""
     if isinstance(flow, tuple):
         for part in flow:
             yield from parts(part)

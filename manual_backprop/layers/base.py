@@ -1,7 +1,7 @@
-"""The leaf of a network: the map a^(l-1) -> z^(l) of one family of layers, then the elementwise f_l.
+"""The leaf of a network, a layer: its family's map a^(l-1) -> z^(l), then the elementwise f_l.
 
-A new family subclasses `Layer` and gives the map with its transposes, in a file of its own. The note's step, which
-makes z, a and delta of them, stands in `manual_backprop.sweep`, once for every family.
+A new family subclasses `Layer` and gives the map with its transposes, in a file of its own. The note's steps, which
+compute z, a and delta with them, stand in `manual_backprop.sweep`, once for all families.
 """
 
 from abc import abstractmethod
@@ -25,7 +25,7 @@ class Parameters:
     """Base of a layer family's parameters; each is a frozen dataclass registered as a pytree.
 
     Attributes:
-        weights: the fields that the regulariser counts; the others (biases) are free (J2).
+        weights: the fields that the regulariser counts; it leaves out the others (biases) (J2).
     """
 
     weights: ClassVar[tuple[str, ...]] = ()
@@ -34,7 +34,7 @@ class Parameters:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class LayerTrace:
-    """What the forward sweep keeps of one layer: z^(l), a^(l), and what the layer's transposes need."""
+    """The values of one layer that the forward sweep keeps: z^(l), a^(l), and `saved` for the layer's transposes."""
 
     z: Leaf
     a: Leaf
@@ -44,9 +44,9 @@ class LayerTrace:
 class Layer(Node):
     """A layer of the note.
 
-    A family gives `init`, `out_shape`, the three maps below and `pushforward`; with parameters also `factor`. What
-    enters may be a tuple of arrays, and may be integers: then there is nothing to transport to them, None. `saved` is
-    the least that the transposes need besides the parameters.
+    A family gives `init`, `out_shape`, the three maps below and `pushforward`; with parameters also `factor`. The
+    input may be a tuple of arrays. It may hold integers; `transport` returns None for these. `saved` is the least that
+    the transposes need besides the parameters.
 
     Attributes:
         activation: f_l, a name or a row of `activations`.
@@ -55,23 +55,23 @@ class Layer(Node):
     activation: Activation | str = "identity"
 
     takes_integers: ClassVar[bool] = False
-    """Whether what enters may be integers, such as the indices of rows (an embedding)."""
+    """Whether the input may be integers, such as the indices of rows (an embedding)."""
 
     inputs: ClassVar[tuple[str, ...]] = ("a_in",)
-    """The names of what enters, by which `local_derivatives` calls it; one where the family takes one array."""
+    """The names of the inputs, as `local_derivatives` calls them; one where the family takes one array."""
 
     operators: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()
-    """How z^(l) is drawn in a graph (G1): each circle's sign and the parameters that enter it; () is one circle."""
+    """How a graph draws z^(l) (G1): the sign of each circle and the parameters that enter it; () is one circle."""
 
     local_derivatives: ClassVar[Mapping[str, str]] = {}
-    """What the backward graph writes on its arrows: for inputs and parameters by name, with labels {W} and {a_in}."""
+    """The local derivatives on the backward graph's arrows, by input or parameter, with labels {W} and {a_in}."""
 
     @classmethod
     def specimen(cls, width: int, activation: Activation | str) -> Node | None:
-        """A piece of network that shows the family at work: `width` features enter it at every input, and leave it.
+        """Return a small network with the family in it, whose inputs and output all have `width` features.
 
         The catalogue of `manual-backprop check` proves and breaks it, with every activation and in every composite.
-        A family without one, None, stays out of that.
+        A family that returns None stays out of the catalogue.
         """
         return None
 
@@ -93,7 +93,7 @@ class Layer(Node):
 
     @abstractmethod
     def factor(self, saved: Tree, delta: Array) -> Factor:
-        """The pair that this layer's parameter gradients are contractions of (C2)."""
+        """The pair of arrays from which this layer's parameter gradients are contracted (C2)."""
 
     @abstractmethod
     def pushforward(self, params: Any, saved: Tree, dparams: Any, da_in: Any) -> Array:
@@ -104,14 +104,14 @@ class Layer(Node):
         return self.pushforward(params, saved, dparams, jax.tree.map(zero_like, a_in))
 
     def change(self, params: Any, saved: Tree, dparams: Any, da_in: Any, delta: Array) -> tuple[Any, Factor | None]:
-        """How the transposes change along (dparams, da_in), at a fixed delta: what Hessian-vector products ask.
+        """The change of the transposes along (dparams, da_in) at a fixed delta, for Hessian-vector products.
 
         Returns:
-            (the change of `transport`, a factor whose weighted sum is the change of the gradient); None for the
-            second where nothing changes.
+            (the change of `transport`, a factor whose weighted sum is the change of the gradient). The second is None
+            where the gradient does not change.
 
         Raises:
-            ValueError: the family does not say.
+            ValueError: the family has no `change`.
         """
         raise ValueError(
             f"{self}: no Hessian-vector product by hand, since {type(self).__name__} has no method `change`"
@@ -119,7 +119,7 @@ class Layer(Node):
 
     @property
     def weights(self) -> tuple[str, ...]:
-        """The names of its weights, in the sense of `Parameters.weights`; none where it has no parameters."""
+        """The names of the layer's `Parameters.weights`; none where it has no parameters."""
         return _weights(self)
 
     @property
@@ -172,7 +172,7 @@ def _weights(layer: Layer) -> tuple[str, ...]:
 
 
 class ParameterFree(Layer):
-    """A family without parameters: gates, and whatever else only computes."""
+    """Base of families without parameters, such as gates."""
 
     @override
     def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> tuple[()]:
@@ -184,9 +184,9 @@ class ParameterFree(Layer):
 
 
 class AffineLayer(Layer):
-    """A family whose z^(l) is affine in the parameters and in what entered, which is all of `saved` (Dense).
+    """A family whose z^(l) is affine in the parameters and in the input, and whose `saved` is the input (Dense).
 
-    Then a transport with other parameters has a meaning (feedback alignment), and how the transposes change follows
+    So a transport with other parameters has a meaning (feedback alignment), and the change of the transposes follows
     from the transposes themselves.
     """
 
@@ -194,8 +194,8 @@ class AffineLayer(Layer):
     def change(self, params: Any, saved: Tree, dparams: Any, da_in: Any, delta: Array) -> tuple[Any, Factor | None]:
         """V^T delta, and delta R{a}^T; a zero da_in may come as None.
 
-        The gradient is linear in delta and affine in what entered: its part at an a_in of zero (a bias's delta) does
-        not change with a_in.
+        The gradient is linear in delta and affine in the input. Its part at an a_in of zero (a bias's delta) does not
+        change with a_in, so it is subtracted.
         """
         moved = self.transport(dparams, saved, delta)
         if da_in is None:

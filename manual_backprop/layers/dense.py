@@ -63,8 +63,8 @@ class OuterProduct(Factor):
     def squared_norms(self) -> Float[Array, " N"]:
         """||delta_n||^2 (||a_n||^2 + 1): no gradient is formed (Goodfellow, arXiv:1510.01799).
 
-        With positions, sum_ts (a_t . a_s + 1)(delta_t . delta_s) (Li et al., arXiv:2110.05679), or by way of the
-        gradients where they are smaller than the products of positions.
+        With positions it is sum_ts (a_t . a_s + 1)(delta_t . delta_s) (Li et al., arXiv:2110.05679). Where the
+        gradients are smaller than these products of positions, they are formed instead.
         """
         a, delta = _wide(self._a_in), _wide(self._delta)
         positions, d_in, d_out = a.shape[1], a.shape[2], delta.shape[2]
@@ -76,16 +76,16 @@ class OuterProduct(Factor):
         return jnp.einsum("nts,nts->n", of_inputs + 1, jnp.einsum("nto,nso->nts", delta, delta))
 
     def squared_sum(self, weights: Float[Array, " N"] | None = None) -> Affine:
-        """Without positions (delta^2)^T a^2, one matrix product; with them by way of the examples' gradients."""
+        """(delta^2)^T a^2, one matrix product; with positions, the examples' gradients are formed and squared."""
         if self._delta.shape[1] > 1:
             return super().squared_sum(weights)
         squares = OuterProduct(*(jnp.square(_wide(leaf[:, 0])) for leaf in (self._a_in, self._delta)))
         return squares.weighted_sum(weights)
 
     def gram(self, other: Factor) -> Float[Array, "N M"]:
-        """(a_n . a'_m + 1)(delta_n . delta'_m), summed over both examples' positions; no gradient is formed.
+        """(a_n . a'_m + 1)(delta_n . delta'_m), summed over both examples' positions.
 
-        By way of the gradients where those are smaller than the products of all positions.
+        No gradient is formed, except where the gradients are smaller than the products of all positions.
         """
         if not isinstance(other, OuterProduct):
             raise TypeError(f"gram of an OuterProduct with {type(other).__name__}: both must be of one layer")
@@ -98,16 +98,16 @@ class OuterProduct(Factor):
         return jnp.sum((of_inputs + 1) * of_deltas, axis=(1, 3))
 
     def tied(self) -> "OuterProduct":
-        """The uses become positions of their example: what is summed over positions is summed over uses."""
+        """The uses become positions of their example, so sums over positions become sums over uses."""
         return OuterProduct(jnp.moveaxis(self.a_in, 0, 1), jnp.moveaxis(self.delta, 0, 1))
 
     def kronecker(self, shared: str) -> tuple[Float[Array, "inputs inputs"], Float[Array, "d_out d_out"]]:
-        """(A, G), means over examples of a a^T (a with a 1 below it, for the bias) and of delta delta^T.
+        """(A, G), the means over examples of a a^T (with a 1 below a, for the bias) and of delta delta^T.
 
         Args:
-            shared: what to do with positions, which share W (Eschenhagen et al., arXiv:2311.00636): "expand"
-                takes each as an example of its own, A averaged and G summed over them; "reduce" averages a and
-                sums delta over them first. Without positions they are the same.
+            shared: what to do with positions, which share W (Eschenhagen et al., arXiv:2311.00636). "expand"
+                takes each position as an example of its own; A is averaged and G summed over them. "reduce" first
+                averages a and sums delta over positions. Without positions the two are the same.
         """
         a, delta = _wide(self._a_in), _wide(self._delta)
         n, positions = a.shape[:2]
@@ -199,7 +199,7 @@ class Dense(AffineLayer):
 
     @classmethod
     def specimen(cls, width: int, activation: Activation | str) -> "Dense":
-        """A square one."""
+        """A square layer."""
         return cls(width, width, activation)
 
     def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Affine:

@@ -1,4 +1,4 @@
-"""The pair (a, delta) of one layer, and its readings: each has a general form here, for every family of layers."""
+"""The pair (a, delta) of one layer and its readings, each in a general form that suits every family of layers."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ from manual_backprop.types import Leaf, Tree, override
 
 
 class Factor(ABC):
-    """The pair (what entered a layer, its delta) that every first-order quantity of its parameters follows from.
+    """A layer's input and its delta: every first-order quantity of its parameters follows from this pair.
 
-    Subclasses give `weighted_sum`. Every other reading has a general form here, by way of the examples'
-    gradients, and a family overrides those for which it knows a faster one: nothing is ever unsupported, only
-    slower. Each is a frozen dataclass registered as a pytree, whose leaves have the examples on their first axis.
+    Subclasses give `weighted_sum`. Every other reading has a general form here, which forms the examples'
+    gradients. A family overrides the readings for which it knows a faster form, so nothing is unsupported, only
+    slower. Each factor is a frozen dataclass registered as a pytree, with the examples on its leaves' first axis.
     """
 
     @abstractmethod
@@ -62,13 +62,13 @@ class Factor(ABC):
     def tied(self) -> "Factor":
         """One factor for several uses of the same parameters; every leaf of `self` has the uses in front.
 
-        The gradient of parameters used more than once is the sum over their uses, so that sum stands before
-        anything that is not linear in it.
+        The gradient of parameters used more than once is the sum over their uses. That sum is formed before
+        anything that is not linear in the gradient.
         """
         return SeveralUses(self)
 
     def over_uses(self, axes: int) -> "Factor":
-        """`tied`, once for every axis of uses in front of the leaves, the innermost first."""
+        """Apply `tied` once for every axis of uses in front of the leaves, the innermost first."""
         factor = self
         for outer in reversed(range(axes)):
             factor = vmapped(lambda one: one.tied(), outer)(factor)
@@ -78,7 +78,7 @@ class Factor(ABC):
         return [g.astype(accumulator(g.dtype)) for g in jax.tree.leaves(self.per_example())]
 
     def _total(self, terms: list[Array], shape: tuple[int, ...]) -> Array:
-        """The sum of arrays of one shape, one after the other; zeros where a layer has no parameters."""
+        """The sum of arrays of one shape; zeros where a layer has no parameters."""
         if terms:
             return sum(terms[1:], terms[0])
         return jnp.zeros(shape, accumulator(jax.tree.leaves(self)[0].dtype))
@@ -100,7 +100,7 @@ class NoParameters(Factor):
         return ()
 
     def tied(self) -> "NoParameters":
-        """Of any one use."""
+        """The pair of any one use, here the first."""
         return NoParameters(self.delta[0])
 
 
@@ -113,7 +113,7 @@ class Difference(Factor):
     less: Factor
 
     def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Tree:
-        """Entry by entry."""
+        """The difference, entry by entry."""
         return jax.tree.map(jnp.subtract, self.of.weighted_sum(weights), self.less.weighted_sum(weights))
 
 
@@ -130,11 +130,11 @@ class SeveralUses(Factor):
         return jax.tree.leaves(self.uses)[0].shape[1]
 
     def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Tree:
-        """Over uses, then over examples."""
+        """The sum over uses of each use's sum over examples."""
         return _sum_first(jax.vmap(lambda one: one.weighted_sum(weights))(self.uses))
 
     def per_example(self) -> Tree:
-        """Over uses."""
+        """The sum over uses, for every example."""
         return _sum_first(jax.vmap(lambda one: one.per_example())(self.uses))
 
 

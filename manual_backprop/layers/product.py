@@ -15,7 +15,7 @@ Two = tuple[Float[Array, "N *features"], Float[Array, "N *features"]]
 
 @dataclass(frozen=True)
 class Product(ParameterFree):
-    """z = u * v of a gate and a value, a = f(z). It has two inputs and no parameters.
+    """z = u * v, a = f(z), for a gate u and a value v. It has two inputs and no parameters.
 
     With `Parallel` in front, `Serial((Parallel((Dense(d, h, "silu"), Dense(d, h))), Product()))`, it is SwiGLU's gate
     (Shazeer, arXiv:2002.05202).
@@ -38,17 +38,17 @@ class Product(ParameterFree):
 
     @classmethod
     def specimen(cls, width: int, activation: Activation | str) -> "Product":
-        """Of any width."""
+        """A product, which takes any width."""
         return cls(activation)
 
     def out_shape(self, in_shape: Shape) -> Shape:
-        """That of either input."""
+        """The shape of either input."""
         if len(in_shape) != 2 or in_shape[0] != in_shape[1]:
             raise ValueError(f"{self} takes two inputs of one shape, such as a Parallel of two gives, got {in_shape}")
         return in_shape[0]
 
     def net_input(self, params: tuple[()], a_in: Two) -> tuple[Float[Array, "N *features"], Two]:
-        """Net input z = u * v; both are all that the transposes need."""
+        """Net input z = u * v; the transposes need u and v."""
         u, v = a_in
         return u * v, a_in
 

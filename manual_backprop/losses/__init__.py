@@ -1,7 +1,7 @@
 """The loss L = l(o, y) of one example (J1) and its derivative dl/do, for the first delta of (B1).
 
 Each loss is a small frozen class: `value` per example, `derivative` per output, `check` for its targets.
-Every one is summed over one example's outputs; the mean over examples is taken where examples are summed.
+Every loss is summed over one example's outputs; the mean over examples is taken where examples are summed.
 To add one, subclass `Loss` here and bring its witness in `reference.model`. `value` and `derivative` are all
 that a gradient needs; products with the Hessian, Kronecker factors and the like ask for the four other methods.
 """

@@ -1,4 +1,4 @@
-"""What every loss answers, and what the losses share."""
+"""The interface of every loss, and the functions that losses share."""
 
 import math
 from abc import ABC, abstractmethod
@@ -44,7 +44,7 @@ class Loss(ABC):
     def hessian_root(self, o: Outputs, y: Targets) -> Roots:
         """K vectors s_k of every example with sum_k s_k s_k^T = H_n, exactly, in o's dtype.
 
-        K is the number of outputs of one example. Swept backward like dl/do they give the Gauss-Newton matrix.
+        K is the number of outputs of one example. Swept backward like dl/do, they give the Gauss-Newton matrix.
 
         Raises:
             ValueError, TypeError, NotImplementedError: as `hessian_product`.
@@ -55,7 +55,7 @@ class Loss(ABC):
         )
 
     def sample_derivative(self, key: PRNGKeyArray, o: Outputs) -> Outputs:
-        """dl/do at targets drawn from the distribution that o stands for: E[s s^T] is the Fisher information.
+        """dl/do = s at targets drawn from the distribution that o stands for: E[s s^T] is the Fisher information.
 
         The Fisher information is H where H does not depend on y.
 
@@ -104,7 +104,7 @@ class Loss(ABC):
 
 
 class Elementwise(Loss):
-    """A loss whose terms have one output each, so that H is diagonal."""
+    """A loss that is a sum of terms with one output each, so that H is diagonal."""
 
     @abstractmethod
     def curvature_root(self, o: Array, y: Array) -> Array:
@@ -137,7 +137,7 @@ def check_given(loss: Loss, o: Array, y: Array | None = None, d_o: Array | None 
 
 
 def each_in_its_place(columns: Array, positions: tuple[int, ...]) -> Array:
-    """(c, N, *positions, ...) -> (P c, N, *positions, ...): vectors of one position each, zero at the others."""
+    """(c, N, *positions, ...) -> (P c, N, *positions, ...): each vector is kept at one position, zero at the others."""
     count = math.prod(positions)
     own = jnp.eye(count, dtype=bool).reshape(count, 1, 1, *positions, *(1,) * (columns.ndim - 2 - len(positions)))
     return jnp.where(own, columns[None], 0).reshape(count * columns.shape[0], *columns.shape[1:])

@@ -49,12 +49,12 @@ class SoftmaxCrossEntropy(Loss):
         check_given(self, o, y, d_o)
         wide, d = widened(o, d_o)
         p, mass = _softmax(wide), jnp.sum(_distribution(wide, y), axis=-1, keepdims=True)
-        # H takes constants to 0; with d = 0 at the largest p the difference below does not cancel where p is near 1.
+        # H maps constants to 0. With d = 0 at the largest p, the difference below does not cancel where p is near 1.
         d = d - jnp.take_along_axis(d, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
         return (mass * p * (d - jnp.sum(p * d, axis=-1, keepdims=True))).astype(o.dtype)
 
     def hessian_root(self, o: Outputs, y: Targets) -> Roots:
-        """sqrt(m p_c) (p - e_c) for every position and class: the derivatives under all labels, each by its sqrt(p_c).
+        """sqrt(m p_c) (p - e_c) for every position and class: the derivative under each label times its sqrt(m p_c).
 
         Vector t C + c belongs to class c at position t, and is zero at the other positions.
         """
@@ -184,7 +184,7 @@ class BinaryCrossEntropy(Elementwise):
         return _odds_error(o, y)
 
     def sample_derivative(self, key: PRNGKeyArray, o: Outputs) -> Outputs:
-        """The derivative at y = 1 drawn with probability o; nan where o is no probability, if only the run can tell.
+        """The derivative at y = 1 drawn with probability o; under jit, nan where o is no probability.
 
         E[s^2] is the Fisher information 1/(o (1 - o)), which is the mean of H over such y.
         """

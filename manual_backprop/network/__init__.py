@@ -1,4 +1,4 @@
-"""Composites: networks made of layers and of one another. Each says how its parts are joined, and nothing else."""
+"""Composites: networks made of layers and other composites. Each says how its parts are joined, and nothing else."""
 
 from manual_backprop.network.composites import Parallel as Parallel
 from manual_backprop.network.composites import Residual as Residual

@@ -90,7 +90,7 @@ class Parallel(Branches):
     @classmethod
     @override
     def specimen(cls, block: Node, n: int) -> Serial:
-        """Two ways of unequal depth; what leaves is their product, which counts as deep as a block."""
+        """Two branches of unequal depth, joined by their product, which counts as one block of the depth."""
         return Serial((cls((Serial((block,) * max(1, n - 1)), block)), Product()))
 
     @override

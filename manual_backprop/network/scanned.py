@@ -1,4 +1,4 @@
-"""Chains of one block under `lax.scan`: `Repeat` gives each its own parameters, `Tied` the same to all."""
+"""Chains of one block under `lax.scan`: `Repeat` has parameters for each block, `Tied` the same for all."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from manual_backprop.types import Flow, Leaf, Tree, override
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class BlockInputs:
-    """What a recomputing `Repeat` keeps on a lean forward sweep: every block's input, (n, N, *features)."""
+    """Every block's input, (n, N, *features): all that a recomputing `Repeat` keeps on a lean forward sweep."""
 
     x: Leaf
 
@@ -38,7 +38,7 @@ class Chain(Wrapper):
             raise ValueError(f"{type(self).__name__} n must be an int >= 1, got {self.n!r}")
 
     def through(self, step: Step, x: Flow, own: Tree) -> tuple[Flow, Tree]:
-        """One block, whose output is the next one's input."""
+        """Go up through one block, whose output is the next block's input."""
         left, kept = self.block.forward(step, x, own)
         return step.scannable(self.kept_shape(x, left)), kept
 
@@ -64,7 +64,7 @@ class Repeat(Chain):
         block: keeps the shape of its input.
         n: how many.
         recompute: where no trace is asked for (`value_and_grad`), keep only the blocks' inputs and run each
-            block forward again on the way back: least memory, for one more forward sweep.
+            block forward again on the way back. This takes the least memory and one more forward sweep.
     """
 
     block: Node
@@ -114,8 +114,8 @@ class Tied(Chain):
     """One block applied n times with the same parameters: weight tying in depth, under `lax.scan`.
 
     Parameters and gradients are the block's own; the trace and deltas have the uses in front. The gradient is the sum
-    over uses, so a reading first sums each example's gradient over the uses, and then squares or multiplies: norms and
-    products have the cross terms that adding up use by use would lose.
+    over uses, so a reading first sums each example's gradient over the uses, and then squares or multiplies. Norms and
+    products thus include the cross terms between uses.
 
     Attributes:
         block: keeps the shape of its input.

@@ -1,1 +1,1 @@
-"""What one sweep forward and one back already know: readings of (a, delta), and curvature."""
+"""Readings of (a, delta), which need no more than one sweep forward and one back, and curvature."""

@@ -1,4 +1,4 @@
-"""How far two error terms point apart: what comparing rules on one trace begins with."""
+"""The angle between two error terms, the first measure to compare rules on one trace."""
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +12,15 @@ from manual_backprop.types import Tree
 def angle(deltas: Tree, other: Tree) -> Tree:
     """Degrees between two error terms of every example, layer by layer: arccos of their cosine over the last axis.
 
-    How alignment is measured since Lillicrap et al. (doi:10.1038/ncomms13276).
+    This is the usual measure of alignment since Lillicrap et al. (doi:10.1038/ncomms13276).
 
     Args:
-        deltas: of one rule.
-        other: of another, on the same trace; the same structure.
+        deltas: the error terms of one rule.
+        other: those of another rule, on the same trace; the same structure.
 
     Returns:
         The structure of `deltas`, without each leaf's last axis, in the precision of sums: 0 for the same
-        direction, 90 for none in common. nan where either is zero, so average a layer by `jnp.nanmean`.
+        direction, 90 for orthogonal ones. nan where either is zero, so average a layer by `jnp.nanmean`.
 
     Raises:
         ValueError: structures or shapes that differ.

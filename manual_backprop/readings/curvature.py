@@ -1,7 +1,7 @@
 """Curvature of J along a direction, on the diagonal, and by Kronecker factors: second order, still by hand.
 
-Products with the Gauss-Newton matrix push a direction forward, meet the loss's own Hessian and travel back;
-products with the Hessian are the sweep itself differentiated along the direction, Pearlmutter's R-operator.
+Products with the Gauss-Newton matrix push a direction forward, multiply it by the loss's own Hessian and sweep back.
+Products with the Hessian differentiate the sweep itself along the direction, by Pearlmutter's R-operator.
 Both include the regulariser's lam on every weight that it counts.
 """
 
@@ -41,7 +41,7 @@ def gauss_newton_vector_product(
         y: its targets.
         v: the direction, like `params`.
         lam: as for `Objective`.
-        weights: likewise.
+        weights: as for `Objective`.
 
     Raises:
         ValueError: v of another structure or shape than params; and what `Objective` refuses.
@@ -69,7 +69,7 @@ def hessian_vector_product(
 ) -> Tree:
     """H v, exact, by the R-operator: R{z} = V a + W R{a}, R{delta}, R{dW} (Pearlmutter, doi:10.1162/neco.1994.6.1.147).
 
-    About the work of two gradients. At a kink of f it takes the second derivative that the activation's d2f states.
+    It costs about two gradients. At a kink of f it takes the second derivative that the activation's d2f gives.
 
     Arguments as for `gauss_newton_vector_product`.
 
@@ -100,27 +100,27 @@ def fisher_deltas(
     key: PRNGKeyArray | None = None,
     samples: int = 1,
 ) -> tuple[Tree, Tree]:
-    """Error terms whose outer products make up the Fisher matrix, several a example: columns in front of deltas.
+    """Error terms whose outer products make up the Fisher matrix: several for each example, as columns.
 
     Args:
-        objective: J, of whose loss this is the curvature.
+        objective: J; the curvature is that of its loss.
         params: where.
         x: a batch.
         y: targets; for softmax cross-entropy only "given" looks at their values.
-        labels: "all", columns s_k of the loss's Hessian with sum_k s_k s_k^T = H_n, exact (the Gauss-Newton matrix;
-            for softmax one for each class, weighted by its probability); "sampled", from `samples` targets drawn from
-            the model, right on average; "given", the empirical Fisher of the targets in the data, which is
-            something else (Kunstner et al., arXiv:1905.12558).
+        labels: "all" takes columns s_k of the loss's Hessian with sum_k s_k s_k^T = H_n, which is exact (the
+            Gauss-Newton matrix; for softmax one column for each class, weighted by its probability). "sampled" takes
+            `samples` targets drawn from the model, which is right on average. "given" takes the targets in the data:
+            the empirical Fisher, a different matrix (Kunstner et al., arXiv:1905.12558).
         key: for "sampled".
         samples: for "sampled".
 
     Returns:
-        (trace, deltas): deltas with K columns in front of every leaf, scaled so that a sum over columns is meant.
+        (trace, deltas): deltas with K columns in front of every leaf, scaled so that the columns are to be summed.
 
     Raises:
-        ValueError: other labels; a key that is missing, or that nothing is drawn from; samples below 1; what
+        ValueError: other labels; a missing key, or a key where nothing is drawn; samples below 1; whatever
             `Objective` refuses.
-        NotImplementedError: a loss without a Hessian's root, or one that is no model's likelihood.
+        NotImplementedError: a loss without `hessian_root`, or one that is no model's likelihood.
     """
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
@@ -165,9 +165,9 @@ def fisher_diagonal(
 ) -> Tree:
     """The diagonal of sum_n w_n J_n^T H_n J_n, by default the mean over examples: sum_k (delta_k^2)^T a^2.
 
-    With labels "all" it is that of the Gauss-Newton matrix of L; the regulariser's lam is not in it. Arguments
-    and errors as for `fisher_deltas`. The columns lie in memory together, as one (K, *output) array; they go back one
-    at a time, so nothing else grows with their number K (with labels "all" and softmax, the number of outputs).
+    With labels "all" it is the diagonal of L's Gauss-Newton matrix; the regulariser's lam is not in it. Arguments
+    and errors as for `fisher_deltas`. The columns lie in memory together, as one (K, *output) array. They are swept
+    back one at a time, so nothing else grows with their number K (with labels "all" and softmax, the outputs' number).
     """
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")

@@ -42,7 +42,7 @@ class LayerDiagnosis:
         a: activation.
         delta: error term. Its norm by depth shows vanishing and exploding.
         saturated: share of entries of z where |f'(z)| is below the threshold, so that little passes back.
-        dead: share of neurons at which that holds for every example and position of the batch.
+        dead: share of neurons that are saturated for every example and position of the batch.
     """
 
     z: Signal
@@ -60,7 +60,7 @@ def diagnose(net: Node, trace: Tree, deltas: Tree, *, threshold: float = 0.01) -
     Args:
         net: a layer or composite.
         trace: from `forward`.
-        deltas: from `backward`, under whatever rule.
+        deltas: from `backward`, under any rule.
         threshold: of |f'(z)|, below which an entry counts as saturated.
 
     Returns:
@@ -95,10 +95,10 @@ def _signal(values: Array) -> Signal:
 
 
 def table(diagnosis: Tree) -> str:
-    """A `diagnose` as text, a line for each layer, first to last; blocks of a `Repeat` one after the other.
+    """The result of `diagnose` as text, a line for each layer, first to last; blocks of a `Repeat` one by one.
 
     Raises:
-        TypeError: something else than a `diagnose`, or one that is being traced: a table needs numbers.
+        TypeError: anything but a result of `diagnose`, or one that is being traced: a table needs numbers.
     """
     head = f"{'layer':<14}{'|z|':>10}{'|a|':>10}{'|delta|':>10}{'a = 0':>8}{'satur.':>8}{'dead':>7}"
     lines = [head]

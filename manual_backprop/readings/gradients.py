@@ -1,10 +1,10 @@
-"""Readings of (a^(l-1), delta^(l)): what one forward and one backward sweep already know of every example.
+"""Readings of (a^(l-1), delta^(l)): quantities of every example, from one forward and one backward sweep.
 
-Every reading takes (net, trace, deltas) as `backprop` or `forward` and `backward` give them, whatever rule the
-deltas came by, and works under jit; what a layer family has no fast form for is read by way of its examples'
-gradients. They are readings of the losses: the regulariser is no example's, so its part (B6) is not in them.
-With layers on sequences, an example is a row of the batch, with all its positions; parameters that are used
-several times (`Tied`) count with the sum of their uses.
+Every reading takes (net, trace, deltas) as `backprop` or `forward` and `backward` give them, under any rule, and
+works under jit. Where a layer family has no fast form, the reading forms the examples' gradients. Readings are of
+the losses: the regulariser belongs to no example, so its part (B6) is not in them.
+With layers on sequences, an example is a row of the batch, with all its positions. For parameters that are used
+several times (`Tied`), an example's gradient is the sum over the uses.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from manual_backprop.types import Leaf, Scalar, Tree, Weights
 
 
 def gradient_reader(weights: Weights | None) -> Reader:
-    """The reader that contracts each layer's pair to its parameter gradient, examples summed by `weights`."""
+    """The reader that contracts each layer's pair to its parameter gradient, summed over examples by `weights`."""
 
     def contract(factor: Factor) -> Tree:
         return factor.weighted_sum(validate.weights_of(factor, weights))
@@ -33,13 +33,13 @@ def gradient_reader(weights: Weights | None) -> Reader:
 def gradients(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | None = None) -> Tree:
     """Step 3: the gradient of sum_n weights[n] L_n with respect to every parameter (B3) (B4).
 
-    The regulariser's part (B6) is the objective's business; see `backprop`.
+    The objective adds the regulariser's part (B6); see `backprop`.
 
     Args:
         net: a layer or composite.
         trace: from `forward`.
         deltas: from `backward`, unscaled.
-        weights: one weight an example: masks, importance weights, clipping; None is the mean, 1/N each.
+        weights: one weight for each example (masks, importance weights, clipping); None is the mean, 1/N each.
 
     Returns:
         A pytree of the parameters' structure.
@@ -53,7 +53,7 @@ def gradients(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | None =
 def per_example_gradients(net: Node, trace: Tree, deltas: Tree) -> Tree:
     """dL_n/dparams of every example n (C2): the parameters' structure, with N in front of every leaf's shape.
 
-    Where a contraction of these is wanted, the other readings give it without this array of N gradients.
+    The other readings give contractions of these without forming this array of N gradients.
     """
     batch = validate.batch(net, trace, deltas)
 
@@ -71,10 +71,10 @@ def squared_norms(net: Node, trace: Tree, deltas: Tree, *, by_layer: bool = Fals
         net: a layer or composite.
         trace: from `forward`.
         deltas: from `backward`.
-        by_layer: each layer's by itself, in the network's structure, (N,) each and (n, N) under `Repeat`.
+        by_layer: return each layer's own, in the network's structure, (N,) each and (n, N) under `Repeat`.
 
     Returns:
-        (N,), summed over layers, in the precision of sums. Square root and mean are the caller's.
+        (N,), summed over layers, in the precision of sums. The square root and the mean are left to the caller.
 
     Source: Goodfellow, arXiv:1510.01799; for sequences Li et al., arXiv:2110.05679.
     """
@@ -85,7 +85,7 @@ def squared_norms(net: Node, trace: Tree, deltas: Tree, *, by_layer: bool = Fals
 
 
 def clip_weights(squared: Weights, max_norm: float | Scalar) -> Weights:
-    """min(1, max_norm / norm_n), and 1 for a norm of 0: what DP-SGD multiplies each example's gradient by.
+    """min(1, max_norm / norm_n), and 1 for a norm of 0: the factor by which DP-SGD clips each example's gradient.
 
     Args:
         squared: the squares of the norms (N,), as `squared_norms` gives them.
@@ -145,24 +145,24 @@ def second_moment(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | No
 
 
 def gram(net: Node, trace: Tree, deltas: Tree, other: tuple[Tree, Tree] | None = None) -> Float[Array, "N M"]:
-    """<g_n, g'_m> for every two examples: sum_l (a_n . a'_m + 1)(delta_n . delta'_m), no gradient formed.
+    """<g_n, g'_m> for every pair of examples: sum_l (a_n . a'_m + 1)(delta_n . delta'_m), no gradient formed.
 
-    With deltas of the outputs it is the empirical neural tangent kernel; with those of the loss, times the
-    learning rate, the influence that TracIn sums over checkpoints (Pruthi et al., arXiv:2002.08484).
+    With deltas of the outputs it is the empirical neural tangent kernel. With deltas of the loss, and times the
+    learning rate, it is the influence that TracIn sums over checkpoints (Pruthi et al., arXiv:2002.08484).
 
     Args:
         net: a layer or composite.
         trace: from `forward`.
         deltas: from `backward`.
         other: (trace, deltas) of a second batch, such as (step.trace, step.deltas) of test examples at the same
-            parameters; None is this one.
+            parameters; None takes the same batch twice.
 
     Returns:
         (N, M), in the precision of sums.
 
     Raises:
         ValueError: traces and deltas that do not belong together, or are of two networks.
-        TypeError: an `other` that is no such pair.
+        TypeError: an `other` that is not such a pair.
     """
 
     def products(mine: Factor, theirs: Factor) -> Array:
@@ -182,14 +182,14 @@ def _other_batch(net: Node, deltas: Tree, other: Any) -> tuple[Tree, Tree]:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class NoiseScale:
-    """How noisy a gradient of one example is, next to the gradient itself (McCandlish et al., arXiv:1812.06162).
+    """The noise of one example's gradient relative to the gradient itself (McCandlish et al., arXiv:1812.06162).
 
     Attributes:
         covariance_trace: S, the trace of the examples' gradient covariance, estimated without bias.
-        squared_gradient: |G|^2, the squared norm of the true gradient, estimated without bias: it may come out
-            negative where noise outweighs it.
-        scale: B_simple = S / |G|^2, in examples: the batch size at which noise and signal are level. Unstable where
-            |G|^2 nears 0, as it does late in training.
+        squared_gradient: |G|^2, the squared norm of the true gradient, estimated without bias. The estimate may be
+            negative where noise outweighs the gradient.
+        scale: B_simple = S / |G|^2, in examples: the batch size at which noise and signal are equal. It is unstable
+            where |G|^2 nears 0, as it does late in training.
     """
 
     covariance_trace: Leaf
@@ -216,11 +216,11 @@ def noise_scale(net: Node, trace: Tree, deltas: Tree) -> NoiseScale:
 
 
 def _over_layers(by_layer: Tree, rank: int) -> Array:
-    """The sum over layers of arrays of that rank, which have blocks in front under `Repeat`."""
+    """The sum over layers of arrays of this rank, and over blocks, which stand in front under `Repeat`."""
     leaves = [jnp.sum(leaf, axis=tuple(range(leaf.ndim - rank))) for leaf in jax.tree.leaves(by_layer)]
     return sum(leaves[1:], leaves[0])
 
 
 def checked_read(reader: Reader, net: Node, trace: Tree, deltas: Tree) -> Tree:
-    """`sweep.read`, once trace and deltas are known to belong together."""
+    """Check that trace and deltas belong together, then call `sweep.read`."""
     return read(net, reader, validate.batch(net, trace, deltas))

@@ -1,4 +1,4 @@
-"""K-FAC's Kronecker factors of every layer, read off the same sweep, and the natural gradient's direction by them."""
+"""K-FAC's Kronecker factors of every layer, from the same sweep, and the natural gradient's direction by them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +38,7 @@ def kronecker_factors(net: Node, trace: Tree, deltas: Tree, *, columns: bool = F
         trace: from `forward`.
         deltas: from `backward` of the loss itself, for the empirical Fisher; or, with `columns`, from
             `curvature.fisher_deltas`, with the columns in front, for the Fisher or Gauss-Newton matrix.
-        columns: whether the deltas have columns in front, whose delta delta^T are added up.
+        columns: whether the deltas have columns in front; delta delta^T is then summed over columns.
         shared: what to do with positions and with the uses of `Tied`: "expand" or "reduce"
             (Eschenhagen et al., arXiv:2311.00636).
 
@@ -74,9 +74,9 @@ def kfac_direction(factors: Tree, gradients: Tree, damping: float | Float[Array,
 
     The natural gradient's direction under K-FAC's approximation (Martens & Grosse, arXiv:1503.05671); a step
     goes against it. With eigenvalues a_i of A and g_j of G, the gradient in their basis is divided by
-    a_i g_j + damping, which needs no splitting of the damping between the two. There is no trust region: damping
-    and step size are the caller's, and the regulariser's lam, which `backprop`'s gradients have, is not in the
-    factors: adding it to the damping accounts for it.
+    a_i g_j + damping, so the damping need not be split between the two. There is no trust region: the caller chooses
+    damping and step size. The regulariser's lam is in `backprop`'s gradients but not in the factors; add it to the
+    damping to account for it.
 
     Args:
         factors: from `kronecker_factors`.
@@ -114,7 +114,7 @@ def kfac_direction(factors: Tree, gradients: Tree, damping: float | Float[Array,
 
 
 def _require_pairs(factors: Tree, gradients: Tree) -> None:
-    """Refuse factors and gradients of two networks, or the one for the other."""
+    """Refuse factors and gradients that are of two networks or in the wrong order."""
     structures: list[Any] = []
     for name, tree, kind in (("factors", factors, KroneckerFactors), ("gradients", gradients, Parameters)):
 

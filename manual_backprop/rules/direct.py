@@ -1,4 +1,4 @@
-"""Direct feedback alignment: every hidden layer hears the output's error, and nothing travels from layer to layer."""
+"""Direct feedback alignment: every hidden layer gets the output's error; nothing travels from layer to layer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from manual_backprop.types import Flow, Leaf, Tree, override
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Broadcast:
-    """What DFA carries to one layer: its B (None: error terms arrive as ever), the output's delta, its parameters."""
+    """DFA's entry for one layer: its B (None: it takes the error term from above), the output's delta, parameters."""
 
     B: Leaf | None
     error: Leaf
@@ -28,11 +28,11 @@ class Broadcast:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DirectFeedbackAlignment(Rule):
-    """Every hidden layer hears the output's error directly: delta^(l) = f_l'(z^(l)) * (B_l^T delta^(L)).
+    """Every hidden layer gets the output's error directly: delta^(l) = f_l'(z^(l)) * (B_l^T delta^(L)).
 
     Nothing travels from layer to layer (Nokland, arXiv:1609.01596). The network must end in a layer, whose own
-    delta is true. dL/dx is what layer 1 would send down, (W^(1))^T delta^(1). Layers without weights hear nothing of
-    their own: what the layer above sends down passes through them.
+    delta is exact. dL/dx is computed as usual, (W^(1))^T delta^(1). Layers without weights have no B: the error term
+    of the layer above passes through them.
 
     Attributes:
         feedback: an array B_l (M_L, M_l) for every layer, blocks in front under `Repeat`, and None for the last and
@@ -81,7 +81,7 @@ class DirectFeedbackAlignment(Rule):
 
 
 def direct_feedback(net: Node, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Tree:
-    """Random B_l (M_L, M_l) with entries of variance 1/M_L for every layer of `net` that hears the error.
+    """Random B_l (M_L, M_l) with entries of variance 1/M_L for every layer of `net` that gets the output's error.
 
     These are the layers with weights, the last one excepted; the others get None.
 
@@ -104,7 +104,7 @@ def direct_feedback(net: Node, key: PRNGKeyArray, dtype: DTypeLike | None = None
 
 
 def _for_hidden(draw: Callable[..., Tree], node: Node, *trees: Tree) -> Tree:
-    """A tree with the entries of every layer but the last, which gets None: it goes by where a layer stands."""
+    """A tree with `draw`'s entries for every layer but the last of a `Serial`, which gets None."""
     if not isinstance(node, Serial):
         return None
     *hidden, last = zip(node.nodes, *trees, strict=True)

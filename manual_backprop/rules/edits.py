@@ -1,4 +1,4 @@
-"""What `rules.on_delta` may do with a delta: a few edits from the literature, each a static function of a `Site`."""
+"""A few edits of delta from the literature, for `rules.on_delta`; each is a static function of a `Site`."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class TopK:
             raise ValueError(f"TopK k must be an int >= 1, got {self.k!r}")
 
     def __call__(self, site: Site) -> Array:
-        """Delta, where it is among the k largest."""
+        """Delta where it is among the k largest, else 0."""
         size = jnp.abs(site.delta)
         smallest = jnp.sort(size, axis=-1)[..., -min(self.k, size.shape[-1])]
         return jnp.where(size >= smallest[..., None], site.delta, 0)
@@ -50,7 +50,7 @@ class Noise:
             raise ValueError(f"Noise scale must be >= 0, got {self.scale!r}")
 
     def __call__(self, site: Site) -> Array:
-        """Delta, and noise of its size."""
+        """Delta plus noise in proportion to its size."""
         if site.key is None:
             raise ValueError("Noise draws: give the rule a key, on_delta(Noise(...), key=jax.random.key(0))")
         level = jnp.sqrt(jnp.mean(jnp.square(site.delta), axis=-1, keepdims=True))
@@ -72,7 +72,7 @@ class Quantize:
             raise ValueError(f"Quantize bits must be an int in 2..16, got {self.bits!r}")
 
     def __call__(self, site: Site) -> Array:
-        """The nearest level."""
+        """Delta rounded to the nearest level."""
         largest = jnp.max(jnp.abs(site.delta), axis=-1, keepdims=True)
         steps = 2 ** (self.bits - 1) - 1
         unit = jnp.where(largest > 0, largest, 1) / steps
@@ -96,7 +96,7 @@ class StraightThrough:
             raise ValueError(f"StraightThrough limit must be > 0, got {self.limit!r}")
 
     def __call__(self, site: Site) -> Array:
-        """What arrived from above, as it is."""
+        """dL/da from above, unchanged where |z| <= limit and 0 beyond."""
         return jnp.where(jnp.abs(site.trace.z) <= self.limit, site.d_a, 0)
 
 
@@ -106,7 +106,7 @@ def freeze(site: Site) -> Array:
 
 
 def guided(site: Site) -> Array:
-    """Let through what raises the output alone: delta where dL/da > 0 (Springenberg et al., arXiv:1412.6806).
+    """Keep delta only where dL/da > 0, else 0 (Springenberg et al., arXiv:1412.6806).
 
     Through ReLUs, with the output's derivative given as a one-hot row, dL/dx is guided backpropagation.
     """

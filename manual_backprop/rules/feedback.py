@@ -1,10 +1,10 @@
 """Transports other than W^T: rules by which error terms travel down, for `backward`, `backprop` and `value_and_grad`.
 
-Only step 2 changes. Every reading of (a, delta), the gradients among them, works under any rule; and since delta is
-a value, two rules run on one trace can be compared: `angle(deltas, other_deltas)`.
+Only step 2 changes. Every reading of (a, delta), including the gradients, works under any rule. Since delta is a
+value, two rules run on one trace can be compared: `angle(deltas, other_deltas)`.
 
-A rule is a pytree: its feedback may be traced, stacked, or updated like parameters. A layer without weights (a gate)
-is passed by its true transpose under any rule.
+A rule is a pytree: its feedback may be traced, stacked, or updated like parameters. Under any rule, error terms pass
+a layer without weights (a gate) by its true transpose.
 """
 
 from dataclasses import dataclass, field
@@ -27,7 +27,7 @@ backprop = backpropagation
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Carried:
-    """A layer's parameters, and those that stand in for them: what a rule with weights of its own takes there."""
+    """The entry for one layer in a rule with weights of its own: the parameters, and those that stand in for them."""
 
     params: Tree
     instead: Tree
@@ -35,10 +35,10 @@ class Carried:
 
 @dataclass(frozen=True)
 class OtherWeights(Rule):
-    """Base of rules that put other numbers in the place of W; `stand_ins` gives them."""
+    """Base of rules that transport by other numbers than W; `stand_ins` gives them."""
 
     def stand_ins(self, params: Tree) -> Tree:
-        """What takes the place of the parameters, in their structure."""
+        """Return the numbers that take the place of the parameters, in their structure."""
         raise TypeError(f"{type(self).__name__} gives no stand_ins")
 
     @override

@@ -1,4 +1,4 @@
-"""The rule that edits every delta as it comes by; `edits` has a few edits from the literature."""
+"""The rule that edits every delta on the way back; `edits` has a few edits from the literature."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ from manual_backprop.types import Flow, Tree, override
 
 @dataclass(frozen=True)
 class Site:
-    """What an edit sees at a layer.
+    """The values at one layer that an edit may use.
 
     Attributes:
         layer: the layer.
         trace: its z, a and saved.
-        d_a: dL/da^(l) that arrived from above.
-        delta: the error term that the rule beneath made of it.
+        d_a: dL/da^(l), which arrived from above.
+        delta: the error term that the rule beneath computed from d_a.
         key: a key of this layer's own; None where the rule was given none.
     """
 
@@ -34,13 +34,13 @@ class Site:
 
 
 Edit = Callable[[Site], Array]
-"""A pure function from what is known at a layer to the delta that takes the old one's place."""
+"""A pure function from the values at a layer to its new delta."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Edited:
-    """What this rule takes to one layer: its edit, a key, and what the rule beneath takes there."""
+    """The rule's entry for one layer: its edit, a key, and the entry of the rule beneath."""
 
     edit: Edit | None = field(metadata={"static": True})
     key: Any
@@ -50,15 +50,15 @@ class Edited:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class OnDelta(Rule):
-    """Edits every delta as it comes by, and what is edited travels on: top-k, noise, quantising, straight-through.
+    """Edits every delta and sends the edited one on: top-k, noise, quantising, straight-through.
 
     An edit is a function of a `Site` that returns the new delta: `lambda site: jnp.clip(site.delta, -1, 1)`. A few
     from the literature are in `edits`.
 
     Attributes:
-        edits: one edit for all layers, or a tuple as a `Serial` has nodes, nested likewise, None for no edit:
-            `(None, my_edit, None)`. Static under jit: define it once, since a fresh lambda compiles anew.
-        key: for edits that draw; every layer, block and use gets one of its own.
+        edits: one edit for all layers, or a tuple with one entry for each node of a `Serial`, nested like the network;
+            None is no edit: `(None, my_edit, None)`. It is static under jit. Define it once: a new lambda recompiles.
+        key: for edits that draw; every layer, block and use gets a key of its own.
         beneath: the rule that is edited.
 
     Raises (when used):
@@ -114,11 +114,11 @@ class OnDelta(Rule):
 
 
 on_delta = OnDelta
-"""`OnDelta` by the name of what it does."""
+"""The same class as `OnDelta`, in lower case for use like a function."""
 
 
 def _with_edits(edits: Any, net: Node, *trees: Tree) -> Tree:
-    """An `Edited` for every layer: of a tuple each node gets its own edit, of one edit every layer the same."""
+    """An `Edited` for every layer: from a tuple each node gets its own edit, from one edit all layers get that."""
     if edits is None or callable(edits):
         return net.map(lambda layer, *each: Edited(edits, *each), *trees)
     if not isinstance(edits, tuple):

@@ -1,1 +1,1 @@
-"""The note's local derivatives as explicit arrays, and its remark on forward propagation, made runnable."""
+"""The note's local derivatives as explicit arrays, and its remark on forward propagation as code."""

@@ -1,4 +1,4 @@
-"""The note's remark, made runnable: the whole gradient by forward propagation, a pass for each parameter."""
+"""The note's remark as code: the whole gradient by forward propagation, one pass for each parameter."""
 
 import jax
 import jax.numpy as jnp
@@ -30,8 +30,8 @@ def directional_derivative(
 def gradient_by_forward_propagation(objective: Objective, params: Tree, x: Examples, y: Targets) -> Tree:
     """dJ/dparams, one parameter at a time: as many forward passes as there are parameters.
 
-    The backward sweep gives the same in one pass; this is here to show what that saves, and as a second
-    hand-written way to the same numbers.
+    The backward sweep gives the same in one pass. This function shows how much that saves, and it is a second way to
+    compute the same numbers by hand.
     """
     leaves, structure = jax.tree.flatten(params)
 
