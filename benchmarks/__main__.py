@@ -74,7 +74,7 @@ def jitted(quick: bool) -> Iterator[tuple[str, str, str]]:
 
 
 def eager(quick: bool) -> Iterator[tuple[str, str, str]]:
-    """Without jit: what it costs to try something in a notebook."""
+    """Gradients without jit, as when trying something in a notebook."""
     sizes, n = NETS["64-128-128-10, batch 128"]
     for activation in ("relu", "tanh", "gelu"):
         objective, *args = problem(mb.mlp(sizes, activation), sizes[0], sizes[-1], n)
@@ -88,7 +88,7 @@ def eager(quick: bool) -> Iterator[tuple[str, str, str]]:
 
 
 def plain_objective(objective: mb.Objective) -> Any:
-    """J as a user of jax.grad writes it: no probes, nothing but the formula."""
+    """J as a user of jax.grad would write it: the formula alone, without probes."""
     activations = [model.ACTIVATIONS[node.f.name] for node in objective.net.nodes]
 
     def J(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -101,7 +101,7 @@ def plain_objective(objective: mb.Objective) -> Any:
 
 
 def tracing(quick: bool) -> Iterator[tuple[str, str, str]]:
-    """Time to trace an unrolled network, best of a few: it is all Python."""
+    """Time to trace an unrolled network, the best of a few; all of it is Python."""
     for depth in (64,) if quick else (64, 256):
         objective, *args = problem(mb.mlp((64,) * (depth + 1)), 64, 64, 32)
         sources = {

@@ -37,7 +37,7 @@ NETWORKS = {
 
 @dataclass(frozen=True)
 class Trial:
-    """One planted fault and what the check said."""
+    """One planted fault, and the check's answer."""
 
     network: str
     fault: str
@@ -50,12 +50,12 @@ class Trial:
 
     @property
     def cause_right(self) -> bool:
-        """Whether the top guess is the fault; a fault with no words to expect has no guess to get right."""
+        """Whether the probable cause names the fault; False for a fault without expected words."""
         return bool(self.expected) and self.expected in self.cause
 
 
 def problem(objective: mb.Objective, seed: int = 0) -> tuple[Any, Any, Any]:
-    """Generic (params, x, y) without a zero or a symmetry for a fault to hide behind."""
+    """Generic (params, x, y), without zeros or symmetries that could hide a fault."""
     rng = np.random.default_rng(seed)
     widths = layers(objective)
     params = tuple(mb.Affine(rng.normal(0, 0.6, (w.d_out, w.d_in)), rng.normal(0, 0.5, w.d_out)) for w in widths)
@@ -67,7 +67,7 @@ def problem(objective: mb.Objective, seed: int = 0) -> tuple[Any, Any, Any]:
 
 
 def planted(fault: Fault, objective: mb.Objective) -> Iterator[tuple[int, mb.Objective, str, int]]:
-    """(layer it is planted in, objective with it, equation and layer that a check must name)."""
+    """Yield (layer of the fault, objective with the fault, equation and layer that a check must name)."""
     depth = len(layers(objective))
     for index in range(depth) if fault.per_layer else [depth - 1]:
         if not fault.fits(objective, index):
@@ -75,7 +75,7 @@ def planted(fault: Fault, objective: mb.Objective) -> Iterator[tuple[int, mb.Obj
         shown = index + 1 - fault.shift
         equation, layer = fault.equation, shown
         if shown == 0:
-            equation = "(B5)"  # W^T delta of the first layer is dL/dx
+            equation = "(B5)"  # W^T delta of the first layer is dL/dx itself
         elif shown == depth and equation == "(B2)":
             equation = "(B1)"
         if not fault.per_layer:
@@ -90,7 +90,7 @@ def judged(judge: Judge, faulty: mb.Objective) -> Report:
 
 
 def trials() -> Iterator[Trial]:
-    """Every fault in every layer of every network where it can be made."""
+    """Every fault in every layer of every network where it is possible."""
     for name, objective in NETWORKS.items():
         judge = prepare(objective, *problem(objective))
         for fault_name, fault in FAULTS.items():

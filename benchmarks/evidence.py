@@ -35,7 +35,7 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 LOSSES = ("squared_error", "huber", "softmax_cross_entropy", "sigmoid_binary_cross_entropy")
 WIDTHS = (1, 2, 3, 5, 8, 16)
 EXAMPLES = (2, 5, 8)  # few, so that few shapes are compiled for
-DRAWS = 250  # networks of one architecture: they share what is compiled
+DRAWS = 250  # networks of one architecture, which share compiled programs
 KINDS = ("equation", "end to end")
 Tally = dict[str, Any]
 
@@ -65,8 +65,8 @@ def draw(objective: mb.Objective, n: int, rng: np.random.Generator) -> tuple[Any
 
 
 def family(seed: int, draws: int) -> Tally:
-    """Every check of one architecture."""
-    jax.clear_caches()  # compiled programs of other architectures: a process may map only so many
+    """Run every check of one architecture."""
+    jax.clear_caches()  # drop the programs of other architectures, since a process can map only a limited number
     rng = np.random.default_rng(seed)
     objective, n = architecture(rng), int(rng.choice(EXAMPLES))
     options, tally = quick(), _empty()
@@ -99,7 +99,7 @@ def _runner(objective: mb.Objective) -> Any:
 
 
 def _plants(objective: mb.Objective, rng: np.random.Generator) -> Iterator[tuple[str, Any]]:
-    """A handful of faults that this architecture can have."""
+    """Yield a few faults that are possible in this architecture."""
     for name in rng.permutation(list(FAULTS))[:4]:
         fault = FAULTS[name]
         places = [i for i in range(len(layers(objective))) if fault.fits(objective, i)]
@@ -127,7 +127,7 @@ def _empty() -> Tally:
 
 
 def _count(tally: Tally, dtype: str, report: Report) -> None:
-    """Error in tolerance units of every conclusive row, and the verdicts of rows and networks."""
+    """Add the errors of all conclusive rows, in units of the tolerance, and the verdicts of rows and networks."""
     for kind in KINDS:
         rows = [row for row in report.rows if row.kind == kind]
         tally["rows"][dtype, kind] += [row.used for row in rows if row.verdict != "inconclusive"]

@@ -1,7 +1,7 @@
-"""Faults planted in the library's own sweep: every equation of the note, wrong in the ways that people get it wrong.
+"""Faults planted in the library's own sweep: every equation of the note, with the mistakes that people make in it.
 
-A fault is planted in one layer: `plant(objective, layer)` gives an objective whose equation is wrong there and
-whose other equations are right, so its consequences run on through the sweep as they would in earnest.
+A fault is planted in one layer: `plant(objective, layer)` gives an objective with one wrong equation there. All
+other equations are right, so the consequences run on through the sweep as those of a real mistake would.
 """
 
 from collections.abc import Callable
@@ -27,10 +27,10 @@ class Fault:
     Attributes:
         equation: the tag that a check must name.
         plant: (objective, index of the layer) -> the objective with the fault in it.
-        cause: words that the probable cause must hold.
-        fits: (objective, index) -> whether it can be made there: a square W to transpose, a layer below.
-        shift: the layer where it shows is so many below the one it is planted in: W^T delta shows in the delta below.
-        per_layer: whether it is a layer's, or the whole objective's.
+        cause: words that the probable cause must contain.
+        fits: (objective, index) -> whether the fault is possible there: a square W to transpose, a layer below.
+        shift: how many layers below its own the fault shows: that of W^T delta shows in the delta below.
+        per_layer: whether the fault belongs to a layer rather than to the whole objective.
     """
 
     equation: str
@@ -43,7 +43,7 @@ class Fault:
 
 @dataclass(frozen=True)
 class FaultyDense(Dense):
-    """A dense layer with some of its maps wrong; each takes what the right one takes, and its result."""
+    """A dense layer with some wrong maps; each takes the arguments of the right map, and the right result."""
 
     z: Callable[..., Any] | None = field(default=None, compare=False)
     back: Callable[..., Any] | None = field(default=None, compare=False)
@@ -64,7 +64,7 @@ class FaultyDense(Dense):
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class FaultyProduct(OuterProduct):
-    """A contraction that goes wrong."""
+    """A pair (a, delta) with a wrong contraction."""
 
     wrong: Any = field(default=None, metadata={"static": True})
 
@@ -103,7 +103,7 @@ def _activation(change: Callable[[mb.Activation], dict[str, Any]]) -> Plant:
 
 
 def _loss(**methods: Callable[..., Any]) -> Plant:
-    """A loss with `value` or `derivative` replaced by a function of (the right one, o, y)."""
+    """Plant a loss with `value` or `derivative` replaced by a function of (the right one, o, y)."""
 
     def plant(objective: Objective, index: int) -> Objective:
         right = objective.loss
@@ -118,7 +118,7 @@ def _loss(**methods: Callable[..., Any]) -> Plant:
 
 
 def _penalty(**methods: Callable[..., Any]) -> Plant:
-    """A regulariser with methods replaced by functions of (the right one, *arguments)."""
+    """Plant a regulariser with methods replaced by functions of (the right one, *arguments)."""
 
     def plant(objective: Objective, index: int) -> Objective:
         right = objective.regularizer
@@ -130,7 +130,7 @@ def _penalty(**methods: Callable[..., Any]) -> Plant:
 
 
 def _stale_a(objective: Objective, index: int) -> Objective:
-    """DW of a layer from what entered the layer below it, whose contraction came before."""
+    """A layer's dW from the input of the layer below it, whose contraction came before."""
     kept: dict[str, Any] = {}
     keep = _maps(contract=lambda a, d, right: kept.update(a=a) or right)
     use = _maps(contract=_of_weights(lambda a, d, W: jnp.asarray(d.T @ kept["a"] / len(d), W.dtype)))
@@ -138,7 +138,7 @@ def _stale_a(objective: Objective, index: int) -> Objective:
 
 
 def _stale_z(objective: Objective, index: int) -> Objective:
-    """F' of a layer at the z of the layer above it, whose delta came before."""
+    """A layer's f' at the z of the layer above, whose delta is computed before."""
     kept: dict[str, Any] = {}
     keep = _activation(lambda row: {"df": lambda z, a: kept.update(z=z, a=a) or row.df(z, a)})
     use = _activation(lambda row: {"df": lambda z, a: row.df(kept["z"], kept["a"])})
@@ -146,24 +146,24 @@ def _stale_z(objective: Objective, index: int) -> Objective:
 
 
 def square(objective: Objective, index: int) -> bool:
-    """Whether W can be transposed unnoticed by its shape, and noticed by its values."""
+    """Whether a transposed W has the same shape but other values."""
     layer = layers(objective)[index]
     return layer.d_in == layer.d_out > 1
 
 
 def below_its_like(objective: Objective, index: int) -> bool:
-    """Whether the layer above has the same shape, so that its values could be taken for this one's."""
+    """Whether the layer above has the same shape, so that its values could be mistaken for this layer's."""
     here, above = [*layers(objective), None][index : index + 2]
     return above is not None and (here.d_out, here.f) == (above.d_out, above.f) and curved(objective, index)
 
 
 def bent(objective: Objective, index: int) -> bool:
-    """Whether f' at a is another number than f' at z."""
+    """Whether f' at a differs from f' at z."""
     return layers(objective)[index].f.name not in ("identity", "relu", "leaky_relu")
 
 
 def above_its_like(objective: Objective, index: int) -> bool:
-    """Whether what entered the layer below has the same shape."""
+    """Whether the input of the layer below has the same shape."""
     return index > 0 and layers(objective)[index - 1].d_in == layers(objective)[index].d_in
 
 
@@ -186,7 +186,7 @@ def _first(array: Any, value: Any) -> Any:
 
 
 def _of_weights(of: Callable[..., Any]) -> Callable[..., Any]:
-    """A contraction with W changed."""
+    """A contraction with its W changed by `of`."""
     return lambda a, delta, right: replace(right, W=of(a, delta, right.W))
 
 
@@ -195,7 +195,7 @@ def _of_biases(of: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _decayed(scale: Callable[[int], float], biases: float = 0.0) -> Callable[..., Any]:
-    """(B6) with lambda times something, and perhaps on the biases."""
+    """(B6) with lambda scaled, and with `biases` times lambda on the biases."""
 
     def wrong(right: Frobenius, gradients: Any, params: Any, lam: Any = None) -> Any:
         def of(gradient: Affine, block: Affine) -> Affine:

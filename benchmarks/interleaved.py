@@ -1,4 +1,4 @@
-"""Ratios of running times that survive a busy machine: contestants take turns in random order, round by round."""
+"""Ratios of running times, robust on a busy machine: contestants take turns in random order, round by round."""
 
 import random
 import statistics
@@ -14,7 +14,7 @@ def ratios(
 ) -> dict[str, float]:
     """The median over rounds of each contestant's time relative to the baseline's in the same round.
 
-    Each turn repeats its call for about `seconds`, so that a short one is not all clock.
+    Each turn repeats its call for about `seconds`, so that a short call is not dominated by the clock.
     """
     repeats = {}
     for name, call in contestants.items():

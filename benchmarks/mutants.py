@@ -34,13 +34,13 @@ Check = Callable[[Callable[..., Any]], Any]
 
 
 def cotangents(subject: Subject) -> list[np.ndarray]:
-    """Derivatives of a loss by the output: normal, so that none is uniform."""
+    """Derivatives of a loss by the output, drawn from a normal distribution so that none is uniform."""
     shape = jax.eval_shape(subject.function, *subject.args).shape
     return [np.random.default_rng(100 + i).normal(size=shape) for i in range(COTANGENTS)]
 
 
 def ours(subject: Subject, args: tuple[jax.Array, ...]) -> Check:
-    """Every entry of every gradient, for each of the cotangents."""
+    """Our check: every entry of every gradient, for each of the cotangents."""
     given = cotangents(subject)
 
     def pulled(*args: jax.Array) -> list[tuple[jax.Array, ...]]:
@@ -58,7 +58,7 @@ def ours(subject: Subject, args: tuple[jax.Array, ...]) -> Check:
 
 
 def as_custom_vjp(subject: Subject, pullback: Callable[..., Any]) -> Callable[..., jax.Array]:
-    """The function with that pullback behind it."""
+    """The function as a jax.custom_vjp with that pullback."""
     function = jax.custom_vjp(jax.jit(subject.function))
     function.defvjp(lambda *args: (subject.function(*args), args), lambda args, d: tuple(pullback(*args, d)))
     return function
@@ -92,8 +92,8 @@ CHECKERS: dict[str, tuple[Callable[..., Check], str]] = {
 
 
 def judged(subject: Subject, make: Callable[..., Check], dtype: str) -> MutationScore:
-    """All mutants of a subject before one checker, everything in `dtype`."""
-    with jax.enable_x64(dtype == "float64"), np.errstate(all="ignore"):  # a wrong gradient may well be nan
+    """Judge all mutants of a subject with one checker, everything in `dtype`."""
+    with jax.enable_x64(dtype == "float64"), np.errstate(all="ignore"):  # a wrong gradient may be nan
         args = tuple(jnp.asarray(arg, dtype) for arg in subject.args)
         d_output = jnp.asarray(cotangents(subject)[0], dtype)
         return mutation_score(subject.pullback, make(subject, args), *args, d_output, accept=subject.equivalent)
@@ -112,7 +112,7 @@ def seen(score: MutationScore, wrong: set[tuple[str, str]]) -> int:
 
 
 def table(everything: Mapping[str, Mapping[str, MutationScore]]) -> str:
-    """The share of wrong gradients that each checker saw, by subject and in all."""
+    """The share of wrong gradients that each checker detected, by subject and in all."""
     lines = []
     totals = {"all": Counter[str](), "all but those wrong by 1e-6": Counter[str]()}
     for name, scores in everything.items():

@@ -21,11 +21,11 @@ class Subject:
     """A function and its derivative by hand.
 
     Attributes:
-        name: in the table.
-        function: of float arrays, to a scalar or an array.
-        pullback: (*args, d_output) -> the gradient by each of the args. One written for a scalar function,
-            without d_output, is multiplied by it: that product is broken like the rest.
-        args: where the mutants are judged.
+        name: its name in the table.
+        function: maps float arrays to a scalar or an array.
+        pullback: (*args, d_output) -> the gradient by each of the args. A gradient of a scalar function, written
+            without d_output, is multiplied by it; that product is broken like the rest.
+        args: the arguments at which the mutants are judged.
         equivalent: mutants that are right, with the reason.
     """
 

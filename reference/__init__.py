@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    # What Python asks of any module, and a module of ours: `from reference import causes` asks here before it imports.
+    # Names that Python looks up on any module, and our own modules: `from reference import causes` asks here first.
     if (name.startswith("__") and name != "__all__") or find_spec(f"reference.{name}"):
         raise AttributeError(f"module 'reference' has no attribute {name!r}")
     api = vars(import_module("reference.api"))

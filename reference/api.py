@@ -1,4 +1,4 @@
-"""The public names of `reference`, each from the file where it lives."""
+"""The public names of `reference`, each imported from its own file."""
 
 from reference.autodiff import backprop as backprop
 from reference.autodiff import d_lam as d_lam

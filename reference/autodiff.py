@@ -48,7 +48,7 @@ def _deltas_and_d_x(objective: Objective, params: Tree, x: Any, y: Array) -> tup
 
 
 def _of_floats(d_x: Any) -> Any:
-    """The derivative without what JAX gives for integers, which have none."""
+    """The derivative with None in place of JAX's float0 for integers."""
     return jax.tree.map(lambda leaf: None if leaf.dtype == jax.dtypes.float0 else leaf, d_x)
 
 
@@ -60,7 +60,7 @@ def d_lam(objective: Objective, params: Tree, lam: Any = None) -> Array:
 
 
 def _lam(objective: Objective, params: Tree, x: Any, lam: Any) -> Array:
-    """Lambda as an array to differentiate by: the one given, the regulariser's, or zero without one."""
+    """Lambda as an array to differentiate by: the given one, else the regulariser's, else zero."""
     if lam is None:
         lam = 0.0 if objective.regularizer is None else objective.regularizer.lam
     return jnp.asarray(lam, model.float_type(params, x))
@@ -77,9 +77,9 @@ def backprop(
 ) -> Step:
     """The counterpart of `manual_backprop.backprop`: the same fields, every derivative by JAX's vjp.
 
-    One forward pass, pulled back from J to the parameters, lambda, every z and x. Of the mean, an example's
-    share of what reaches z and x is 1/N; where weights are given, one of them may be 0, so the sum of the losses
-    is pulled back as well.
+    One forward pass is pulled back from J to the parameters, lambda, every z and x. J has the mean of the losses, so
+    the derivatives at z and x are divided by the example's share, 1/N. Where weights are given, one of them may be 0,
+    so the sum of the losses is pulled back instead.
     """
     n, given = model.examples(x), weights is not None
     weights = weights if given else jnp.full(n, 1 / n, model.float_type(params, x))
@@ -129,7 +129,7 @@ def hessian_vector_product(
 def gauss_newton_vector_product(
     objective: Objective, params: Tree, x: Any, y: Array, v: Tree, *, lam: Any = None, weights: Any = None
 ) -> Tree:
-    """G v: jvp of the outputs, the loss's Hessian by jvp of its gradient, vjp of the outputs, and the penalty's own."""
+    """G v by jvp of the outputs, jvp of the loss's gradient and vjp of the outputs, plus the penalty's own part."""
     n = model.examples(x)
     weights = jnp.full(n, 1 / n, model.float_type(params, x)) if weights is None else weights
 

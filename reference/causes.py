@@ -1,4 +1,4 @@
-"""The probable cause of a difference, by its pattern: hypotheses, tried in turn."""
+"""The probable cause of a difference, found from its pattern by trying hypotheses in turn."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ _MATCH = 1e-6  # how closely a pattern must hold: far above float64 rounding, fa
 
 @dataclass(frozen=True)
 class Context:
-    """All that is known of a leaf before its difference is read.
+    """Facts about a leaf besides its two values, to explain a difference.
 
     Attributes:
         n_examples: N.
         lam: the regulariser's lambda.
         parameter: the parameter that the leaf is the gradient of, if it is one.
         counted: whether the regulariser counts that parameter.
-        mistakes: what the leaf would be by a mistake, in words.
+        mistakes: by a mistake in words, the value that the leaf would have with it.
     """
 
     n_examples: int = 1
@@ -45,7 +45,7 @@ def of_leaf(context: Context) -> Callable[[np.ndarray, np.ndarray, np.ndarray], 
 
 
 def ratio_pattern(manual: np.ndarray, reference: np.ndarray, match: float = _MATCH) -> tuple[float | None, str]:
-    """The ratio manual / reference where it is one number for all entries that matter, and its text."""
+    """The ratio manual / reference if it is one number for all entries that matter, else None, and its text."""
     largest = np.max(np.abs(reference), initial=0)
     matter = np.abs(reference) > max(1e-3, 20 * match) * largest
     if not matter.any():
@@ -75,7 +75,7 @@ def probable_cause(manual: np.ndarray, reference: np.ndarray, context: Context, 
 
 @dataclass(frozen=True, eq=False)
 class _Difference:
-    """A leaf by hand beside its reference, and how closely a pattern must hold."""
+    """A leaf by hand and its reference, and how closely a pattern must hold."""
 
     manual: np.ndarray
     reference: np.ndarray
@@ -89,16 +89,16 @@ class _Difference:
 
     @cached_property
     def ratio(self) -> float | None:
-        """Manual / reference, where that is one number."""
+        """Manual / reference if that is one number, else None."""
         return ratio_pattern(self.manual, self.reference, self.match)[0]
 
     def is_manual(self, value: Any) -> bool:
-        """Whether the leaf by hand is this."""
+        """Whether the leaf by hand equals this value."""
         near = self.match * self.size
         return np.shape(value) == self.manual.shape and bool(np.all(np.abs(self.manual - value) <= near))
 
 
-# The hypotheses: each gives the cause if its pattern holds, else None.
+# The hypotheses. Each returns the cause if its pattern holds, else None.
 
 
 def _not_finite(leaf: _Difference) -> str | None:
@@ -147,7 +147,7 @@ def _any_ratio(leaf: _Difference) -> str | None:
 
 
 def _wrong_without_the_penalty(leaf: _Difference) -> str | None:
-    """The loss's part alone is wrong, in a way of its own."""
+    """The penalty's part is right and the loss's part is wrong; explain that part alone."""
     context = leaf.context
     if context.parameter is None or not context.counted or not context.lam:
         return None
@@ -163,12 +163,12 @@ HYPOTHESES: tuple[Callable[[_Difference], str | None], ...] = (
     _wrong_penalty,
     _known_mistake_in_several_numbers,
     _known_ratio,
-    _known_mistake,  # after the ratios that have a name, for one number can equal anything
+    _known_mistake,  # after the named ratios, since one number can equal anything
     _transposed,
     _any_ratio,
     _wrong_without_the_penalty,
 )
-"""In the order in which they are tried; the first that holds is the cause."""
+"""Hypotheses in the order of trial; the first that holds gives the cause."""
 
 
 def _close(a: float, b: float, match: float) -> bool:
@@ -196,7 +196,7 @@ def _cause_of_ratio(ratio: float, n: int, match: float) -> str:
 
 
 def _cause_of_penalty(k: float, context: Context, match: float) -> str:
-    """From reference - manual = k times the parameter."""
+    """The cause where reference - manual is k times the parameter."""
     lam, n = context.lam, context.n_examples
     loose = max(10 * match, 1e-3)
     if not context.counted:

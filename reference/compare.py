@@ -1,4 +1,4 @@
-"""One leaf against another: the worst entry in units of its tolerance, and the smallest fault that would have shown."""
+"""Compare two leaves: the worst entry in units of its tolerance, and the smallest fault that would have shown."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +13,7 @@ from reference.report import Row, Verdict
 Tree = Any
 Cause = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[str, str]]
 BLIND = 0.5
-"""A row that would not have seen its leaf halved or doubled shows nothing: it is inconclusive."""
+"""The least useful power: a row that would not have noticed its leaf halved or doubled is inconclusive."""
 
 
 def compare_leaf(
@@ -26,17 +26,17 @@ def compare_leaf(
     overflows: bool = False,
     **described: Any,
 ) -> Row:
-    """One row.
+    """Compare one leaf and return a row.
 
     Args:
         path: what is compared.
         manual: the leaf under test.
-        reference: what it should be, of the same shape.
-        tolerance: the largest error that is rounding, for every entry or for all; inf where that is unknown.
-        cause: (manual, reference, tolerance) -> (pattern, probable cause), asked only where the row fails; None
-            reads what any ratio says.
-        overflows: whether the working precision may overflow on the way: entries that are nan or inf by hand
-            are then unknown, not wrong.
+        reference: its expected value, of the same shape.
+        tolerance: the largest error due to rounding, one for each entry or one for all; inf where that is unknown.
+        cause: (manual, reference, tolerance) -> (pattern, probable cause), called only if the row fails; None
+            looks for a constant ratio.
+        overflows: whether the working precision may overflow in the computation. Entries that are nan or inf by
+            hand are then unknown, not wrong.
         described: `kind`, `equation`, `layer`, `witness` and `leading` of the row.
 
     Raises:
@@ -82,9 +82,9 @@ def compare_leaf(
 
 
 def _power(manual: np.ndarray, reference: np.ndarray, allowed: np.ndarray) -> float:
-    """The smallest eps for which the leaf times 1 + eps, and times 1 - eps, would both have failed.
+    """The smallest eps for which the leaf times 1 + eps and the leaf times 1 - eps would both have failed.
 
-    A leaf that must be zero and is, to the last bit, has no size for a fault to be relative to: 0.
+    It is 0 for a leaf that must be zero and is exactly zero, which has no size that a fault could be relative to.
     """
     if not manual.any() and not reference.any():
         return 0.0
@@ -94,7 +94,7 @@ def _power(manual: np.ndarray, reference: np.ndarray, allowed: np.ndarray) -> fl
 
 
 def compare_trees(name: str, manual: Tree, reference: Tree, tolerance: Tree | float, **described: Any) -> list[Row]:
-    """One row for every leaf of two trees; `tolerance` is a tree of theirs, or a number.
+    """One row for every leaf of two trees; `tolerance` is a tree like them, or a number.
 
     Raises:
         ValueError: trees of different structures (both are printed) or leaves of different shapes.
@@ -103,7 +103,7 @@ def compare_trees(name: str, manual: Tree, reference: Tree, tolerance: Tree | fl
 
 
 def each_compared(name: str, manual: Tree, reference: Tree, tolerance: Tree | float, **described: Any) -> Iterator[Row]:
-    """The rows of `compare_trees` one by one, for whoever stops at the first that fails."""
+    """The rows of `compare_trees` one by one, for callers that stop at the first that fails."""
     leaves = require_same_structure(name, manual, reference)
     allowed = [tolerance] * len(leaves) if isinstance(tolerance, float) else jax.tree.leaves(tolerance)
     pairs = zip(leaves, jax.tree.leaves(reference), allowed, strict=True)
@@ -115,7 +115,7 @@ def require_same_structure(name: str, manual: Tree, reference: Tree) -> list[tup
     """(path, leaf) of every leaf of `manual`.
 
     Raises:
-        ValueError: it has not the structure of `reference`; both are printed.
+        ValueError: its structure differs from that of `reference`; both are printed.
     """
     by_hand: Any = jax.tree.structure(manual)
     by_grad: Any = jax.tree.structure(reference)
@@ -125,6 +125,6 @@ def require_same_structure(name: str, manual: Tree, reference: Tree) -> list[tup
 
 
 def as_float64(leaf: Any) -> np.ndarray:
-    """A NumPy array in which nothing is lost: float64, or complex128."""
+    """The leaf as a NumPy array without loss: float64, or complex128."""
     leaf = np.asarray(leaf)
     return leaf.astype(np.complex128 if jnp.issubdtype(leaf.dtype, jnp.complexfloating) else np.float64)

@@ -1,16 +1,16 @@
-"""Programs evaluated one equation at a time, by a rule that says what happens at each.
+"""Evaluate programs one equation at a time, by a rule that computes each equation.
 
-JAX traces a function to a jaxpr: a list of equations, each of which makes outputs of inputs by a primitive. To
-evaluate it is a loop over the list, as in Autodidax, the tutorial that builds JAX anew; but where that computes an
-equation, this asks a rule for its outputs. `reference.tolerance.monte_carlo` perturbs them,
-`reference.mutation.program` breaks one of them, `reference.witnesses.kinks` records which branch each takes, and
-`reference.checks.culprit` looks for the first nan. This rule adds nothing, and makes of a jaxpr what JAX makes of it:
+JAX traces a function to a jaxpr: a list of equations, each of which computes outputs from inputs by a primitive. To
+evaluate a jaxpr is a loop over the list, as in Autodidax, the tutorial that builds JAX anew. Here the loop asks a rule
+for the outputs of each equation. `reference.tolerance.monte_carlo` perturbs them, `reference.mutation.program` breaks
+one of them, `reference.witnesses.kinks` records which branch each takes, and `reference.checks.culprit` looks for the
+first nan. This rule adds nothing, and computes the same as JAX:
 
     def rule(equation, inputs):
         return through(equation, inputs, lambda k, given, turn: evaluate(inside(equation)[k], given, rule))
 
-Calls, loops and branches are equations with jaxprs inside. `inside` lists them, and `through` computes the equation
-with a `body` in their place, which may evaluate them by the same rule, by one that knows more, or by another.
+Calls, loops and branches are equations with jaxprs inside. `inside` lists these, and `through` computes the equation
+with a `body` in their place. The body may evaluate them by the same rule or by another one.
 """
 
 import re
@@ -26,7 +26,7 @@ Values = list[Any]
 Rule = Callable[[JaxprEqn, Values], Sequence[Any]]
 """(an equation, its inputs) -> its outputs."""
 Body = Callable[[int, Values, Any], Values]
-"""(which of an equation's jaxprs, its inputs, the turn of the loop) -> its outputs; see `through`."""
+"""(number of one of an equation's jaxprs, its inputs, the turn of the loop) -> its outputs; see `through`."""
 
 CALLS = {
     "call": "call_jaxpr",
@@ -39,14 +39,14 @@ CALLS = {
     "jit": "jaxpr",
     "remat2": "jaxpr",
 }
-"""Primitives that compute what the jaxpr inside them computes, each with the parameter that holds it."""
+"""Primitives that compute the jaxpr inside them, each with the name of the parameter that holds it."""
 
 
 def evaluate(closed: ClosedJaxpr, inputs: Sequence[Any], rule: Rule) -> Values:
-    """The outputs of a jaxpr, each of its equations computed by the rule.
+    """The outputs of a jaxpr, with each of its equations computed by the rule.
 
     Raises:
-        ValueError: there are not as many inputs as the jaxpr has, or outputs by the rule as the equation has.
+        ValueError: the number of inputs differs from the jaxpr's, or that of the rule's outputs from the equation's.
     """
     jaxpr = closed.jaxpr
     values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *inputs), strict=True))
@@ -61,14 +61,14 @@ def _read(atoms: Sequence[Any], values: dict[Any, Any]) -> Values:
 
 
 def bind(equation: JaxprEqn, inputs: Sequence[Any], **changed: Any) -> Values:
-    """The outputs of an equation by JAX itself, with its parameters as they are but for those `changed`."""
+    """The outputs of an equation as JAX computes it, with its own parameters except those `changed`."""
     primitive = equation.primitive
     outputs = primitive.bind(*inputs, **primitive.get_bind_params(equation.params | changed))
     return list(outputs) if primitive.multiple_results else [outputs]
 
 
 def inside(equation: JaxprEqn) -> list[ClosedJaxpr]:
-    """The jaxprs in an equation: of a call or a scan one, of a while condition and body, of a cond its branches."""
+    """The jaxprs in an equation: one in a call or a scan, condition and body in a while, the branches in a cond."""
     params = equation.params
     match equation.primitive.name:
         case "cond":
@@ -86,13 +86,13 @@ def through(equation: JaxprEqn, inputs: Values, body: Body, unrolled: int | floa
     """The outputs of an equation, with `body` in the place of the jaxprs inside it.
 
     Args:
-        equation: any; one with nothing inside is computed by JAX.
+        equation: any; JAX computes an equation without jaxprs inside.
         inputs: a value for each of its inputs.
-        body: called with the number of a jaxpr in `inside(equation)`, the inputs of that, and how many turns its loop
-            has taken, None where it is in none. What it returns beyond the outputs of a scan's jaxpr is stacked,
-            turn by turn, behind the outputs of the scan.
-        unrolled: the longest scan that is run in Python, turn by turn, where its inputs are known and not traced; so
-            is any while, and of a cond the branch that is taken alone. With 0 JAX traces them all.
+        body: called with the number of a jaxpr in `inside(equation)`, that jaxpr's inputs, and how many turns its
+            loop has taken, or None outside of loops. If it returns more than the outputs of a scan's jaxpr, the rest
+            is stacked, turn by turn, behind the outputs of the scan.
+        unrolled: the longest scan that is run in Python, turn by turn, if its inputs are known and not traced. Above
+            0, a while also runs in Python, and a cond runs only the branch that is taken. With 0 JAX traces them all.
     """
     match equation.primitive.name:
         case "cond":
@@ -128,7 +128,7 @@ def _scan(equation: JaxprEqn, inputs: Values, body: Body, known: bool) -> Values
     if not known:
         (_, last), rows = jax.lax.scan(turn, (jnp.zeros((), jnp.int32), carry), xs, length, reverse)
         return [*last, *rows]
-    if length == 0:  # nothing to stack, and no turn to take
+    if length == 0:  # no turns, so nothing to stack
         return bind(equation, inputs)
     state, rows = (0, carry), [[]] * length
     for i in reversed(range(length)) if reverse else range(length):
@@ -158,6 +158,6 @@ def _split(inputs: Values, first: int, second: int) -> tuple[Values, Values, Val
 
 
 def source(equation: JaxprEqn) -> tuple[str, int, str] | None:
-    """The file, line and function that an equation was traced from; None where it is of JAX's own making."""
+    """The file, line and function that an equation was traced from; None for an equation of JAX's own."""
     found = re.match(r"(.*?):(\d+)(?::\d+)? \((.*)\)$", source_info_util.summarize(equation.source_info))
     return None if found is None else (found[1], int(found[2]), found[3])

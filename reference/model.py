@@ -1,11 +1,11 @@
 """The same objective, written a second time with jax.nn, jax.lax and optax, for jax.grad to differentiate.
 
-From `manual_backprop` this takes descriptions alone: which layers, which loss, which lambda. Every formula
-is another library's or is written anew, so a forward formula that is wrong on one side shows.
+From `manual_backprop` this module takes descriptions alone: which layers, which loss, which lambda. Every formula
+comes from another library or is written anew, so a forward formula that is wrong on one side shows.
 
-To add a family of layers, register its net input on `apply`; to add a composite, register how it is joined on
-`through`; a loss, on `losses`; an activation is a row of `ACTIVATIONS`. An activation or loss of somebody's own that has
-no witness here is taken at its word, value by value; its derivative is still jax.grad's.
+To add a family of layers, register its net input on `apply`. To add a composite, register how it is joined on
+`through`. Register a loss on `losses`; an activation is a row of `ACTIVATIONS`. A user's activation or loss without a
+witness here is used as it is: its values are not checked, but its derivative is still by jax.grad.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ class LayerValues:
 
 @singledispatch
 def apply(layer: Any, params: Tree, a_in: Any) -> Array:
-    """z^(l) of a layer, from its parameters and what enters it (F1); a family registers its own forward here."""
+    """z^(l) of a layer, from its parameters and its input (F1); a family registers its own forward here."""
     raise TypeError(
         f"the reference has no forward for {type(layer).__name__}; register one on reference.model.apply, a function of"
         " (layer, params, a_in) that returns z"
@@ -85,15 +85,15 @@ def activated(layer: Layer, z: Array) -> Array:
 
 
 At = Callable[..., tuple[Any, Any]]
-"""(layer, what enters, its parameters, its entries in other trees) -> (what leaves, what is to be known of it)."""
+"""(layer, its input, its parameters, its entries in other trees) -> (its output, a result to collect)."""
 
 
 @singledispatch
 def through(node: Any, at: At, x: Any, params: Tree, *uses: Tree) -> tuple[Any, Tree]:
-    """How x goes through a node: `at` is done at every layer, with its entries in trees that mirror the layers' uses.
+    """Send x through a node: call `at` at every layer, with its entries in trees that mirror the layers' uses.
 
     Returns:
-        The output, and what `at` found at every use of every layer.
+        The output, and the results of `at` for every use of every layer.
     """
     raise TypeError(
         f"the reference does not know how {type(node).__name__} is joined; register it on reference.model.through"
@@ -144,7 +144,7 @@ def probed(layer: Layer, x: Any, params: Tree, probe: Array) -> tuple[Array, Lay
 
 
 def unprobed(layer: Layer, x: Any, params: Tree) -> tuple[Array, LayerValues]:
-    """A layer as it is."""
+    """A layer without a probe."""
     z = apply(layer, params, x)
     a = activated(layer, z)
     return a, LayerValues(z, a)
@@ -156,7 +156,7 @@ def outputs(net: Node, params: Tree, x: Any) -> Any:
 
 
 def zero_probes(net: Node, params: Tree, x: Any) -> Tree:
-    """A tree of zeros in the shape of every z."""
+    """A tree with an array of zeros in the shape of every z."""
     _, shapes = jax.eval_shape(lambda params, x: through(net, unprobed, x, params), params, x)
     return jax.tree.map(lambda v: jnp.zeros(v.z.shape, v.z.dtype), shapes, is_leaf=lambda v: isinstance(v, LayerValues))
 
@@ -214,7 +214,7 @@ def examples(x: Any) -> int:
 
 
 def float_type(params: Tree, x: Any) -> Any:
-    """What the network computes in: the type of its parameters, or where it has none of its input."""
+    """The float type that the network computes in: that of its parameters, or of its input where it has none."""
     return jnp.result_type(*(leaf for leaf in jax.tree.leaves((params, x)) if jnp.issubdtype(leaf.dtype, jnp.floating)))
 
 

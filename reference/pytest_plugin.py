@@ -1,4 +1,4 @@
-"""Gradient checks in a pytest suite: two fixtures, a mark, and a report of everything that was checked.
+"""Gradient checks in a pytest suite: two fixtures, a mark, and a report of all checks.
 
     def test_norm(assert_vjp_correct):
         assert_vjp_correct(norm, x, scale)
@@ -7,7 +7,7 @@
     def test_loss(assert_gradients_match):
         assert_gradients_match(loss, loss_gradient, params, x)
 
-JAX is imported when a fixture is first used: a suite that uses none does not wait for it.
+JAX is imported when a fixture is first used, so a suite that uses none does not wait for it.
 """
 
 import shlex
@@ -36,7 +36,7 @@ _done = pytest.StashKey[list[dict[str, Any]]]()
 
 @dataclass(frozen=True)
 class Case:
-    """One dtype and transform of a test that is marked.
+    """One dtype and transform of a marked test.
 
     Attributes:
         dtype: float arguments are rounded to it.
@@ -48,7 +48,7 @@ class Case:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--gradient-report`."""
+    """Add the option `--gradient-report`."""
     parser.getgroup("gradients").addoption(
         "--gradient-report",
         action="append",
@@ -59,12 +59,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the mark; refuse a report that cannot be written before any test runs."""
+    """Register the mark, and refuse, before any test runs, a report that cannot be written."""
     config.addinivalue_line("markers", MARK)
     paths = [Path(name) for name in config.getoption("gradient_report")]
     for path in paths:
         _require_usable(path)
-    if paths and not hasattr(config, "workerinput"):  # a process of pytest-xdist has one; it only sends
+    if paths and not hasattr(config, "workerinput"):  # a worker of pytest-xdist has one; it only sends
         config.pluginmanager.register(_Collector(config, paths), "gradient-report")
 
 
@@ -80,7 +80,7 @@ def _require_usable(path: Path) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test for every dtype and transform of the mark."""
+    """Make one test for every dtype and transform of the mark."""
     mark = metafunc.definition.get_closest_marker("gradient")
     if mark is None:
         return
@@ -162,7 +162,7 @@ def _judged(
         report = replace(check(**options), reproduce=again)
     except Exception as error:
         _record(request, _raised(error, case, again), started)
-        if isinstance(error, CallFailed):  # what matters is the user's own error, which is its cause
+        if isinstance(error, CallFailed):  # show the user's own error, which is its cause
             raise error.with_traceback(None)  # noqa: B904 - it keeps the cause that it has
         raise
     _record(request, report, started)
@@ -174,7 +174,7 @@ def _judged(
 
 
 def _raised(error: Exception, case: Case | None, again: str) -> "Report":
-    """A check that could not be made is a failure in the report too, not a gap."""
+    """A failing report for a check that raised, so that the report shows it too."""
     from reference.checks.faults import contract
     from reference.report import Report
 
@@ -199,7 +199,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 class _Collector:
-    """In the process that the user started: gathers what the tests checked, and writes the files at the end."""
+    """Collects all checks in the process that the user started, and writes the files at the end."""
 
     def __init__(self, config: pytest.Config, paths: list[Path]) -> None:
         self.config, self.paths = config, paths
@@ -208,7 +208,7 @@ class _Collector:
         self.told: list[str] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep what a test checked."""
+        """Keep the checks of a test."""
         self.checks.extend(getattr(report, "gradient_reports", []))
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

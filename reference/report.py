@@ -1,4 +1,4 @@
-"""What a check found: rows, a verdict, and their plain text."""
+"""The result of a check: rows, a verdict, and their plain text."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ class GradientMismatch(AssertionError):  # noqa: N818
 
 
 class InconclusiveCheck(AssertionError):  # noqa: N818
-    """A check in which rounding alone could hide a factor of two: neither right nor wrong is shown."""
+    """A check in which rounding alone could hide a factor of two, so it shows neither right nor wrong."""
 
 
 @dataclass(frozen=True)
@@ -21,29 +21,29 @@ class Row:
     """One comparison of one leaf.
 
     Attributes:
-        path: what it is, as one reaches it on a `Step`: `gradients[1].W`, `deltas[0]`, `trace[2].z`; for
-            somebody's own function, the argument: `args[0]['W']`.
+        path: the leaf's place on a `Step`, such as `gradients[1].W`, `deltas[0]` or `trace[2].z`; for a user's own
+            function, the argument: `args[0]['W']`.
         shape: of the leaf.
         error: the absolute difference at the entry that uses the largest share of its tolerance; inf where
             one side alone is not a number.
         scale: the largest magnitude in the reference's leaf.
         tolerance: the largest error that passes at that entry.
-        used: error / tolerance there, the error in units of the tolerance: above 1 it fails.
-        power: the smallest relative fault of the leaf that would have failed: below it this row is blind.
-        where: index of that entry; `leading` says what its first number counts where that is no axis of the leaf.
+        used: error / tolerance there, the error in units of the tolerance; above 1 it fails.
+        power: the smallest relative fault of the leaf that would have failed; the row cannot see a smaller one.
+        where: index of that entry. Where its first number is no axis of the leaf, `leading` says what it counts.
         manual: the value by hand there.
         reference: the witness's there.
-        verdict: "pass", "fail", or "inconclusive" where not even a factor of two would have shown.
+        verdict: "pass", "fail", or "inconclusive" where even a factor of two would not have shown.
         kind: "equation" (recomputed from the values that entered it), "end to end" (from the inputs alone),
             "witness" (another way to differentiate), or "contract" (a promise of a transformation or a rule).
         equation: its tag in EQUATIONS, "(B4)", or "".
         layer: 1 for the first layer, 0 where the row belongs to none.
-        witness: what `reference` was computed by.
-        pattern: on failure, what the ratios manual / reference look like.
+        witness: the method that computed `reference`.
+        pattern: on failure, the pattern of the ratios manual / reference.
         cause: on failure, the probable cause, or "".
-        by: of an error term, the layers whose transports, W^T delta, sent what arrived at it.
-        leading: "for cotangent", "for tangent" or "at point" where several of them are stacked in front of the leaf's
-            own axes, else "".
+        by: for an error term, the layers whose transports, W^T delta, it is computed from.
+        leading: "for cotangent", "for tangent" or "at point" where several of these are stacked in front of the
+            leaf's own axes, else "".
     """
 
     path: str
@@ -77,12 +77,12 @@ class Row:
         return self.error / self.scale if self.scale else (0.0 if self.error == 0 else float("inf"))
 
     def name(self) -> str:
-        """The path, and which equation of which layer it is."""
+        """The path, with its equation and layer."""
         place = f" of layer {self.layer}" if self.layer else ""
         return f"{self.path}: {self.equation}{place}" if self.equation else self.path
 
     def entry(self) -> tuple[str, str]:
-        """The worst entry's index in its leaf, "4, 3", and which of those stacked has it, "for cotangent 1", or ""."""
+        """The worst entry's index in its leaf, "4, 3", and its place in the stack, "for cotangent 1", or ""."""
         if not (self.leading and self.where):
             return ", ".join(map(str, self.where)), ""
         return ", ".join(map(str, self.where[1:])), f"{self.leading} {self.where[0]}"
@@ -105,7 +105,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """Every row of one check, in the order of computation: the first that fails is where to look.
+    """Every row of one check, in the order of computation; look first at the first that fails.
 
     Attributes:
         rows: one for each comparison.
@@ -113,8 +113,8 @@ class Report:
         subject: the network or function, as text.
         n_examples: N, 0 where there are no examples.
         lam: the regulariser's lambda, 0 without one.
-        notes: what a reader must know to read the verdict: what was projected, which kink was hit.
-        reproduce: a command or call that runs this check again, or "".
+        notes: facts that qualify the verdict, such as projected leaves or a kink that was hit.
+        reproduce: a command or call that repeats this check, or "".
         partial: whether the check was interrupted.
     """
 
@@ -142,7 +142,7 @@ class Report:
 
     @property
     def failures(self) -> tuple[Row, ...]:
-        """The rows that failed; the first is where to look."""
+        """The rows that failed; look at the first one first."""
         return tuple(row for row in self.rows if row.verdict == "fail")
 
     @property
@@ -152,11 +152,11 @@ class Report:
 
     @property
     def worst(self) -> Row:
-        """The row whose error is the most in units of its tolerance."""
+        """The row with the largest error in units of its tolerance."""
         return max(self.rows, key=lambda row: row.used)
 
     def raise_if_failed(self) -> None:
-        """Nothing where every row passed.
+        """Raise an error unless every row passed.
 
         Raises:
             GradientMismatch: a row failed; the text names the first.
@@ -168,7 +168,7 @@ class Report:
             raise InconclusiveCheck(self.summary())
 
     def summary(self) -> str:
-        """The result in one line, or the first row that is not a pass in a few."""
+        """The result in one line; unless it is a pass, a few lines with the first row that is not."""
         again = f"\n  again: {self.reproduce}" if self.reproduce else ""
         if self.failures:
             return (

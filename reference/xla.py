@@ -1,4 +1,4 @@
-"""Options for XLA to compile quickly."""
+"""Options that make XLA compile quickly."""
 
 from functools import cache
 from typing import Any
@@ -14,7 +14,7 @@ _QUICK = {
 
 
 def quick() -> dict[str, Any] | None:
-    """Options for quick compilation, where this backend and this version of XLA know them; else None."""
+    """Options for quick compilation if this backend and this version of XLA know them, else None."""
     return _QUICK if jax.default_backend() == "cpu" and _known(tuple(_QUICK.items())) else None
 
 
@@ -22,6 +22,6 @@ def quick() -> dict[str, Any] | None:
 def _known(options: tuple[tuple[str, Any], ...]) -> bool:
     try:
         jax.jit(lambda x: x + 1, compiler_options=dict(options))(0.0)
-    except Exception:  # an unknown option: the type of the error differs between versions
+    except Exception:  # an unknown option; the type of the error differs between versions
         return False
     return True

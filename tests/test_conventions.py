@@ -349,3 +349,33 @@ def test_the_test_for_circles_can_fail(tmp_path, source, found):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     assert circles(imports_among(modules(tmp_path, ["pack"]))) == found
+
+
+def riddles(source: str) -> list[str]:
+    """The docstrings of a module that begin with "What ", those of its attributes too."""
+    strings = [
+        node.value.value
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    ]
+    return [text for text in strings if text.lstrip().startswith("What ")]
+
+
+@pytest.mark.parametrize("path", [*BY_HAND, *REFERENCE], ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_docstring_begins_with_what(path):
+    """A docstring says what a thing is, does or returns, and needs no "What"."""
+    assert riddles(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "found"),
+    [
+        ('"""What a module holds."""', 1),
+        ('def f():\n    """What f returns."""', 1),
+        ('class C:\n    """What C is."""\n    a: int\n    """What a is."""', 2),
+        ('async def f():\n    """\n    What f returns."""', 1),
+        ('def f():\n    """Return what was found."""\n    return "What else"', 0),
+    ],
+)
+def test_the_test_for_docstrings_can_fail(source, found):
+    assert len(riddles(source)) == found

@@ -22,7 +22,7 @@ HEADER = ("claim", "source", "measured", "control", "seeds", "verdict")
 
 
 def chosen(pattern: str) -> list[Claim]:
-    """Claims whose name or text contains the pattern, or has a match for it; without capitals either way.
+    """Claims whose name or text contains or matches the pattern, ignoring case.
 
     Raises:
         BadInput: there are none.
@@ -55,7 +55,7 @@ def as_dict(claim: Claim, finding: Finding, seconds: float) -> dict[str, object]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print; the exit status."""
+    """Measure and print, and return the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.experiments",
         description=__doc__,
@@ -80,7 +80,7 @@ def _run(given: argparse.Namespace) -> int:
         print(plain_table(("name", "claim", "source"), [(c.name, c.text, c.source) for c in claims]))
         return 0
     if given.json:
-        given.json.touch()  # a path that cannot be written shows now, not after minutes
+        given.json.touch()  # fail now, not after minutes, if the path cannot be written
     lines, plain, notes = [], [], []
     for i, claim in enumerate(claims, 1):
         started = time.time()

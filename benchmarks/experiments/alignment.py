@@ -1,4 +1,4 @@
-"""Rules other than W^T: what they learn, and how their error terms come to lie with backpropagation's."""
+"""Rules other than W^T: how well they learn, and how their error terms align with backpropagation's."""
 
 from functools import cache, partial
 from typing import Any
@@ -29,14 +29,14 @@ from benchmarks.experiments.digits import (
 )
 from manual_backprop.sweep import Rule
 
-# On seeds 0 to 4, pixels of unit variance left backprop itself less than 4 points above readout only, and feedback as
-# small as W left FA 3: hence pixels in [0, 1] and SPREAD. The seeds here had no say in either.
+# On seeds 0 to 4, with pixels of unit variance, backprop itself was less than 4 points above readout only; with
+# feedback as small as W, FA was 3 points above. Hence pixels in [0, 1] and SPREAD, both chosen without the seeds here.
 SEEDS = (5, 6, 7, 8, 9)
-# Points above readout only differ by seed, 3.5 to 8.3 for FA: of five seeds the mean less two standard errors was 3.9.
-# So there are ten, and none that had been looked at when this was decided.
+# Points above readout only differ by seed, 3.5 to 8.3 for FA; the mean of five seeds less two standard errors was 3.9.
+# So there are ten seeds, none of which had been used when this was decided.
 TEN_SEEDS = tuple(range(15, 25))
 EPOCHS = 30
-SPREAD = 0.3  # deviation of feedback, for every rule: that of uniform numbers in [-0.5, 0.5]
+SPREAD = 0.3  # deviation of feedback for every rule, that of uniform numbers in [-0.5, 0.5]
 DECAY = 1e-3  # lambda of Kolen-Pollack
 DECAYING = mb.Objective(NET, mb.softmax_cross_entropy, mb.Frobenius(DECAY))
 SOURCES = {
@@ -94,7 +94,7 @@ def kolen_pollack(
 
 @cache
 def run(name: str, seed: int, epochs: int, zero: bool = False) -> tuple[Tree, Tree, Rule, Rule]:
-    """(parameters at the start, at every epoch, the rule at the start, at the end) of one training."""
+    """(parameters at the start, at every epoch, rule at the start, rule at the end) of one training."""
     digits = split(seed)
     of_params, of_rule, of_order = keys(seed, 3)
     params = NET.init(of_params)
@@ -109,20 +109,20 @@ def run(name: str, seed: int, epochs: int, zero: bool = False) -> tuple[Tree, Tr
 
 @compiled
 def hidden_angles(params: Tree, rule: Rule, x: Array, y: Array) -> Array:
-    """Degrees between the rule's delta and backpropagation's on one trace, a mean for each hidden layer."""
+    """Degrees between the rule's delta and backpropagation's on one trace, the mean for each hidden layer."""
     ours = mb.backprop(OBJECTIVE, params, x, y, rule=rule).deltas[:-1]
     true = mb.backprop(OBJECTIVE, params, x, y).deltas[:-1]
     return jnp.stack([jnp.nanmean(layer) for layer in mb.rules.angle(ours, true)])
 
 
 def test_accuracy(name: str, seed: int, epochs: int, zero: bool = False) -> float:
-    """Per cent of the held-out images, after the last epoch."""
+    """Accuracy on the held-out images after the last epoch, in per cent."""
     digits = split(seed)
     return float(accuracy(NET, at(run(name, seed, epochs, zero)[1], -1), digits.x_test, digits.y_test))
 
 
 def aligns(name: str, seeds: Seeds = SEEDS, epochs: int = EPOCHS) -> Finding:
-    """Angle after training; control: that of feedback drawn anew, on the same trained network."""
+    """Angle after training; control: the angle with feedback drawn anew, on the same trained network."""
     ends, starts, others = [], [], []
     for seed in seeds:
         params, history, first, last = run(name, seed, epochs)
@@ -142,7 +142,7 @@ def aligns(name: str, seeds: Seeds = SEEDS, epochs: int = EPOCHS) -> Finding:
 
 
 def stranger(name: str, seed: int) -> Rule:
-    """The rule with feedback that the network has not met: drawn anew, or signs of other weights."""
+    """The rule with feedback that the network was not trained with: drawn anew, or signs of other weights."""
     (key,) = keys(1000 + seed, 1)
     if name in ("uSF", "frSF"):
         signs = jax.tree.map(jnp.sign, NET.init(key))
@@ -151,9 +151,9 @@ def stranger(name: str, seed: int) -> Rule:
 
 
 def learns(name: str, seeds: Seeds = TEN_SEEDS, epochs: int = EPOCHS) -> Finding:
-    """Points of accuracy below backprop's; control: points above a network whose hidden layers stay as drawn.
+    """Points of accuracy below backprop's; control: points above a network whose hidden layers do not learn.
 
-    The first is the worst seed's; the control is of the mean over seeds, and the note has that and its worst.
+    The first is that of the worst seed. The control uses the mean over seeds; the note has the mean and the worst.
     """
     own, true, frozen = ([test_accuracy(n, seed, epochs) for seed in seeds] for n in (name, "BP", "readout"))
     behind = max(t - o for t, o in zip(true, own, strict=True))
@@ -178,7 +178,7 @@ for _name, _source in SOURCES.items():
 
 @claim("zero-start", "DFA learns from all weights zero, where backprop cannot", SOURCES["DFA"])
 def zero_start(seeds: Seeds = SEEDS, epochs: int = EPOCHS) -> Finding:
-    """Accuracy from W = 0 and b = 0; control: backprop's, which answers every image alike."""
+    """Accuracy from W = 0 and b = 0; control: backprop's, which gives every image the same answer."""
     direct, true = ([test_accuracy(name, seed, epochs, True) for seed in seeds] for name in ("DFA", "BP"))
     return Finding(
         Bound("least accuracy of DFA, per cent", min(direct), ">=", 90.0),
@@ -218,7 +218,7 @@ def zero_gradient(seeds: Seeds = SEEDS, epochs: int = EPOCHS) -> Finding:
 
 @claim("KP-law", "Kolen-Pollack: W - B is (1 - rate lambda)^t times what it was", SOURCES["KP"])
 def kolen_pollack_law(seeds: Seeds = SEEDS, steps: int = 100, lam: float = 0.05) -> Finding:
-    """Relative error of the law over the weights; control: B without its decay (and so without its share)."""
+    """Relative error of the law over the weights; control: B without decay."""
     objective, optimizer = mb.Objective(NET, mb.softmax_cross_entropy, mb.Frobenius(lam)), optax.sgd(RATE)
     ours, fixed = [], []
     step = mb.training.make_kolen_pollack_step(objective, optimizer)

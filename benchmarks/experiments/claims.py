@@ -1,4 +1,4 @@
-"""What a claim is: a name, where it was published, and a function that measures it and its control."""
+"""Published claims: each has a name, a source, and a function that measures the claim and its control."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ Seeds = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Bound:
-    """A measured number and the side of a threshold that it must lie on.
+    """A measured number, and the side of a threshold on which it must lie.
 
     Attributes:
-        what: what was measured, in a few words, and what of the seeds' numbers `value` is.
-        value: the worst of them, or their `least_mean`.
+        what: the measured quantity in a few words, and how `value` is computed from the seeds' numbers.
+        value: the worst of the seeds' numbers, or their `least_mean`.
         side: "<=" or ">=".
-        threshold: what the value is held against.
+        threshold: the number to compare the value with.
     """
 
     what: str
@@ -29,7 +29,7 @@ class Bound:
 
     @property
     def holds(self) -> bool:
-        """Whether it lies there; nan lies nowhere."""
+        """Whether the value lies on that side; False for nan."""
         return self.value <= self.threshold if self.side == "<=" else self.value >= self.threshold
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class Bound:
 
 
 def least_mean(values: Sequence[float]) -> float:
-    """The mean less two standard errors: below it a mean over other seeds hardly lies. One seed tells none: nan."""
+    """The mean less two standard errors, which other seeds' means rarely fall below; nan for a single seed."""
     if len(values) < 2:
         return float("nan")
     return float(np.mean(values) - 2 * np.std(values, ddof=1) / np.sqrt(len(values)))
@@ -46,11 +46,11 @@ def least_mean(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class Finding:
-    """What an experiment found.
+    """The result of an experiment.
 
     Attributes:
-        measured: what the claim says.
-        control: what shows that the measurement could have come out otherwise.
+        measured: the quantity that the claim is about.
+        control: a measurement that shows that the result could have been different.
         seeds: of data split, weights and order.
         note: further numbers, for the reader.
     """
@@ -62,20 +62,20 @@ class Finding:
 
     @property
     def holds(self) -> bool:
-        """Without its control a measurement proves nothing, so both must hold."""
+        """Whether both hold, since a measurement without its control proves nothing."""
         return self.measured.holds and self.control.holds
 
     @property
     def verdict(self) -> str:
-        """In words."""
+        """The result in words."""
         return "holds" if self.holds else "does not hold"
 
 
 class Claim:
-    """A published claim: called, it measures itself in float64, whatever JAX's flags are outside.
+    """A published claim; calling it measures it in float64, whatever JAX's flags are outside.
 
     Attributes:
-        name: what --only matches.
+        name: the name that --only matches.
         text: the claim, in a few words.
         source: paper and number.
         run: the experiment; its keyword arguments make it smaller.

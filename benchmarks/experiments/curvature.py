@@ -45,7 +45,7 @@ def jacobian(output: Callable[[Tree, Array], Array], params: Tree, x: Array) -> 
 
 @compiled
 def gauss_newton(params: Tree, x: Array, y: Array) -> Matrix:
-    """(1/N) sum_n J_n^T H_n J_n of softmax cross-entropy, H_n by jax.hessian of the loss as optax has it."""
+    """(1/N) sum_n J_n^T H_n J_n of softmax cross-entropy, with H_n by jax.hessian of the loss."""
     J = jacobian(partial(reference_output, NET), params, x)
     J = jnp.concatenate([leaf.reshape(*leaf.shape[:2], -1) for leaf in jax.tree.leaves(J)], axis=2)
 
@@ -68,7 +68,7 @@ def fisher(
 
 
 def halfway(seed: int) -> tuple[Tree, Array, Array]:
-    """(parameters after two epochs, x, y): neither as drawn, nor where all gradients are small."""
+    """(parameters after two epochs, x, y): past the initial weights, but not where all gradients are small."""
     x, y = small(seed, 500)
     of_params, of_biases, of_order = keys(seed, 3)
     start = drawn(NET, of_params, of_biases)
@@ -77,7 +77,7 @@ def halfway(seed: int) -> tuple[Tree, Array, Array]:
 
 @claim("Fisher-is-GGN", "the Fisher matrix is Gauss-Newton's for softmax, the empirical one is not", MARTENS)
 def fisher_is_gauss_newton(seeds: Seeds = SEEDS) -> Finding:
-    """Columns of all labels against J^T H J; control: the gradients of the labels in the data."""
+    """Fisher matrix from the columns of all labels against J^T H J; control: from the labels in the data."""
     ours, empirical = [], []
     for seed in seeds:
         params, x, y = halfway(seed)
@@ -96,9 +96,9 @@ SAMPLES = (4, 16, 64)
 
 @claim("Fisher-sampled", "the sampled Fisher matrix nears it as 1/sqrt(samples)", MARTENS)
 def fisher_sampled(seeds: Seeds = SEEDS, draws: int = 8) -> Finding:
-    """Slope of log error by log samples, an error the root mean square of several draws; control: uniform labels.
+    """Slope of log error by log samples, with errors as root mean squares of draws; control: uniform labels.
 
-    Labels that are drawn evenly, not from the model, leave an error that more samples do not remove.
+    Labels that are drawn uniformly, not from the model, leave an error that more samples do not remove.
     """
     own, uniform = [], []
     for seed in seeds:
@@ -135,14 +135,14 @@ def _slope(errors: list[float]) -> float:
 
 @dataclass(frozen=True)
 class OfTheMean(mb.Loss):
-    """(1/2) ||mean of o over positions - y||^2: a loss that sees all positions of an example through their mean."""
+    """(1/2) ||mean of o over positions - y||^2: a loss that depends on an example's positions by their mean alone."""
 
     def value(self, o: Outputs, y: Targets) -> Float[Array, " N"]:
         """Half the squared error of the mean."""
         return 0.5 * jnp.sum(jnp.square(jnp.mean(o, axis=1) - y), axis=1)
 
     def derivative(self, o: Outputs, y: Targets) -> Outputs:
-        """The error of the mean, 1/T at each of T positions."""
+        """The error of the mean times 1/T at each of T positions."""
         return jnp.repeat((jnp.mean(o, axis=1) - y)[:, None] / o.shape[1], o.shape[1], axis=1)
 
     def hessian_root(self, o: Outputs, y: Targets) -> Roots:
@@ -151,7 +151,7 @@ class OfTheMean(mb.Loss):
         return jnp.broadcast_to(unit[:, None, None], (o.shape[2], *o.shape))
 
     def check(self, o: jax.ShapeDtypeStruct, y: Array) -> None:
-        """One row of targets an example."""
+        """Refuse targets that are not one row for each example."""
         if y.shape != (o.shape[0], o.shape[2]):
             raise ValueError(f"{self}: y must be {[o.shape[0], o.shape[2]]} for outputs {list(o.shape)}, got {y.shape}")
 
@@ -160,8 +160,8 @@ class OfTheMean(mb.Loss):
 def kronecker_errors(objective: mb.Objective, params: Tree, x: Array, y: Array, shared: str) -> Float[Array, " layers"]:
     """Relative Frobenius error of A (x) G of every layer against its block of the Gauss-Newton matrix.
 
-    The Hessian of a squared error is the identity (for `OfTheMean`, by the mean of the outputs), so a block is
-    (1/N) sum_n J_n^T J_n with J_n by jax.jacobian; its rows are ordered as those of (W b), outputs first.
+    The Hessian of a squared error is the identity (for `OfTheMean`, with respect to the mean of the outputs). So a
+    block is (1/N) sum_n J_n^T J_n, with J_n by jax.jacobian; its rows are ordered as those of (W b), outputs first.
     """
     trace, columns = mb.fisher_deltas(objective, params, x, y)
     ours = mb.kronecker_factors(objective.net, trace, columns, columns=True, shared=shared)
@@ -186,7 +186,7 @@ def one_hot(y: Array) -> Float[Array, "N classes"]:
 def errors_of(
     net: mb.Serial, seed: int, x: Array, y: Array, shared: str = "expand", loss: mb.Loss = mb.squared_error
 ) -> list[float]:
-    """`kronecker_errors` at drawn weights and biases."""
+    """`kronecker_errors` at random weights and biases."""
     of_params, of_biases = keys(seed, 2)
     params = drawn(net, of_params, of_biases)
     return kronecker_errors(mb.Objective(net, loss), params, x, y, shared).tolist()
@@ -194,7 +194,7 @@ def errors_of(
 
 @claim("KFAC-exact", "K-FAC is exact, block by block, for deep linear nets, and is not for tanh", KFAC)
 def kfac_exact(seeds: Seeds = SEEDS, n: int = N) -> Finding:
-    """All blocks of a linear net; control: the blocks below the last of tanh (the last is exact in any net)."""
+    """Errors of all blocks of a linear net; control: those below the last of a tanh net (any net's last is exact)."""
     linear, curved = [], []
     for seed in seeds:
         x, y = small(seed, n)
@@ -212,7 +212,7 @@ ROWS = mb.mlp((8, 6, 5, CLASSES), "identity")  # applied to each of eight positi
 
 @claim("KFAC-expand", "with a loss at every position the expand setting is exact for deep linear nets", SHARING)
 def kfac_expand(seeds: Seeds = SEEDS, n: int = N) -> Finding:
-    """Blocks by expand; control: by reduce."""
+    """Errors of the blocks by expand; control: by reduce."""
     expand, reduce = [], []
     for seed in seeds:
         x, labels = sequences(seed, n)
@@ -224,7 +224,7 @@ def kfac_expand(seeds: Seeds = SEEDS, n: int = N) -> Finding:
 
 @claim("KFAC-reduce", "with a loss of the mean over positions reduce is exact for deep linear nets", SHARING)
 def kfac_reduce(seeds: Seeds = SEEDS, n: int = N) -> Finding:
-    """Blocks by reduce; control: by expand."""
+    """Errors of the blocks by reduce; control: by expand."""
     expand, reduce = [], []
     for seed in seeds:
         x, labels = sequences(seed, n)

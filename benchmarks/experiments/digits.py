@@ -1,4 +1,4 @@
-"""The data of every experiment, scikit-learn's digits, and what they share: training and jax.grad's gradients."""
+"""The parts that all experiments share: scikit-learn's digits, training, and gradients by jax.grad."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ OBJECTIVE = mb.Objective(NET, mb.softmax_cross_entropy)
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images, one a row, and labels: to train on and to test with."""
+    """Images, one a row, and labels, for training and for testing."""
 
     x: Array
     y: Array
@@ -41,7 +41,7 @@ class Split:
 
 @cache
 def split(seed: int) -> Split:
-    """Digits in an order of that seed, pixels in [0, 1]."""
+    """Digits in an order drawn by the seed, pixels in [0, 1]."""
     digits = data.raw("digits")
     order = np.random.default_rng(seed).permutation(len(digits.y))
     x, y = jnp.asarray(digits.x[order] / 16), jnp.asarray(digits.y[order])
@@ -49,7 +49,7 @@ def split(seed: int) -> Split:
 
 
 def small(seed: int, n: int) -> tuple[Float[Array, "n 16"], Array]:
-    """(x, y) of n images of 4 x 4: each pixel the mean of 2 x 2. For matrices of all parameters by all parameters."""
+    """(x, y) of n images of 4 x 4, each pixel the mean of 2 x 2, small enough for full curvature matrices."""
     digits = split(seed)
     return digits.x[:n].reshape(n, 4, 2, 4, 2).mean(axis=(2, 4)).reshape(n, 16), digits.y[:n]
 
@@ -61,7 +61,7 @@ def sequences(seed: int, n: int) -> tuple[Float[Array, "n 8 8"], Array]:
 
 
 def keys(seed: int, n: int) -> PRNGKeyArray:
-    """Keys of a seed, for what an experiment draws."""
+    """Split a seed's key into n keys."""
     return jax.random.split(jax.random.key(seed), n)
 
 
@@ -91,14 +91,14 @@ def at(history: Tree, epoch: int) -> Tree:
 
 @partial(compiled, static_argnums=0)
 def accuracy(net: Node, params: Tree, x: Array, y: Array) -> Array:
-    """Per cent of labels that are the largest output."""
+    """Per cent of examples whose largest output is the label's."""
     output, _ = mb.forward(net, params, x)
     return 100 * jnp.mean(jnp.argmax(output, axis=-1) == y)
 
 
 @partial(compiled, static_argnums=0)
 def drawn(net: mb.Serial, of_params: PRNGKeyArray, of_biases: PRNGKeyArray) -> Tree:
-    """Parameters with biases drawn too: a bias of 0, as `init` gives, would hide a fault in what belongs to it."""
+    """Parameters with random biases, since a bias of 0, as `init` gives, would hide faults in its own terms."""
     params, own = net.init(of_params), jax.random.split(of_biases, len(net.nodes))
     return tuple(
         mb.Affine(p.W, 0.3 * jax.random.normal(k, p.b.shape, p.b.dtype)) for p, k in zip(params, own, strict=True)

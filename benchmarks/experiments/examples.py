@@ -1,4 +1,4 @@
-"""What (a, delta) says of single examples, against jax.grad of each: norms, clipping, noise scale, influence."""
+"""Readings of single examples from (a, delta) against jax.grad of each: norms, clipping, noise scale, influence."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -33,13 +33,13 @@ from manual_backprop.node import Node
 
 SEEDS = (0, 1, 2)
 EXACT = 1e-12
-FAR = 1e-3  # what a wrong formula must be off by, next to EXACT
+FAR = 1e-3  # the least error that a wrong formula must have, compared with EXACT
 N = 64
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One batch: what our sweep keeps of it, and its examples' gradients by jax.grad."""
+    """One batch: trace and deltas of our sweep, and its examples' gradients by jax.grad."""
 
     net: Node
     trace: Tree
@@ -48,12 +48,12 @@ class Batch:
 
 
 def batch(seed: int, n: int = N) -> Batch:
-    """The first n images at drawn weights and biases."""
+    """The first n images at random weights and biases."""
     return _batch(OBJECTIVE, seed, split(seed).x[:n], split(seed).y[:n])
 
 
 def batch_of_sequences(seed: int, n: int = N) -> Batch:
-    """The first n images row by row through a net with a loss at every position; the label is the image's at each."""
+    """The first n images row by row through a net with a loss at every position; the label is that of the image."""
     x, y = sequences(seed, n)
     net = mb.mlp((8, 30, 30, CLASSES), "tanh")
     return _batch(mb.Objective(net, mb.softmax_cross_entropy), seed, x, jnp.repeat(y[:, None], 8, axis=1))
@@ -89,7 +89,7 @@ def outer_products(b: Batch) -> list[OuterProduct]:
     "Goodfellow 2015, arXiv:1510.01799",
 )
 def norms(seeds: Seeds = SEEDS, n: int = N) -> Finding:
-    """Against jax.grad of every example; control: without the bias's 1."""
+    """Norms against jax.grad of every example; control: without the bias's 1."""
     ours, without = [], []
     for seed in seeds:
         b = batch(seed, n)
@@ -106,7 +106,7 @@ def norms(seeds: Seeds = SEEDS, n: int = N) -> Finding:
 
 @claim("norms-sequences", "with positions, the sum over pairs of them of products", "Li et al. 2021, arXiv:2110.05679")
 def norms_of_sequences(seeds: Seeds = SEEDS, n: int = N) -> Finding:
-    """Digits as eight positions; control: the sum over positions of what each has by itself, no pairs."""
+    """Norms of digits as eight positions; control: the sum over single positions, without pairs."""
     ours, alone = [], []
     for seed in seeds:
         b = batch_of_sequences(seed, n)
@@ -131,7 +131,7 @@ def _square(rows: Array) -> Array:
     "Bu et al. 2022, arXiv:2210.00038; Abadi et al., arXiv:1607.00133",
 )
 def clipping(seeds: Seeds = SEEDS, n: int = N) -> Finding:
-    """Against optax's clip of jax.grad's, at the median norm; control: clipping the mean gradient, times N."""
+    """Clipped sums against optax's clip of jax.grad's, at the median norm; control: clipping the mean gradient."""
     ours, of_mean = [], []
     for seed in seeds:
         b = batch(seed, n)
@@ -158,7 +158,7 @@ def clipping(seeds: Seeds = SEEDS, n: int = N) -> Finding:
     "McCandlish et al. 2018, arXiv:1812.06162",
 )
 def noise_trace(seeds: Seeds = SEEDS, n: int = N) -> Finding:
-    """Against the variance of jax.grad's gradients; control: the covariance with 1/N for 1/(N-1)."""
+    """Trace against the variance of jax.grad's gradients; control: the covariance with 1/N for 1/(N-1)."""
     ours, biased = [], []
     for seed in seeds:
         b = batch(seed, n)
@@ -181,7 +181,7 @@ def _noise(params: Tree, x: Array, y: Array) -> Array:
 
 @claim("noise-grows", "the noise scale grows while a network is trained", "McCandlish et al. 2018, arXiv:1812.06162")
 def noise_grows(seeds: Seeds = SEEDS, epochs: tuple[int, ...] = (1, 2, 5)) -> Finding:
-    """S / |G|^2 on all training images, after the last epoch over before; control: another untrained network."""
+    """S / |G|^2 on all training images, the ratio after to before training; control: another untrained network."""
     grown, untrained, course = [], [], []
     for seed in seeds:
         digits = split(seed)
@@ -215,7 +215,7 @@ def _squared_norms(params: Tree, x: Array, y: Array) -> Array:
 
 
 def mislabelled(seed: int, share: float = 0.1) -> tuple[Array, Array]:
-    """(labels with a share of them wrong, which those are)."""
+    """(labels with a share of them wrong, a mask of the wrong ones)."""
     of_which, of_shift = keys(seed, 2)
     flipped = jax.random.permutation(of_which, jnp.arange(TRAIN) < round(share * TRAIN))
     shift = jax.random.randint(of_shift, (TRAIN,), 1, CLASSES, split(seed).y.dtype)
@@ -224,7 +224,7 @@ def mislabelled(seed: int, share: float = 0.1) -> tuple[Array, Array]:
 
 @claim("TracIn", "self-influence over checkpoints finds mislabelled examples", "Pruthi et al. 2020, arXiv:2002.08484")
 def tracin(seeds: Seeds = SEEDS, epochs: int = 5) -> Finding:
-    """Area under the curve when images are ranked by it, a tenth mislabelled; control: an untrained network's rank."""
+    """Area under the curve of the ranking by TracIn, a tenth mislabelled; control: an untrained network's ranking."""
     areas, untrained, top = [], [], []
     for seed in seeds:
         x, (y, flipped) = split(seed).x, mislabelled(seed)

@@ -13,7 +13,7 @@ from benchmarks.experiments.digits import CLASSES, Tree, compiled, drawn, keys, 
 from reference import value_and_grad
 
 SEEDS = (0, 1, 2)
-NET = mb.mlp((16, 2, CLASSES), "tanh")  # 64 parameters: few, so that P + 2 and P can be told apart
+NET = mb.mlp((16, 2, CLASSES), "tanh")  # 64 parameters, few enough to tell P + 2 from P
 OBJECTIVE = mb.Objective(NET, mb.softmax_cross_entropy)
 DRAWS = 20_000
 LIMIT = 5.0  # standard errors
@@ -23,13 +23,13 @@ DISTRIBUTIONS = {"gauss": jax.random.normal, "sign": jax.random.rademacher, "cub
 
 
 def point(seed: int, n: int) -> tuple[Tree, Array, Array]:
-    """Drawn weights and biases, and n small images."""
+    """Random weights and biases, and n small images."""
     of_params, of_biases = keys(seed, 2)
     return drawn(NET, of_params, of_biases), *small(seed, n)
 
 
 def direction(params: Tree, key: PRNGKeyArray, distribution: str) -> Tree:
-    """One v, like params, of independent entries: Gaussian, of +1 and -1, or uniform in [-1, 1]."""
+    """One v, like params, with independent entries: Gaussian, +1 or -1, or uniform in [-1, 1]."""
     leaves, structure = jax.tree.flatten(params)
     own = jax.random.split(key, len(leaves))
     drawn = [DISTRIBUTIONS[distribution](k, leaf.shape, leaf.dtype) for k, leaf in zip(own, leaves, strict=True)]
@@ -47,7 +47,7 @@ def flat(tree: Tree) -> Float[Array, " P"]:
 def weight_estimates(
     params: Tree, x: Array, y: Array, key: PRNGKeyArray, draws: int, distribution: str
 ) -> Float[Array, "draws P"]:
-    """(g . v) v of many v, g . v by `directional_derivative`."""
+    """(g . v) v for many v, with g . v by `directional_derivative`."""
 
     def one(key: PRNGKeyArray) -> Array:
         v = direction(params, key, distribution)
@@ -58,7 +58,7 @@ def weight_estimates(
 
 @partial(compiled, static_argnums=4)
 def activity_estimates(params: Tree, x: Array, y: Array, key: PRNGKeyArray, draws: int) -> Float[Array, "draws P"]:
-    """(v . delta) v a^T of many v, one entry for every z; for one example, whose z moves as its bias does."""
+    """(v . delta) v a^T for many v, with one entry for every z; for one example, where a change of b is one of z."""
     _, trace = mb.forward(NET, params, x)
 
     def one(key: PRNGKeyArray) -> Array:
@@ -71,23 +71,24 @@ def activity_estimates(params: Tree, x: Array, y: Array, key: PRNGKeyArray, draw
 
 
 def true_gradient(params: Tree, x: Array, y: Array) -> Float[Array, " P"]:
-    """By jax.grad of the reference's objective."""
+    """The gradient by jax.grad of the reference's objective."""
     return flat(value_and_grad(OBJECTIVE)(params, x, y)[1])
 
 
 def bias(estimates: Float[Array, "draws P"], g: Float[Array, " P"]) -> float:
-    """How far the mean is from g, in standard errors: the most over the entries, and along g itself."""
+    """Distance of the mean from g, in standard errors: the largest over all entries and along g itself."""
     along = estimates @ (g / jnp.linalg.norm(g))
     samples = np.asarray(jnp.concatenate([estimates, along[:, None]], axis=1))
     truth = np.append(np.asarray(g), float(jnp.linalg.norm(g)))
-    live = (truth != 0) | samples.any(axis=0)  # the weights of a pixel that is 0 have no gradient and no estimate
+    live = (truth != 0) | samples.any(axis=0)  # the weights of a pixel that is 0 have gradient and estimate 0
     return float(np.max(standard_errors(samples[:, live] - truth[live])))
 
 
 def off(estimates: Float[Array, "draws P"], g: Float[Array, " P"], expected: float) -> float:
-    """How far the mean squared norm is from `expected` times ||g||^2, in standard errors.
+    """Distance of the mean squared norm from `expected` times ||g||^2, in standard errors.
 
-    Draw by draw against `expected` times ghat . g, of mean ||g||^2 where ghat is unbiased: most noise is common.
+    Each draw is compared with `expected` times ghat . g, whose mean is ||g||^2 if ghat is unbiased: the two share most
+    of their noise.
     """
     return float(standard_errors(np.asarray(jnp.sum(jnp.square(estimates), axis=1) - expected * (estimates @ g))))
 
@@ -99,7 +100,7 @@ def standard_errors(samples: np.ndarray) -> np.ndarray:
 
 @claim("forward-unbiased", "forward gradients (g . v) v are unbiased", BAYDIN)
 def unbiased(seeds: Seeds = SEEDS, draws: int = DRAWS) -> Finding:
-    """Mean of many against jax.grad; control: v uniform in a cube, whose variance is not 1."""
+    """Mean of many estimates against jax.grad; control: v uniform in a cube, whose variance is not 1."""
     gauss, cube = [], []
     for seed in seeds:
         params, x, y = point(seed, 8)
@@ -116,7 +117,7 @@ def unbiased(seeds: Seeds = SEEDS, draws: int = DRAWS) -> Finding:
 
 @claim("forward-second-moment", "E ||(g . v) v||^2 = (P + 2) ||g||^2 for Gaussian v", BAYDIN)
 def second_moment(seeds: Seeds = SEEDS, draws: int = DRAWS) -> Finding:
-    """The mean against that; control: signs for v, for which it is P ||g||^2."""
+    """Mean squared norm against (P + 2) ||g||^2; control: v of signs, for which it is P ||g||^2."""
     gauss, sign = [], []
     for seed in seeds:
         params, x, y = point(seed, 8)
@@ -143,7 +144,7 @@ def activity_second_moment(params: Tree, x: Array, y: Array) -> float:
 
 @claim("forward-activity", "perturbing z, not W: unbiased, and its second moment as derived", REN)
 def activity(seeds: Seeds = SEEDS, draws: int = DRAWS) -> Finding:
-    """One example: bias and second moment; control: perturbing W has a second moment several times that."""
+    """Bias and second moment for one example; control: perturbing W has a second moment several times as large."""
     worst, ratio = [], []
     for seed in seeds:
         params, x, y = point(seed, 1)

@@ -1,1 +1,1 @@
-"""The cost of reading one sweep, each quantity beside its usual way by automatic differentiation."""
+"""The cost of every reading of one sweep, against the usual way by automatic differentiation."""

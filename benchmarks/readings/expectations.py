@@ -1,4 +1,4 @@
-"""The bounds that times, memory and flops are held to."""
+"""The bounds that times, memory and flops must meet."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ BATCHES = (32, 128, 512)
 
 @dataclass(frozen=True)
 class Expectation:
-    """A bound that a row is held to: `of` it is at most (or at least) `bound` at each of the batches."""
+    """A bound on a row: `of(row)` is at most (or at least) `bound` at each of the batches."""
 
     what: str
     row: str
@@ -20,7 +20,7 @@ class Expectation:
     batches: tuple[int, ...] = BATCHES
 
     def verdict(self, rows: list[Measured]) -> tuple[str, str]:
-        """("ok" | "MISSED" | "ok in part" | "not measured", the line); in part where a batch was not measured."""
+        """("ok" | "MISSED" | "ok in part" | "not measured", the line); "in part" if a batch was not measured."""
         found = {row.batch: self.of(row) for row in rows if row.name == self.row and row.batch in self.batches}
         met = [value >= self.bound if self.at_least else value <= self.bound for value in found.values()]
         whole = "ok" if len(found) == len(self.batches) else "ok in part" if found else "not measured"

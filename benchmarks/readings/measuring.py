@@ -1,4 +1,4 @@
-"""The cost of the rows: time in turns with plain gradients, memory and flops as XLA counts them."""
+"""The cost of the rows: time, in turns with plain gradients, and memory and flops as counted by XLA."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ SIZES = (784, 512, 512, 10)
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one way: time and flops in plain gradients of the same batch, memory in bytes."""
+    """The cost of one way: time and flops relative to a plain gradient of the same batch, memory in bytes."""
 
     time: float
     flops: float
@@ -51,9 +51,10 @@ def problem(n: int) -> tuple[mb.Objective, tuple[Any, ...]]:
 
 
 def apart(hand: Any, peer: Any) -> float:
-    """The largest difference of two results, each leaf's relative to the largest magnitude in the peer's leaf.
+    """The largest difference of two results, relative to the largest magnitude in the peer's leaf.
 
-    Or relative to a thousandth of the largest in any leaf: the mean of a delta, say, is 0 but for rounding.
+    If a thousandth of the largest magnitude in any leaf is more, it is relative to that, since a leaf such as the mean
+    of a delta may be 0 up to rounding.
     """
     ours, theirs = ([np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(result)] for result in (hand, peer))
     largest = [np.max(np.abs(leaf)) for leaf in theirs]
@@ -66,7 +67,7 @@ def apart(hand: Any, peer: Any) -> float:
 
 
 def flops_of(compiled: Any) -> float:
-    """XLA's own count; a list of one in some versions."""
+    """XLA's own count of flops; in some versions it comes in a list of one."""
     analysis = compiled.cost_analysis()
     return float((analysis[0] if isinstance(analysis, list) else analysis)["flops"])
 

@@ -1,4 +1,4 @@
-"""The peers, the usual ways to what is read from a sweep: nothing of manual_backprop in them but the parameters' class.
+"""The peers: the usual ways to compute the readings, with nothing of manual_backprop but the parameters' class.
 
 Each is a `Calculation`.
 """
@@ -19,7 +19,7 @@ Calculation = Callable[[Tree, jax.Array, jax.Array, Tree], Any]
 
 
 def outputs(params: Tree, x: jax.Array, probes: Tree = None) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
-    """(o, what enters each layer and o, z of each layer); probes are added to z."""
+    """(o, the input of each layer and o, z of each layer); probes are added to z."""
     activations, net_inputs = [x], []
     for index, layer in enumerate(params):
         z = activations[-1] @ layer.W.T + layer.b
@@ -35,17 +35,17 @@ def loss_of(o: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def plain(params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
-    """J as a user of jax.grad writes it."""
+    """J as a user of jax.grad would write it."""
     return loss_of(outputs(params, x)[0], y)
 
 
 def one_gradient(params: Tree, x: jax.Array, y: jax.Array, more: Tree) -> Tree:
-    """The unit of time and flops."""
+    """One plain gradient, the unit of time and flops."""
     return jax.grad(plain)(params, x, y)
 
 
 def of_examples(use: Callable[[list[jax.Array]], Any]) -> Calculation:
-    """`use` of vmap(grad)'s leaves, each with the examples in front."""
+    """A calculation that applies `use` to the leaves of vmap(grad), each with the examples in front."""
 
     def calculation(params: Tree, x: jax.Array, y: jax.Array, more: Tree) -> Any:
         one = jax.grad(lambda p, x, y: plain(p, x[None], y[None]))
@@ -55,7 +55,7 @@ def of_examples(use: Callable[[list[jax.Array]], Any]) -> Calculation:
 
 
 def products_of(gradients: list[jax.Array]) -> jax.Array:
-    """(N, N): the inner products of every two examples' gradients."""
+    """(N, N): the inner products of every pair of examples' gradients."""
     rows = (g.reshape(g.shape[0], -1) for g in gradients)
     return sum(g @ g.T for g in rows)
 
@@ -71,7 +71,7 @@ def mean_squares_of(gradients: list[jax.Array]) -> list[jax.Array]:
 
 
 def grad_and_norms(params: Tree, x: jax.Array, y: jax.Array, more: Tree) -> tuple[Tree, jax.Array]:
-    """The gradient by itself: averaging vmap(grad)'s would keep XLA from fusing the norms, and costs far more."""
+    """The gradient by itself and the norms; averaging vmap(grad) would keep XLA from fusing the norms, at more cost."""
     return one_gradient(params, x, y, more), of_examples(squares_of)(params, x, y, more)
 
 
@@ -104,7 +104,7 @@ def probed_norms(params: Tree, x: jax.Array, y: jax.Array, more: Tree) -> jax.Ar
 
 
 def clipped_by_two(params: Tree, x: jax.Array, y: jax.Array, more: Tree) -> Tree:
-    """Ghost clipping: the norms by one gradient, then another one of the losses with the clipping as weights."""
+    """Ghost clipping: the norms by one gradient, then a second gradient of the losses weighted by the clipping."""
     norm = jnp.sqrt(probed_norms(params, x, y, more))
     clip = jnp.minimum(1, MAX_NORM / norm)
 
@@ -171,7 +171,7 @@ def feedback_aligned(params: Tree, x: jax.Array, y: jax.Array, feedback: Tree) -
 
 
 def hessian_product(params: Tree, x: jax.Array, y: jax.Array, v: Tree) -> Tree:
-    """Forward over reverse."""
+    """H v by forward over reverse mode."""
     return jax.jvp(lambda p: jax.grad(plain)(p, x, y), (params,), (v,))[1]
 
 

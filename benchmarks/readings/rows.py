@@ -18,11 +18,11 @@ class Reading:
     """One row: a quantity by hand and by its peer.
 
     Attributes:
-        name: what is computed.
-        by_hand: by manual_backprop.
-        peer: the usual way to the same numbers.
-        way: what that way is called.
-        heavy: whether the peer costs many gradients, and so is measured in a few rounds of its own.
+        name: the quantity.
+        by_hand: its calculation by manual_backprop.
+        peer: the usual way to compute the same numbers.
+        way: the name of that way.
+        heavy: whether the peer costs many gradients, and is measured in a few rounds of its own.
     """
 
     name: str

@@ -15,7 +15,7 @@ class Dataset:
     """Features and targets.
 
     Attributes:
-        name: as scikit-learn calls it.
+        name: its name in scikit-learn.
         x: float64, (examples, features).
         y: int64 labels (examples,), or float64 values (examples, 1).
         classes: number of labels; 0 for a regression.
@@ -28,9 +28,9 @@ class Dataset:
 
 
 def scaling(x: np.ndarray, one_unit: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """(mean, deviation) of every column; with `one_unit` the deviation of them all together.
+    """(mean, deviation) of every column; with `one_unit`, the deviation of all columns together.
 
-    A column that does not vary gets the deviation 1, so that scaling makes it zero.
+    A constant column gets the deviation 1, so that scaling makes it zero.
     """
     deviation = np.full(x.shape[1], x.std()) if one_unit else x.std(axis=0)
     return x.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
@@ -38,7 +38,7 @@ def scaling(x: np.ndarray, one_unit: bool = False) -> tuple[np.ndarray, np.ndarr
 
 @cache
 def raw(name: str) -> Dataset:
-    """One of "digits", "breast_cancer", "diabetes", as it is.
+    """Load one of "digits", "breast_cancer", "diabetes", unscaled.
 
     Raises:
         BadInput: scikit-learn is not installed.
@@ -58,7 +58,7 @@ def raw(name: str) -> Dataset:
 
 @cache
 def load(name: str) -> Dataset:
-    """The same with features and values scaled to zero mean and unit variance."""
+    """Load a data set with features and values scaled to zero mean and unit variance."""
     dataset = raw(name)
     x, y = _scaled(dataset.x, name in ONE_UNIT), dataset.y
     return Dataset(name, x, y if dataset.classes else _scaled(y), dataset.classes)

@@ -1,8 +1,8 @@
 """Mutation testing of the library's own gradients: `manual_backprop.backprop` broken everywhere, on a few networks.
 
-The networks meet, between them, every activation, loss, family of layers, composite and form of lambda and of
-weights, so that each formula of `manual_backprop` is broken at least once; a family or composite of somebody's own is
-met as soon as it is registered (`reference.catalogue.networks`).
+Together the networks use every activation, loss, family of layers, composite and form of lambda and of weights, so
+each formula of `manual_backprop` is broken at least once. A user's own family or composite is included as soon as it
+is registered (`reference.catalogue.networks`).
 """
 
 from collections.abc import Callable, Iterator
@@ -43,19 +43,19 @@ EQUIVALENT: dict[tuple[str, ...], str] = {
     (_MAXIMUM, "exp: times"): _SCALE,
     (_MAXIMUM, "exp: sign flipped"): _SCALE,
 }
-"""Mutants that are right, with the reason: see `mutation_score`'s `accept`. They may differ by rounding."""
+"""Equivalent mutants, with the reason, as `accept` of `mutation_score` takes them. They may differ by rounding."""
 
 
 @dataclass(frozen=True, eq=False)
 class Subject:
-    """One objective with arguments on which a fault can show.
+    """One objective, with arguments on which a fault can show.
 
     Attributes:
-        objective: what is differentiated.
-        params: generic: no zero, no symmetry.
+        objective: the function to differentiate.
+        params: generic parameters: no zero, no symmetry.
         x: a batch.
         y: its targets.
-        given: lam and weights where they are given at the call.
+        given: lam and weights, if they are given at the call.
     """
 
     objective: mb.Objective
@@ -71,19 +71,20 @@ def catalogue_mutation(
     advance: Callable[[str], None] | None = None,
     compiler_options: dict[str, Any] | None = None,
 ) -> dict[str, MutationScore]:
-    """Break `manual_backprop.backprop` everywhere, and hold every number of the step against `jax.grad`'s.
+    """Break `manual_backprop.backprop` everywhere, and compare every number of the step with `jax.grad`'s.
 
     z and a of every layer, loss, penalty, J, every delta and gradient, dL/dx and ds/dlam are compared in float64
     with the reference's, entry by entry, each within its measured tolerance.
 
     Args:
-        quick: judge a sample of `QUICK` mutants a network instead of all.
+        quick: judge a sample of `QUICK` mutants for each network instead of all.
         seed: draws parameters, data, the sample, and the elements that are zeroed.
         advance: called after each network with its score in words.
         compiler_options: for XLA, as `jax.jit` takes them.
 
     Returns:
-        The score of each network by its name. Interrupted from the keyboard, those so far, the last one partial.
+        The score of each network by its name. After an interrupt from the keyboard, the scores so far, the last one
+        partial.
     """
     scores: dict[str, MutationScore] = {}
     with jax.enable_x64(True):
@@ -105,7 +106,7 @@ def catalogue_mutation(
 
 
 def step_by_hand(objective: mb.Objective) -> Callable[..., mb.Step]:
-    """The step under test, of each layer z and a alone: a function of (params, x, y, given)."""
+    """The step under test as a function of (params, x, y, given); its trace has only z and a of each layer."""
 
     def step(params: Tree, x: jax.Array, y: jax.Array, given: dict[str, Any]) -> mb.Step:
         full = mb.backprop(objective, params, x, y, **given)
@@ -120,7 +121,7 @@ def step_by_hand(objective: mb.Objective) -> Callable[..., mb.Step]:
 def step_check(
     subject: Subject, compiler_options: dict[str, Any] | None = None
 ) -> Callable[[Callable[..., mb.Step]], bool]:
-    """A check of a step function: False where one number of its step on the subject is not the reference's."""
+    """A check of a step function: False if any number of its step on the subject differs from the reference's."""
 
     def by_autodiff(params: Tree, x: jax.Array, y: jax.Array, given: dict[str, jax.Array]) -> mb.Step:
         return autodiff.backprop(subject.objective, params, x, y, **given)
@@ -137,7 +138,7 @@ def step_check(
 
 
 def subjects(seed: int) -> dict[str, Subject]:
-    """Small objectives that meet every row of every table between them, and arguments to break them at."""
+    """Small objectives that together use every row of every table, with arguments to break them at."""
     objectives = _objectives()
     met = set().union(*(_kinds(objective.net) for objective in objectives.values()))
     made = {}
@@ -161,7 +162,7 @@ def subjects(seed: int) -> dict[str, Subject]:
 
 
 def _objectives() -> dict[str, mb.Objective]:
-    """Those that meet all that is built in."""
+    """Objectives that together use everything built in."""
     small = mb.Frobenius(0.1)
     block = mb.Serial((dense(4, 3, "gelu"), dense(3, 4, "silu")))
     repeated = mb.Repeat(mb.Residual(dense(4, 4, "softplus")), 3)
@@ -183,7 +184,7 @@ def _objectives() -> dict[str, mb.Objective]:
 
 
 def _of_others(met: set[type]) -> Iterator[tuple[str, mb.Objective]]:
-    """One for each family and composite of the catalogue that is not met yet."""
+    """One objective for each family and composite of the catalogue that is not used yet."""
     last, small = dense(WIDTH, 3), mb.Frobenius(0.1)
     for name, family in networks.families().items():
         if family not in met:
@@ -202,7 +203,7 @@ def _kinds(node: Node) -> set[type]:
 
 
 def row(name: str) -> mb.Activation:
-    """An activation that is not compiled inline, so that each of its equations keeps its own source line."""
+    """An activation without inline compilation, so that each of its equations keeps its own source line."""
     compiled = mb.activations.get(name)
     f: Any = getattr(compiled.f, "__wrapped__", compiled.f)
     df: Any = getattr(compiled.df, "__wrapped__", compiled.df)
@@ -210,12 +211,12 @@ def row(name: str) -> mb.Activation:
 
 
 def dense(d_in: int, d_out: int, activation: str = "identity") -> mb.Dense:
-    """A dense layer with such an activation."""
+    """A dense layer with an activation from `row`."""
     return mb.Dense(d_in, d_out, row(activation))
 
 
 def _targets(loss: mb.Loss, outputs: int, distributions: bool, rng: np.random.Generator) -> np.ndarray:
-    """Labels or numbers as the loss takes them; distributions that do not sum to 1, so that the sum is needed."""
+    """Labels or numbers that fit the loss; distributions do not sum to 1, so that the sum is needed."""
     if loss is mb.softmax_cross_entropy:
         return rng.uniform(size=(EXAMPLES, outputs)) if distributions else rng.integers(0, outputs, EXAMPLES)
     if loss in (mb.sigmoid_binary_cross_entropy, mb.binary_cross_entropy):

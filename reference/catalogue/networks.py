@@ -1,11 +1,11 @@
 """The networks that `manual-backprop check` proves: a small set that covers every pair of features.
 
-A fault that needs two features to meet (float16 and softplus, say, or Repeat and a traced lambda) is met;
-testing every combination would take a hundred times as long.
+A fault that needs two features together, such as float16 and softplus, or Repeat and a traced lambda, is found.
+Testing every combination would take a hundred times as long.
 
-Two of the features are what there is of layers and composites: every family whose forward is registered on
-`reference.model.apply`, and every composite on `reference.model.through`, that has a `specimen`. So one of somebody's
-own is met as soon as it is registered.
+Two of the features are the layers and the composites: every family registered on `reference.model.apply` and every
+composite registered on `reference.model.through` that has a `specimen`. So a user's own is included as soon as it is
+registered.
 """
 
 import random
@@ -37,8 +37,8 @@ LOSSES = (
     "binary_cross_entropy",
 )
 DTYPES = ("float64", "float32", "bfloat16", "float16")
-PLAIN = {"composite": "serial", "layer": "dense"}  # what the last layer is, and so a network of one layer
-TYPICAL = 10  # features of a specimen that is only looked at: as many as the smallest data set has
+PLAIN = {"composite": "serial", "layer": "dense"}  # the last layer's kind, and so that of a network of one layer
+TYPICAL = 10  # features of a specimen that is only inspected, as many as in the smallest data set
 TRACED_LAM = 0.3
 
 Features = tuple[tuple[str, tuple[Any, ...]], ...]  # (name, values) of each
@@ -46,7 +46,7 @@ Setting = tuple[Any, ...]  # one value for each feature, in their order
 
 
 def features() -> dict[str, tuple[Any, ...]]:
-    """Every feature with its values, as they are now."""
+    """Every feature with its current values."""
     return {
         "activation": tuple(mb.activations.TABLE),
         "loss": LOSSES,
@@ -59,7 +59,7 @@ def features() -> dict[str, tuple[Any, ...]]:
 
 
 def families() -> dict[str, type[Layer]]:
-    """The families of layers that the reference has a forward for, and that have a specimen."""
+    """The families of layers that have a forward in the reference, and a specimen."""
     kinds = [kind for kind in model.apply.registry if issubclass(kind, Layer)]
     return _by_name(kind for kind in kinds if kind.specimen(TYPICAL, "tanh") is not None)
 
@@ -71,7 +71,7 @@ def composites() -> dict[str, type[Composite]]:
 
 
 def _by_name(kinds: Iterable[type]) -> dict[str, Any]:
-    """Each by its name in words; the last of one that was defined several times, as in a notebook."""
+    """Each class by its name in words; if a class was defined several times, as in a notebook, the last one."""
     named: dict[str, type] = {}
     for kind in kinds:
         name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", kind.__name__).lower()
@@ -82,7 +82,7 @@ def _by_name(kinds: Iterable[type]) -> dict[str, Any]:
 
 
 def possible(a: tuple[str, Any], b: tuple[str, Any]) -> bool:
-    """Whether two features can meet: one layer alone has no hidden layer to repeat, to skip or to be of a family."""
+    """Whether two features can occur together: a single layer has no hidden layer to repeat, skip or choose."""
     both = dict((a, b))
     return both.get("depth") != 1 or all(both.get(name, plain) == plain for name, plain in PLAIN.items())
 
@@ -93,7 +93,7 @@ def _pairs(names: Iterable[str], setting: Setting) -> set[tuple[tuple[str, Any],
 
 @cache
 def all_pairs(every: Features) -> frozenset[tuple[tuple[str, Any], tuple[str, Any]]]:
-    """Every pair of values of two different features that can meet."""
+    """Every pair of values of two different features that can occur together."""
     pairs = set()
     for (a, of_a), (b, of_b) in combinations(every, 2):
         pairs |= {((a, u), (b, v)) for u in of_a for v in of_b if possible((a, u), (b, v))}
@@ -101,13 +101,13 @@ def all_pairs(every: Features) -> frozenset[tuple[tuple[str, Any], tuple[str, An
 
 
 def covering(seed: int) -> tuple[Setting, ...]:
-    """Settings that meet every possible pair of what there is."""
+    """Settings that contain every possible pair of the current features."""
     return covered(seed, tuple(features().items()))
 
 
 @cache
 def covered(seed: int, every: Features) -> tuple[Setting, ...]:
-    """Settings that meet every possible pair, greedily: each next one meets as many new pairs as it can."""
+    """Settings that contain every possible pair, chosen greedily: each adds as many new pairs as it can."""
     draw = random.Random(seed)
     missing, chosen = set(all_pairs(every)), []
     names = [name for name, _ in every]
@@ -122,7 +122,7 @@ def covered(seed: int, every: Features) -> tuple[Setting, ...]:
 
 
 def each_value(settings: Sequence[Setting]) -> list[Setting]:
-    """The first few of `settings` that between them meet every single value."""
+    """The first few of `settings` that together contain every single value."""
     names = tuple(features())
     missing = {(name, value) for name, values in features().items() for value in values}
     chosen = []
@@ -135,9 +135,9 @@ def each_value(settings: Sequence[Setting]) -> list[Setting]:
 
 
 def _extend(fixed: dict[str, Any], every: Features, missing: set, draw: random.Random) -> Setting:
-    """Fill in the other features, each with the value that meets most new pairs with those before it.
+    """Fill in the other features, each with the value that adds most new pairs with those before it.
 
-    Where a family would meet nothing new, the layers are dense: those take the least time.
+    If no family would add a new pair, the layers are dense, which takes the least time.
     """
     values_of, can_meet = dict(every), all_pairs(every)
     order = list(values_of)
@@ -163,14 +163,14 @@ class Case:
     """One network on real data, ready to check.
 
     Attributes:
-        name: what --only matches and reports print.
-        objective: what to prove.
+        name: the name for --only and in reports.
+        objective: the objective to prove.
         params: its parameters, biases not zero.
         x: EXAMPLES rows of the data set.
         y: their targets.
         lam: a lambda given at the call, or None.
         dtype: the precision to prove it in.
-        dataset: where x and y come from.
+        dataset: the data set of x and y.
         setting: the values of the features that it was built from.
     """
 
@@ -192,7 +192,7 @@ def build(setting: Setting, seed: int) -> Case:
     net = _network(chosen, x.shape[1], outputs)
     loss = mb.losses.TABLE[chosen["loss"].partition(" on ")[0]]
     regularizer = None if chosen["lam"] == "none" else mb.Frobenius(0.01)
-    # A residual network adds its branches up; small ones keep eight of them within float16's range.
+    # A residual network adds its branches up; small branches keep a sum of eight within float16's range.
     gain = 0.4 if "residual" in chosen["composite"] else 1.0
     if len(families()[chosen["layer"]].inputs) > 1:
         gain *= 2  # the gates halve it
@@ -207,7 +207,7 @@ def build(setting: Setting, seed: int) -> Case:
 def draw_params(net: Node, gain: float, rng: np.random.Generator) -> Any:
     """Generic parameters: W that multiplies a signal by about `gain`, and a bias that is not zero.
 
-    A bias of zero would hide what is wrong with its gradient. Scales are drawn around the 1 that they start from.
+    A bias of zero would hide a fault in its gradient. Scales, which start from 1, are drawn around 1.
     """
 
     def one(leaf: jax.ShapeDtypeStruct, start: np.ndarray) -> np.ndarray:
@@ -228,7 +228,7 @@ def _start(layer: Layer) -> Any:
 
 
 def _rows(loss: str, seed: int) -> tuple[np.ndarray, np.ndarray, int, str]:
-    """(x, y, number of outputs, data set) in the form that the loss takes."""
+    """(x, y, number of outputs, data set) that fit the loss."""
     dataset = data.load(
         "diabetes" if loss in ("squared_error", "huber") else "digits" if "softmax" in loss else "breast_cancer"
     )
@@ -243,9 +243,9 @@ def _rows(loss: str, seed: int) -> tuple[np.ndarray, np.ndarray, int, str]:
 
 
 def _network(chosen: dict[str, Any], width: int, outputs: int) -> mb.Serial:
-    """`depth` layers: hidden ones as wide as the input, so that any of them can be skipped or repeated."""
+    """A network of `depth` layers; hidden ones are as wide as the input, so any can be skipped or repeated."""
     activation, hidden = chosen["activation"], chosen["depth"] - 1
-    # One layer alone has only the output to carry the activation.
+    # A single layer has the activation at its output.
     last = "sigmoid" if chosen["loss"] == "binary_cross_entropy" else "identity" if hidden else activation
     body: tuple[Node, ...] = ()
     if hidden:
@@ -257,9 +257,9 @@ def _network(chosen: dict[str, Any], width: int, outputs: int) -> mb.Serial:
 
 
 def block(family: type[Layer], width: int, activation: str | mb.Activation) -> Node:
-    """A family's specimen; where that takes several inputs, with a dense layer in front of each.
+    """A family's specimen; if it takes several inputs, with a dense layer in front of each.
 
-    All but the first of these are gates between 0 and 1, so that products do not leave float16's range.
+    All but the first of these dense layers are gates between 0 and 1, so products stay within float16's range.
 
     Raises:
         TypeError: it is no node.
@@ -299,7 +299,7 @@ def require_fitting() -> None:
 
 
 def _kept(kind: type, specimen: object, width: int) -> Node:
-    """The specimen, once it is known to fit between other layers."""
+    """Return the specimen, checked to fit between other layers."""
     if not isinstance(specimen, Node):
         raise TypeError(f"{kind.__name__}.specimen must return a layer or composite, got {specimen!r}")
     shape = specimen.out_shape((width,))

@@ -1,4 +1,4 @@
-"""The catalogue and the published examples, proven a few at a time, each with what is drawn of it."""
+"""Prove the catalogue and the published examples side by side, and collect their pictures."""
 
 import os
 import time
@@ -20,7 +20,7 @@ from reference.reports.run import NetworkResult, Pictures
 from reference.witnesses.differences import difference_curve
 from reference.xla import quick
 
-REDRAWN = 3  # how often a network of the catalogue is drawn anew where rounding leaves it undecided
+REDRAWN = 3  # how often a network of the catalogue is drawn anew if rounding leaves it undecided
 REDRAW_SEED = 1_000_003
 
 
@@ -29,13 +29,13 @@ class Task:
     """One network to prove.
 
     Attributes:
-        name: what reports call it.
-        objective: what is proven.
+        name: its name in reports.
+        objective: the objective to prove.
         inputs: (params, x, y).
         lam: given at the call, or None.
-        dtype: to prove it in.
-        dataset: where the examples come from.
-        redraw: gives the same network with other parameters and examples, by a seed; None where they are given.
+        dtype: the precision to prove it in.
+        dataset: the data set of the examples.
+        redraw: seed -> the same network with other parameters and examples; None if these are fixed.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Task:
 
 
 def tasks(cases: list[networks.Case], examples: list[published.Example]) -> list[Task]:
-    """Cases of the catalogue, then published examples."""
+    """A task for each case of the catalogue, then for each published example."""
     return [
         *map(_of_case, cases),
         *(Task(e.name, e.objective, (e.params, e.x, e.y), None, "float64", "") for e in examples),
@@ -69,7 +69,7 @@ def _of_case(case: networks.Case) -> Task:
 
 
 def prove(all_tasks: list[Task], pictures: bool, seed: int) -> Iterator[NetworkResult]:
-    """Results as they come: compilation runs outside Python's lock, so a few networks go side by side."""
+    """Yield results as they are done. Compilation runs outside Python's lock, so networks run side by side."""
     pool = ThreadPoolExecutor((os.cpu_count() or 1) + 1)
     try:
         jobs = [pool.submit(_proven, task, pictures, seed) for task in all_tasks]
@@ -80,7 +80,7 @@ def prove(all_tasks: list[Task], pictures: bool, seed: int) -> Iterator[NetworkR
 
 
 def _proven(task: Task, pictures: bool, seed: int) -> NetworkResult:
-    """Prove a network; one that rounding leaves undecided is drawn anew, and the report says so."""
+    """Prove a network; if rounding leaves it undecided, draw it anew and say so in the report."""
     result = _once(task, pictures, seed)
     for again in range(1, REDRAWN + 1):
         if task.redraw is None or result.verdict != "inconclusive":
@@ -103,7 +103,7 @@ def _once(task: Task, pictures: bool, seed: int) -> NetworkResult:
 
 
 def _pictures(judge: Judge, step: mb.Step, seed: int) -> Pictures:
-    """Every entry of the gradient by hand and by jax.grad, the deltas' norms, and a difference's error by step."""
+    """Every gradient entry by hand and by jax.grad, the deltas' norms, and finite differences' errors by step."""
     ours, theirs = (_flat(tree) for tree in (step.gradients, judge.measured.value.gradients))
     uses = written_out(judge.objective.net, judge.inputs[0], step)
     norms = tuple((f"layer {use.number}", float(np.linalg.norm(use.delta))) for use in uses)

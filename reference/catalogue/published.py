@@ -1,9 +1,8 @@
 """Published worked examples, copied as data with their source, against the hand-written sweep.
 
-A figure passes when ours rounds to the digits that were printed: the tolerance is half a unit in the last
-of them, and comes from the text of the file, not from us. Two things add to it, both the source's own
-rounding: a figure printed to 17 digits was itself computed in double precision, and one source multiplied
-its printed delta on.
+A figure passes if ours rounds to the printed digits: the tolerance is half a unit in the last of them, taken from
+the text of the file. The source's own rounding adds to it in two ways: a figure printed to 17 digits was itself
+computed in double precision, and one source went on computing with its printed, rounded delta.
 """
 
 import json
@@ -19,7 +18,7 @@ import numpy as np
 
 import manual_backprop as mb
 
-_DOUBLE = 16 * float(np.finfo(float).eps)  # relative: the sources computed in double precision too
+_DOUBLE = 16 * float(np.finfo(float).eps)  # relative, since the sources computed in double precision too
 # The dead-unit example prints dW2 = a delta from its delta of 12 printed digits, with a = 2.28.
 _UNITS = {"dW2_in_out": 0.5 + 0.5 * 2.28}
 
@@ -35,7 +34,7 @@ class Example:
         params: its parameters, float64.
         x: its inputs, one example a row.
         y: its targets.
-        published: the file, numbers still as the text that was printed.
+        published: the contents of the file, with numbers as printed text.
     """
 
     name: str
@@ -49,7 +48,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Figure:
-    """One printed number beside ours."""
+    """One printed number, and ours."""
 
     name: str
     printed: str
@@ -58,28 +57,28 @@ class Figure:
 
     @property
     def tolerance(self) -> float:
-        """`units` of the last printed place, and the source's own double precision."""
+        """`units` of the last printed digit, plus the rounding of the source's own double precision."""
         exponent = Decimal(self.printed).as_tuple().exponent
         return self.units * float(Decimal(1).scaleb(int(exponent))) + _DOUBLE * abs(float(self.printed))
 
     @property
     def error(self) -> float:
-        """How far ours is from the printed number."""
+        """The distance of ours from the printed number."""
         return abs(self.ours - float(self.printed))
 
     @property
     def passed(self) -> bool:
-        """Whether ours rounds to what was printed."""
+        """Whether ours rounds to the printed number."""
         return self.error <= self.tolerance
 
 
 def examples() -> list[Example]:
-    """The three examples. Needs x64."""
+    """The three examples; this needs x64."""
     return [_mazur(), _coursera(), _dead_unit()]
 
 
 def figures(example: Example) -> list[Figure]:
-    """Every number that the source prints, beside ours."""
+    """Every number that the source prints, with ours."""
     by_hand = jax.jit(mb.backprop, static_argnums=0)
     step = jax.device_get(by_hand(example.objective, example.params, example.x, example.y))
     ours = {"mazur-2015": _mazur_values, "coursera-ml-ex4-lambda3": _coursera_values}.get(
@@ -146,7 +145,7 @@ def _coursera() -> Example:
     thetas = sines(5, 4), sines(3, 6)
     params = tuple(mb.Affine(theta[:, 1:], theta[:, 0]) for theta in thetas)
     labels = np.asarray(data["y"], int) - 1
-    # Its penalty is lambda/(2m): ours with lambda/m.
+    # Its penalty has the factor lambda/(2m), which is ours with lambda/m.
     regularizer = mb.Frobenius(float(data["lambda"]) / m)
     objective = mb.Objective(mb.mlp((3, 5, 3), "sigmoid", "sigmoid"), mb.binary_cross_entropy, regularizer)
     return Example("coursera-ml-ex4-lambda3", data["source"], objective, params, sines(m, 3), np.eye(3)[labels], data)

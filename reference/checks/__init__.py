@@ -1,1 +1,1 @@
-"""The checks: of a step of ours, and of anybody's gradient, rule or layer."""
+"""The checks: of our own step, and of a user's gradient, rule or layer."""

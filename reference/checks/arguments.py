@@ -1,7 +1,7 @@
-"""Somebody's arguments taken apart: the float leaves to differentiate by, other arrays, and what is fixed.
+"""Split a user's arguments into float leaves to differentiate by, other arrays, and fixed leaves.
 
-Any pytree will do: a leaf that is no array (a function in a model, a name, a Python number that is not
-differentiated) stays as it is and is never traced, so that a function may branch on it.
+Any pytree will do. A leaf that is no array (a function in a model, a name, a Python number that is not
+differentiated) stays as it is and is never traced, so a function may branch on it.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ class Arguments:
 
     Attributes:
         leaves: every leaf, as the caller gave it.
-        paths: its name, `args[0]['W']`.
+        paths: the name of each leaf, `args[0]['W']`.
         kinds: "moving" (differentiated), "data" (another array), or "fixed" (anything else).
-        treedef: puts leaves back together.
+        treedef: the structure that leaves are put back into.
         dtype: to cast float leaves to, or None to leave each as it is.
     """
 
@@ -48,13 +48,13 @@ class Arguments:
         return max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps))
 
     def notes(self) -> list[str]:
-        """What a reader must know of their precisions."""
+        """A note if the differentiated leaves have several precisions."""
         if len({jnp.dtype(leaf.dtype) for leaf in self.fresh("moving")}) == 1:
             return []
         return [f"float arguments of several dtypes; tolerances are those of {self.working}"]
 
     def fresh(self, kind: Kind) -> list[Any]:
-        """Copies of the leaves of one kind, cast: what is done to them is not done to the caller's."""
+        """Copies of the leaves of one kind, cast, so that the caller's own stay unchanged."""
         return [self._copy(leaf) for leaf, its in zip(self.leaves, self.kinds, strict=True) if its == kind]
 
     def build(self, moving: Sequence[Any], data: Sequence[Any]) -> tuple[Any, ...]:
@@ -65,7 +65,7 @@ class Arguments:
         return jax.tree.unflatten(self.treedef, leaves)
 
     def _copy(self, leaf: Any) -> Any:
-        """A NumPy array stays one, so that code which writes into its arguments can be seen doing it."""
+        """A copy of a leaf; a NumPy array stays one, to detect code that writes into its arguments."""
         dtype = jnp.result_type(leaf) if isinstance(leaf, float) else leaf.dtype
         if self.dtype is not None and jnp.issubdtype(dtype, jnp.floating):
             dtype = self.dtype
@@ -75,7 +75,7 @@ class Arguments:
             return jnp.array(np.asarray(leaf), dtype)
 
     def precision(self) -> AbstractContextManager[Any]:
-        """The caller's own x64 setting, or x64 where a float64 leaf would be cut short without it."""
+        """A context with the caller's own x64 setting, or with x64 if a float64 leaf would be cut short without it."""
         given = any(getattr(leaf, "dtype", None) == np.float64 for leaf in self.leaves)
         double = self.dtype == np.float64 if self.dtype is not None else given
         return jax.enable_x64(True) if double else nullcontext()
@@ -88,12 +88,12 @@ def _apart(leaf: Any) -> Any:
 def take_apart(
     args: tuple[Any, ...], argnums: Sequence[int], dtype: DTypeLike | None, fixed: Sequence[int] = ()
 ) -> Arguments:
-    """Arguments flat, with the float leaves of those numbered `argnums` to be differentiated.
+    """Flatten arguments; the float leaves of those numbered `argnums` will be differentiated.
 
-    Those numbered `fixed` stay exactly as they are: they are neither cast nor traced.
+    The arguments numbered `fixed` stay unchanged: they are neither cast nor traced.
 
     Raises:
-        TypeError: there is no float leaf among them, or one is complex.
+        TypeError: there is no float leaf to differentiate by, or one is complex.
         ValueError: `dtype` is not a floating-point type, or a leaf is on a device that is not the default.
     """
     wanted = None if dtype is None else jnp.dtype(dtype)
@@ -125,7 +125,7 @@ def _kind(leaf: Any, differentiated: bool) -> Kind:
 
 
 def _require_default_device(names: Sequence[str], leaves: Sequence[Any]) -> None:
-    default = getattr(jax.config, "jax_default_device")  # noqa: B009 - a flag that type checkers do not see
+    default = getattr(jax.config, "jax_default_device")  # noqa: B009 - a flag that type checkers do not know
     if not isinstance(default, jax.Device):
         default = jax.local_devices(backend=default)[0]
     for name, leaf in zip(names, leaves, strict=True):
@@ -157,7 +157,7 @@ def chosen(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
 
 
 def structure(tree: Tree) -> Any:
-    """The tree without its leaves."""
+    """The structure of a tree, without its leaves."""
     return jax.tree.structure(tree)
 
 
@@ -168,7 +168,7 @@ def describe(args: Tree) -> str:
 
 
 def kind_of(leaf: Any) -> str:
-    """`float32[3,4]` for an array, the type and value of anything else."""
+    """`float32[3,4]` for an array, the type and value for anything else."""
     if hasattr(leaf, "dtype") and hasattr(leaf, "shape"):
         return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
     text = repr(leaf)

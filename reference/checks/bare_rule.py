@@ -1,4 +1,4 @@
-"""The two rules of a jax.custom_vjp called as they stand: JAX turns None into zero and lets some dtypes pass."""
+"""Call the two rules of a jax.custom_vjp directly, since JAX itself turns None into zero and accepts wrong dtypes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,10 +17,10 @@ Tree = Any
 
 @dataclass
 class Findings:
-    """What the bare rules returned.
+    """The findings from calling the bare rules.
 
     Attributes:
-        rows: on what they raised, and on the types of their results.
+        rows: on the errors that they raised, and on the types of their results.
         nones: paths of the float leaves for which the backward rule returned None.
         notes: oddities that do no harm.
     """
@@ -42,7 +42,7 @@ def bare_vjp(rule: Any, given: Arguments, cotangent: Sequence[Any], output: Tree
         rule: the jax.custom_vjp.
         given: the arguments.
         cotangent: an array for every float leaf of the output.
-        output: what the plain function returns.
+        output: the plain function's result.
     """
     found = Findings()
     args = given.build(given.fresh("moving"), given.fresh("data"))
@@ -54,7 +54,7 @@ def bare_vjp(rule: Any, given: Arguments, cotangent: Sequence[Any], output: Tree
         held = free
     try:
         pair = rule.fwd(*(held.get(i, arg) for i, arg in enumerate(args)))
-    except Exception as error:  # that a rule raises is the finding
+    except Exception as error:  # the error is the finding
         found.rows.append(faults.contract("fwd", f"the forward rule raised {faults.one_line(error)}"))
         return found
     if not isinstance(pair, tuple | list) or len(pair) != 2:
@@ -71,7 +71,7 @@ def bare_vjp(rule: Any, given: Arguments, cotangent: Sequence[Any], output: Tree
 
 
 def _whole(cotangent: Sequence[Any], output: Tree) -> Tree:
-    """The cotangent in the output's tree, with JAX's float0 zeros at outputs that are no floats."""
+    """The cotangent in the output's tree, with JAX's float0 zeros for outputs that are not floats."""
     values = iter(cotangent)
 
     def one(leaf: Any) -> Any:
@@ -96,7 +96,7 @@ def _inspect(found: Findings, cotangents: Any, free: dict[int, Any], given: Argu
 
 
 def _one_argument(found: Findings, path: str, cotangent: Tree, argument: Tree, moving: set[str]) -> list[Row]:
-    """Rows on the cotangent of one argument, whose None leaves are noted."""
+    """Rows on the cotangent of one argument; its None leaves are noted."""
     leaves, tree = jax.tree_util.tree_flatten_with_path(argument, is_leaf=_is_none)
     rows: list[Row] = []
     if cotangent is None:

@@ -1,4 +1,4 @@
-"""Which operation made the first nan or inf: a function's jaxpr evaluated one equation at a time."""
+"""Find the operation that made the first nan or inf, by evaluating a function's jaxpr one equation at a time."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from reference.jaxprs import Values, evaluate, inside, through
 
 
 class _Found(Exception):  # noqa: N818
-    """Stops the evaluation at the equation that was looked for; its text names it."""
+    """Stops the evaluation at the equation that is sought; its text names the equation."""
 
     def __init__(self, text: str, from_inf: bool) -> None:
         super().__init__(text)
@@ -22,15 +22,15 @@ class _Found(Exception):  # noqa: N818
 
 
 def first_nonfinite(function: Callable[..., Any], *args: Any) -> str:
-    """The first operation whose result is nan, or else inf, though what entered it was not, in words.
+    """In words, the first operation whose result is nan, or else inf, although its inputs are not.
 
     Args:
         function: traceable by JAX.
         args: pytrees of arrays.
 
     Returns:
-        `log at file:line (function)`, and where the first inf came from if it was made a nan of; "" where no
-        operation of the trace made one.
+        `log at file:line (function)`; if the nan came from an inf, also the operation that made the first inf. ""
+        if no operation of the trace made one.
     """
     closed = jax.make_jaxpr(function)(*args)
     leaves = jax.tree.leaves(args)

@@ -1,4 +1,4 @@
-"""What can be wrong with a function under test besides its numbers, each found and said in plain words."""
+"""Find faults of a function under test other than wrong numbers, and say each in plain words."""
 
 import re
 import traceback
@@ -21,16 +21,16 @@ _OURS = re.compile(rf"^{_HERE}|[/\\\\](jax|jaxlib|numpy|beartype|jaxtyping)[/\\\
 
 
 class CallFailed(RuntimeError):  # noqa: N818
-    """A function under test raised; its own error is chained (`__cause__`)."""
+    """A function under test raised an error, which is chained (`__cause__`)."""
 
 
 def name_of(function: Any) -> str:
-    """What a function calls itself."""
+    """The name of a function."""
     return str(getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or function)
 
 
 def one_line(error: BaseException) -> str:
-    """An error's type, the first line of its text, and the innermost line outside of JAX and of here that raised it."""
+    """An error's type, the first line of its text, and the innermost line that raised it, outside of JAX and us."""
     text = str(error).strip()
     said = f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not _OURS.search(frame.filename)]
@@ -38,10 +38,10 @@ def one_line(error: BaseException) -> str:
 
 
 def call(function: Callable[..., Any], args: tuple[Any, ...], role: str, hint: str = "") -> Any:
-    """`function(*args)`.
+    """Return `function(*args)`.
 
     Raises:
-        CallFailed: it raised; says what it was called on, and chains its error.
+        CallFailed: the function raised. The text says what it was called on; its error is chained.
     """
     try:
         return function(*args)
@@ -52,7 +52,7 @@ def call(function: Callable[..., Any], args: tuple[Any, ...], role: str, hint: s
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call gave back and did to what it was given.
+    """The result of a call, and the damage to its arguments.
 
     Attributes:
         result: the return value.
@@ -64,7 +64,7 @@ class Outcome:
 
 
 def watched_call(function: Callable[..., Any], given: Arguments, role: str) -> Outcome:
-    """`function` called on copies of the arguments, and which of the copies it changed.
+    """Call `function` on copies of the arguments, and note which copies it changed.
 
     Raises:
         CallFailed: as `call`.
@@ -100,7 +100,7 @@ def same_bits(a: Tree, b: Tree) -> bool:
 
 
 def contract(path: str, broken: str = "") -> Row:
-    """A row on a promise that is kept or not: `broken` says how it is not."""
+    """A row on a promise: `broken` says how it is broken, or is "" if it is kept."""
     size = float("inf") if broken else 0.0
     return Row(
         path=path,
@@ -121,7 +121,7 @@ def contract(path: str, broken: str = "") -> Row:
 
 
 def behaviour(role: str, first: Outcome, second: Outcome) -> list[Row]:
-    """Rows on two calls with the same arguments: the same bits, and arguments left alone."""
+    """Rows on two calls with the same arguments: equal bits, and unchanged arguments."""
     drift = (
         ""
         if same_bits(first.result, second.result)
@@ -135,10 +135,10 @@ def behaviour(role: str, first: Outcome, second: Outcome) -> list[Row]:
 
 
 def require_scalar(value: Any, role: str) -> None:
-    """Raise unless a value is one real number.
+    """Raise an error unless a value is one real number.
 
     Raises:
-        TypeError: it is a tree, has a shape, or is not of a float type; says what to use instead.
+        TypeError: it is a tree, has a shape, or is not of a float type. The text says what to use instead.
     """
     leaves = jax.tree.leaves(value)
     if len(leaves) != 1 or leaves[0] is not value:
@@ -158,13 +158,13 @@ def require_scalar(value: Any, role: str) -> None:
 def require_finite(
     values: Sequence[Any], names: Sequence[str], role: str, function: Callable[..., Any], *args: Any
 ) -> None:
-    """Raise where a value is nan or inf.
+    """Raise an error if a value is nan or inf.
 
     Args:
         values: arrays.
-        names: what each is called.
-        role: what made them.
-        function: a traceable function that makes the same, for finding the operation at fault.
+        names: the name of each.
+        role: the function that computed them, in words.
+        function: a traceable function that computes the same, to find the operation at fault.
         args: its arguments.
 
     Raises:
@@ -182,16 +182,16 @@ def require_finite(
 
 
 def made_by(function: Callable[..., Any], *args: Any) -> str:
-    """`; first made by log at file:line`, or that JAX cannot trace the function and the place is unknown."""
+    """`; first made by log at file:line`, or a text that the place is unknown because JAX cannot trace the function."""
     try:
         culprit = first_nonfinite(function, *args)
-    except Exception as error:  # the search is a courtesy: whatever stops it must not hide what was found
+    except Exception as error:  # the search is optional, so its failure must not hide the finding
         return f"; where it arises is not known, since tracing it raises {one_line(error)}"
     return f"; first made by {culprit}" if culprit else "; it comes from outside of what JAX traces"
 
 
 def same_structure(gradient: Tree, argument: Tree, path: str) -> None:
-    """Raise unless a gradient's tree is its argument's, where leaves that are no floats may be None.
+    """Raise an error unless a gradient has its argument's tree; leaves that are not floats may be None.
 
     Raises:
         ValueError: names the leaves that are missing or too many, and prints both structures.
@@ -215,7 +215,7 @@ def same_structure(gradient: Tree, argument: Tree, path: str) -> None:
 
 
 def floats_only(tree: Tree) -> Tree:
-    """The tree with None in place of every leaf that is not made of floats."""
+    """The tree with None in place of every leaf that does not hold floats."""
 
     def keep(leaf: Any) -> Any:
         if isinstance(leaf, float):

@@ -1,4 +1,4 @@
-"""Anybody's gradient: a function and a gradient written by hand for it, held against jax.grad."""
+"""The check of a user's gradient, written by hand for a function, against jax.grad."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -36,34 +36,34 @@ def check_gradient(
     transforms: str | Sequence[str] | None = None,
     witnesses: str | Sequence[str] = (),
 ) -> Report:
-    """Hold a gradient written by hand against jax.grad, every entry of every leaf.
+    """Compare a gradient written by hand with jax.grad, every entry of every leaf.
 
     `fun` and its jax.grad run in float64; `grad_fun` runs in the precision under test, on copies of the
-    arguments. The tolerance of an entry is measured: how far rounding in that precision can move it.
+    arguments. The tolerance of an entry is measured: it is how far rounding in that precision can move the entry.
 
     Args:
         fun: returns one real number; traceable by JAX.
-        grad_fun: called like `fun`, returns what jax.grad(fun, argnums) would: the tree of that argument, or a
-            tuple of trees where argnums is a sequence. It may be plain NumPy. Leaves that are no float arrays
+        grad_fun: called like `fun`, returns the same as jax.grad(fun, argnums): the tree of that argument, or a
+            tuple of trees if argnums is a sequence. It may be plain NumPy. Leaves that are no float arrays
             (functions in a model, integers) may be None in it.
-        args: pytrees; a point at which no parameter is zero and nothing is symmetric lets most faults show.
+        args: pytrees; most faults show at a point where no parameter is zero and nothing is symmetric.
         argnums: which arguments to differentiate by.
         dtype: to round float arguments to and to run `grad_fun` in; None leaves each as it is.
         samples: of Monte Carlo arithmetic.
         seed: of the rounding noise, and of the directions or points that the notes mention.
-        max_elements: how many entries to compare one by one, smallest leaves first; of a leaf beyond that,
+        max_elements: how many entries to compare one by one, smallest leaves first. For a leaf beyond that,
             projections on a few seeded directions are compared, and a note says so.
         value: whether `grad_fun` returns (value, gradient), as jax.value_and_grad does.
-        transforms: any of "eager", "jit" and "vmap": each way of calling `grad_fun` is held against the
-            reference ("vmap" at two points, a nearby one beside `args`). None means eager, and jit unless
-            `grad_fun` needs concrete values, which a note then says.
+        transforms: any of "eager", "jit" and "vmap": each way of calling `grad_fun` is compared with the
+            reference ("vmap" at two points, `args` and one nearby). None means eager, and also jit unless
+            `grad_fun` needs concrete values; a note then says so.
         witnesses: "all", or names of further ways to differentiate `fun` (`reference.witnesses`).
 
     Returns:
-        Rows for every leaf, eager first, then the promises: types, jit, vmap, determinism, arguments unchanged.
+        Rows for every leaf, eager first, then rows on types, jit, vmap, determinism and unchanged arguments.
 
     Raises:
-        TypeError: `fun` does not return one real number, nothing is to be differentiated, or argnums is odd.
+        TypeError: `fun` does not return one real number, nothing is to be differentiated, or argnums is no integers.
         ValueError: trees that do not match, values that are not finite, arguments on another device.
         reference.CallFailed: `fun` or `grad_fun` raised.
     """
@@ -98,7 +98,7 @@ def check_gradient(
 
 @dataclass(frozen=True)
 class _Subject:
-    """The two functions and what they are called on."""
+    """The two functions and their arguments."""
 
     fun: Callable[..., Any]
     grad_fun: Callable[..., Any]
@@ -114,7 +114,7 @@ class _Subject:
         return self.grad_fun(*self.given.build(moving, data))
 
     def require_value(self) -> None:
-        """Raise unless fun is one finite number here."""
+        """Raise an error unless fun returns one finite number here."""
         with self.given.precision():
             moving, data = self.given.fresh("moving"), self.given.fresh("data")
             role = f"fun ({faults.name_of(self.fun)})"
@@ -123,7 +123,7 @@ class _Subject:
             faults.require_finite([result], ["its value"], role, self.loss, moving, data)
 
     def flat(self, result: Any) -> tuple[Any, list[Any]]:
-        """(value or None, gradient leaves in the order of the arguments) of what grad_fun returned."""
+        """(value or None, gradient leaves in the order of the arguments), from the result of grad_fun."""
         value = None
         if self.with_value:
             if not isinstance(result, tuple) or len(result) != 2:
@@ -142,10 +142,10 @@ class _Subject:
 
 
 def known_transforms(given: str | Sequence[str]) -> tuple[str, ...]:
-    """The names of transformations that are asked for; a plain string is one of them, not its letters.
+    """The names of the requested transformations; a plain string is one name.
 
     Raises:
-        ValueError: none, or one that is not known.
+        ValueError: no name, or an unknown one.
     """
     names = (given,) if isinstance(given, str) else tuple(given)
     if not names or not set(names) <= set(TRANSFORMS):
@@ -154,7 +154,7 @@ def known_transforms(given: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def nearby(moving: Sequence[Any], seed: int) -> list[Any]:
-    """A point close to another: every entry shrunk by up to 2 %, so that signs and bounds hold."""
+    """A nearby point: every entry is shrunk by up to 2 %, so that signs and bounds still hold."""
     rng = np.random.default_rng(seed)
     return [
         (np.asarray(leaf, np.float64) * (1 - 0.02 * rng.uniform(size=np.shape(leaf)))).astype(leaf.dtype)
@@ -163,7 +163,7 @@ def nearby(moving: Sequence[Any], seed: int) -> list[Any]:
 
 
 def _reference(subject: _Subject, points: list[list[Any]], plan: Plan, samples: int, seed: int) -> Measured:
-    """For every point (value, gradient as the plan sees it), in float64 and finite."""
+    """For every point (value, the parts of the gradient that the plan compares), in float64 and finite."""
     data = subject.given.fresh("data")
 
     def everything(points: list[list[Any]], data: list[Any]) -> list[tuple[Any, list[Any]]]:
@@ -218,7 +218,7 @@ def _rows(
                 notes.append(f"not checked under {name}: {role} needs concrete values ({faults.one_line(error)})")
             else:
                 rows.append(faults.contract(f"under {name}", f"{role} raised {faults.one_line(error)}"))
-        except Exception as error:  # whatever it raises under a transformation is the finding
+        except Exception as error:  # an error under a transformation is the finding
             rows.append(faults.contract(f"under {name}", f"{role} raised {faults.one_line(error)}"))
     return rows + faults.behaviour(role, first, second), notes
 
@@ -231,7 +231,7 @@ def _type_rows(paths: Sequence[str], got: Sequence[Any], due: Sequence[Any]) -> 
 
 
 def _transformed(subject: _Subject, points: list[list[Any]], name: str) -> list[tuple[Any, list[Any]]]:
-    """(value, gradient leaves) for every point that a transformation evaluates."""
+    """(value, gradient leaves) for every point at which the transformed function is evaluated."""
     data = subject.given.fresh("data")
 
     def flat(moving: list[Any], data: list[Any]) -> tuple[Any, list[Any]]:
@@ -247,7 +247,7 @@ def _transformed(subject: _Subject, points: list[list[Any]], name: str) -> list[
 def _compared(
     subject: _Subject, plan: Plan, results: list[tuple[Any, list[Any]]], measured: Measured, prefix: str
 ) -> Iterator[Row]:
-    """A row for the value, if it is there, and for each leaf; points stacked in front of its shape."""
+    """A row for the value, if there is one, and for each leaf; points are stacked in front of its shape."""
     n = len(results)
     wanted, allowed = measured.value[:n], measured.tolerance[:n]
     ours = [(value, plan.seen([np.asarray(leaf) for leaf in leaves])) for value, leaves in results]
@@ -268,7 +268,7 @@ def _compared(
 
 
 def degenerate(given: Arguments, gradient: Sequence[Any]) -> list[str]:
-    """Notes on leaves at which a check is weak: gradients that vanish, and arguments that are all zero."""
+    """Notes on leaves for which a check is weak: gradients that vanish, and arguments that are all zero."""
     notes = []
     for path, leaf, slope in zip(given.moving_paths, given.fresh("moving"), gradient, strict=True):
         if not np.size(leaf):

@@ -1,7 +1,7 @@
-"""The check of one new layer: its methods against each other, autodiff of its own forward, and the reference.
+"""The check of one new layer: its methods against each other, against autodiff of its own forward, and the reference.
 
-jax.jvp and jax.vjp differentiate the layer's own `net_input`, so a new family needs nothing registered to have
-its derivatives checked; its forward is checked only where `reference.model.apply` knows the family. Then the layer
+jax.jvp and jax.vjp differentiate the layer's own `net_input`, so the derivatives of a new family are checked without
+any registration. Its forward is checked only if the family is registered on `reference.model.apply`. Then the layer
 runs in the sweeps, as it would in a network.
 """
 
@@ -26,26 +26,26 @@ Tree = Any
 
 
 def check_layer(layer: Layer, params: Tree, a_in: Any, *, seed: int = 0) -> Report:
-    """Check a layer's methods; everything in float64, every entry compared, directions and deltas seeded.
+    """Check a layer's methods in float64, every entry, along seeded directions and deltas.
 
-    In order: what the methods return (shapes, dtypes, structures), `net_input` against `reference.model.apply`,
-    `pushforward` against jax.jvp of `net_input`, `transport` and `factor` against its jax.vjp, `change` against the
-    jax.jvp of that, the transposes against `pushforward`, linearity, the factor's readings against each other, jit
-    against eager; then the sweeps at the layer, with its activation, against autodiff of both together.
+    In order: the shapes, dtypes and structures of the methods' results, `net_input` against `reference.model.apply`,
+    `pushforward` against jax.jvp of `net_input`, `transport` and `factor` against jax.vjp of `net_input`, `change`
+    against jax.jvp of that vjp, the transposes against `pushforward`, linearity, the factor's readings against each
+    other, and jit against eager. Then the sweeps at the layer, with its activation, against autodiff of both together.
 
     Args:
         layer: a subclass of `manual_backprop.layers.Layer`.
-        params: its parameters; generic ones: a fault times a zero does not show.
-        a_in: what enters it, two examples or more on the first axis: floats, integers if the layer takes them, or
-            a tuple of such where it has several inputs.
+        params: its parameters; choose generic ones, since a fault times zero does not show.
+        a_in: its input, with two or more examples on the first axis: floats, integers if the layer takes them, or
+            a tuple of these if it has several inputs.
         seed: of the directions.
 
     Returns:
-        A report; the `path` of its first failing row begins with the method at fault, and `cause` says why.
+        A report. The `path` of its first failing row begins with the method at fault, and `cause` says why.
 
     Raises:
-        TypeError: what is no layer.
-        ValueError: a_in is not a batch of two or more examples of what the layer takes.
+        TypeError: `layer` is no layer.
+        ValueError: a_in is not a batch of two or more examples that the layer takes.
     """
     if not isinstance(layer, Layer):
         raise TypeError(f"check_layer checks one layer, an instance of a subclass of Layer, got {layer!r}")
@@ -65,7 +65,7 @@ def check_layer(layer: Layer, params: Tree, a_in: Any, *, seed: int = 0) -> Repo
 
 
 def _examples(layer: Layer, a_in: Any) -> Any:
-    """What enters as arrays of NumPy, floats in float64."""
+    """The input as NumPy arrays, with floats in float64."""
     a_in = tuple(map(wide, a_in)) if isinstance(a_in, tuple) else wide(a_in)
     kinds = "floats or integers" if layer.takes_integers else "floats"
     leaves = jax.tree.leaves(a_in)
@@ -92,7 +92,7 @@ class _Run:
     rows: Rows
 
     def contract(self, params: Tree, a_in: Tree, seed: int) -> witness.Draws:
-        """What each method returns, by itself; raises StoppedError at the first that is no use."""
+        """Check each method's result by itself; raise StoppedError at the first that cannot be used further."""
         rows, layer = self.rows, self.layer
         z, saved = self.entered(params, a_in)
         for dtype in ("float64", "float32"):
@@ -114,7 +114,7 @@ class _Run:
         return draws
 
     def entered(self, params: Tree, a_in: Tree) -> tuple[Any, Tree]:
-        """Z and what is saved."""
+        """Check `net_input` and `out_shape`, and return z and saved."""
         rows, layer, n = self.rows, self.layer, model.examples(a_in)
         returned = rows.call("net_input", layer.net_input, params, a_in)
         pair = isinstance(returned, tuple) and len(returned) == 2
@@ -128,7 +128,7 @@ class _Run:
         return z, saved
 
     def saved_amiss(self, saved: Tree, params: Tree, a_in: Tree, seed: int) -> str:
-        """Which leaf of `saved` is made of parameters alone, or that an affine layer saved something else, or ""."""
+        """The fault in `saved`: a leaf of parameters alone, or an affine layer's `saved` other than a_in; or ""."""
         if isinstance(self.layer, AffineLayer):
             differs = unlike(saved, a_in, "a_in") or ("other values" if unlike_values(saved, a_in) else "")
             told = f"an AffineLayer saves what entered, a_in; got {described(saved)}: {differs}"
@@ -145,7 +145,7 @@ class _Run:
         return ""
 
     def factor(self, params: Tree, factor: Any, other: Any, n: int) -> None:
-        """That a factor has its examples first, and every reading of it its shape."""
+        """Check that a factor has the examples on the first axis, and that every reading has its shape."""
         self.rows.say("factor", self.no_factor(factor, n))
         each = jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape)), params)
         readings: dict[str, tuple[Any, Tree, str]] = {
@@ -165,7 +165,7 @@ class _Run:
             self.rows.say(path, unlike(self.rows.call(path, jax.eval_shape, reading), expected, like))
 
     def no_factor(self, factor: Any, n: int) -> str:
-        """Why it is no factor of so many examples, or ""."""
+        """Why `factor` is not a factor of n examples, or ""."""
         if not isinstance(factor, Factor):
             return f"a Factor expected, got {type(factor).__name__}"
         leaves = jax.tree.leaves(factor)
@@ -175,7 +175,7 @@ class _Run:
         return "" if all(first) else f"every leaf of a Factor needs the {n} examples first"
 
     def change(self, params: Tree, a_in: Tree, saved: Tree, draws: witness.Draws) -> None:
-        """What `change` returns."""
+        """Check the result of `change`."""
         rows = self.rows
         returned = rows.call("change", self.layer.change, params, saved, draws.dparams, draws.da_in, draws.delta)
         pair = isinstance(returned, tuple) and len(returned) == 2
@@ -191,7 +191,7 @@ class _Run:
             rows.call("change, da_in None", self.layer.change, params, saved, draws.dparams, None, draws.delta)
 
     def unknown(self) -> list[str]:
-        """Notes on what is taken at its word, and on what the layer does not offer."""
+        """Notes on values that are not checked, and on methods that the layer does not offer."""
         family, f = type(self.layer).__name__, self.layer.f
         known = model.apply.dispatch(type(self.layer)) is not model.apply.dispatch(object)
         offered = {
@@ -203,7 +203,7 @@ class _Run:
         return [note for note, there in offered.items() if not there]
 
     def methods(self, params: Tree, a_in: Tree, draws: witness.Draws) -> None:
-        """The rows that compare what the methods compute."""
+        """Add the rows that compare the methods' results."""
         layer, rows, curved = self.layer, self.rows, quantities.has_change(self.layer)
         if model.apply.dispatch(type(layer)) is not model.apply.dispatch(object):
             z, cause = layer.net_input(params, a_in)[0], "z is not what the reference computes"
@@ -223,7 +223,7 @@ class _Run:
         self.compiled(eager, compiled)
 
     def derivatives(self, hand: witness.Found, auto: witness.Found, products: dict[str, Any]) -> None:
-        """The rows against autodiff and against the transposes."""
+        """Add the rows against autodiff and against the transposes."""
         self.blame_net_input(hand, auto, products)
         for path, name, cause in quantities.DERIVATIVES:
             self.rows.compare(path, hand[name], auto[name], quantities.autodiff_of(path), cause)
@@ -234,7 +234,7 @@ class _Run:
                 self.rows.compare(path, hand[path], auto[path], "jax.jvp of the transposes", cause)
 
     def blame_net_input(self, hand: witness.Found, auto: witness.Found, products: dict[str, Any]) -> None:
-        """A first row for net_input where the other methods agree with each other and not with it."""
+        """Add a first row for net_input if the other methods agree with each other but not with it."""
         for tangent, cotangent, product in quantities.PARTS:
             wrong = not same(hand[tangent], auto[tangent]) and not same(hand[cotangent], auto[cotangent])
             left, right, _ = products[product]
@@ -244,7 +244,7 @@ class _Run:
                 self.rows.compare("net_input", auto[tangent], hand[tangent], others, cause)
 
     def sweeps(self, params: Tree, a_in: Tree, draws: witness.Draws) -> None:
-        """The rows that compare what the sweeps compute at the layer, with its activation."""
+        """Add the rows that compare the sweeps' results at the layer, with its activation."""
         curved = quantities.has_change(self.layer) and self.layer.f.d2f is not None
         each = quantities.sweeps(self.layer, curved)
 
@@ -266,7 +266,7 @@ class _Run:
         self.compiled(found, self.rows.call("jit", jax.jit(hand, compiler_options=quick()), params, a_in), sizes)
 
     def compiled(self, eager: witness.Found, compiled: witness.Found, sizes: dict[str, Any] | None = None) -> None:
-        """The rows under jit."""
+        """Add the rows under jit."""
         for name, value in eager.items():
             size, cause = float((sizes or {}).get(name, 0.0)), f"{name} differs under jit"
             self.rows.compare(f"{name}, jit", compiled[name], value, "eager", cause, size)

@@ -1,4 +1,4 @@
-"""What a layer's methods and its sweeps say along seeded directions, and which of it belongs together."""
+"""Results of a layer's methods and sweeps along seeded directions, and the pairs of them that must agree."""
 
 from collections.abc import Callable
 from typing import Any
@@ -59,7 +59,7 @@ CHANGES = {
     "change[0], da_in None": "change with a da_in of None is not change with zeros",
     "change[1], da_in None": "change with a da_in of None is not change with zeros",
 }
-"""Path: cause, of what `change` says against the jax.jvp of the transposes."""
+"""Path: cause, for `change` against jax.jvp of the transposes."""
 SWEEPS = {
     "activation": "the activation's f is not the function that its name stands for",
     "forward.z": "forward does not keep the z of net_input",
@@ -76,11 +76,11 @@ SWEEPS = {
     " the derivative of its df",
     "backward, tangent of gradient": "backward does not find the change of the gradient",
 }
-"""Path: cause, of what the sweeps say at the layer against autodiff of f(net_input)."""
+"""Path: cause, for the sweeps at the layer against autodiff of f(net_input)."""
 
 
 def autodiff_of(path: str) -> str:
-    """Which transformation a row of `DERIVATIVES` is held against."""
+    """The transformation that a row of `DERIVATIVES` is compared with."""
     return "jax.jvp of net_input" if path.startswith("pushforward") else "jax.vjp of net_input"
 
 
@@ -90,12 +90,12 @@ def combined(one: Tree, other: Tree) -> Tree:
 
 
 def has_change(layer: Layer) -> bool:
-    """Whether the family says how its transposes change."""
+    """Whether the family has the method `change`."""
     return type(layer).change is not Layer.change
 
 
 def by_hand(layer: Layer, params: Tree, a_in: Tree, d: Draws) -> Found:
-    """Everything that the layer's own methods say."""
+    """All results of the layer's own methods."""
     saved = layer.net_input(params, a_in)[1]
     found = _maps(layer, params, a_in, saved, d) | _readings(
         layer.factor(saved, d.delta), layer.factor(saved, d.other), d
@@ -156,17 +156,17 @@ def _readings(factor: Factor, other: Factor, d: Draws) -> Found:
 
 
 def stacked(*factors: Factor) -> Factor:
-    """As several uses of the same parameters have them, in front."""
+    """Factors stacked in front, like several uses of the same parameters."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *factors)
 
 
 def _rows(per_example: Tree, n: int) -> Array:
-    """(N, P): every example's gradient flat."""
+    """(N, P): every example's gradient, flattened."""
     return jnp.concatenate([jnp.zeros((n, 0)), *(leaf.reshape(n, -1) for leaf in jax.tree.leaves(per_example))], axis=1)
 
 
 def _moved(factor: Factor | None, params: Tree, weights: Array | None) -> Tree:
-    """The gradient of the second of `change`; zeros for None."""
+    """The gradient of the factor that `change` returns; zeros for None."""
     return jax.tree.map(jnp.zeros_like, params) if factor is None else factor.weighted_sum(weights)
 
 
@@ -207,13 +207,13 @@ def products(hand: Found, d: Draws) -> dict[str, tuple[np.ndarray, np.ndarray, s
 
 
 def _times(a: Tree, b: Tree) -> np.ndarray:
-    """Every product of two trees' entries, flat."""
+    """All products of two trees' entries, flattened."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return np.concatenate([np.zeros(0), *(np.ravel(np.asarray(x) * np.asarray(y)) for x, y in pairs)])
 
 
 def sweeps(layer: Layer, curved: bool) -> dict[str, Callable[..., Found]]:
-    """The sweeps by the path that a failure of each belongs to: functions of (layer, params, a_in, draws)."""
+    """The sweeps, functions of (layer, params, a_in, draws), each by the path that its failure is reported under."""
     found: dict[str, Callable[..., Found]] = {
         "activation": _activation,
         "forward": _forward,

@@ -1,4 +1,4 @@
-"""The rows of a layer's check: promises kept or not, and numbers that agree or not."""
+"""The rows of a layer's check: promises that are kept or broken, and numbers that agree or not."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,11 +13,11 @@ from reference.report import Row
 
 Tree = Any
 TOLERANCE = 1e-12
-"""Relative to the magnitudes summed, or to the largest entry of a leaf: thousands of roundings in float64."""
+"""Relative to the summed magnitudes, or to the largest entry of a leaf; thousands of roundings in float64."""
 
 
 class StoppedError(Exception):
-    """A method gave nothing to go on with; its row is written."""
+    """A method's result cannot be used further; its row is written."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Rows:
     found: list[Row] = field(default_factory=list)
 
     def call(self, method: str, function: Callable[..., Any], *args: Any) -> Any:
-        """What a method returns; a row and StoppedError where it raises."""
+        """Return a method's result; if it raises, add a row and raise StoppedError."""
         try:
             return function(*args)
         except Exception as error:
@@ -35,13 +35,13 @@ class Rows:
             self.say(method, f"{method} raised {type(error).__name__}: {first[0] if first else ''}")
 
     def say(self, method: str, fault: str) -> None:
-        """A row on a promise: kept, or broken as `fault` says, and then nothing can follow."""
+        """Add a row on a promise. If it is broken, as `fault` says, raise StoppedError."""
         self.found.append(faults.contract(method, fault))
         if fault:
             raise StoppedError
 
     def compare(self, path: str, ours: Tree, theirs: Tree, witness: str, cause: str, size: float = 0.0) -> None:
-        """A row for every leaf, to TOLERANCE of its largest entry, or of `size` if that is more."""
+        """Add a row for every leaf, to TOLERANCE times its largest entry, or times `size` if that is more."""
         fault = unlike(ours, theirs, witness)
         if fault:
             self.found.append(faults.contract(path, f"{cause}: {fault}"))
@@ -52,7 +52,7 @@ class Rows:
         )
 
     def product(self, path: str, left: np.ndarray, right: np.ndarray, cause: str) -> None:
-        """A row for two sums of products, to TOLERANCE of the magnitudes summed."""
+        """Add a row for two sums of products, to TOLERANCE times the summed magnitudes."""
         allowed, told = balance(left, right), ("", cause)
         self.found.append(
             compare_leaf(
@@ -62,12 +62,12 @@ class Rows:
 
 
 def balance(left: np.ndarray, right: np.ndarray) -> float:
-    """How far two sums may be apart by rounding."""
+    """The largest difference of two sums that rounding explains."""
     return TOLERANCE * float(np.abs(left).sum() + np.abs(right).sum())
 
 
 def described(tree: Any) -> str:
-    """Shapes and dtypes of a tree, or the type of what is no array."""
+    """Shapes and dtypes of a tree, or the type of anything that is no array."""
     if hasattr(tree, "dtype") and hasattr(tree, "shape"):
         return f"{tree.dtype}{list(tree.shape)}"
     if isinstance(tree, tuple):

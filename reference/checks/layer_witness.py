@@ -1,7 +1,6 @@
-"""Seeded directions for one layer, and what autodiff of its own net_input says along them.
+"""Seeded directions for one layer, and the derivatives of its own net_input along them by autodiff.
 
-Only floats move: of what enters, integers have no direction, no error term and no derivative, and None stands in
-their place.
+Only floats move. Integer inputs have no direction, no error term and no derivative; None stands in their place.
 """
 
 from collections.abc import Callable
@@ -26,10 +25,10 @@ class Draws:
 
     Attributes:
         delta: an error term, or a dL/da.
-        other: another, and a direction for the first.
+        other: a second one, also a direction for `delta`.
         dparams: a direction of the parameters.
-        da: a direction of what enters.
-        weights: one an example.
+        da: a direction of the input.
+        weights: one for each example.
     """
 
     delta: Array
@@ -40,7 +39,7 @@ class Draws:
 
     @property
     def da_in(self) -> Tree:
-        """The direction as a sweep gives it to a layer: None where nothing that enters moves."""
+        """The direction as a sweep gives it to a layer: None if no input moves."""
         return self.da if jax.tree.leaves(self.da) else None
 
     @property
@@ -54,7 +53,7 @@ class Draws:
 
 
 def draws(params: Tree, a_in: Tree, z: Array, seed: int) -> Draws:
-    """Of the shapes of these."""
+    """Draw for the shapes of these arrays."""
     weights = jnp.asarray(np.random.default_rng(seed + 4).uniform(0.5, 1.5, len(z)))
     return Draws(like(z, seed), like(z, seed + 3), like(params, seed + 1), like(floats(a_in), seed + 2), weights)
 
@@ -66,22 +65,22 @@ def like(tree: Tree, seed: int) -> Tree:
 
 
 def another(a_in: Tree, seed: int) -> Tree:
-    """Something else that may enter: other floats, and the integers of other examples, which are in range."""
+    """Another valid input: other floats, and the integers of other examples, which are in range."""
     return joined(like(floats(a_in), seed), jax.tree.map(lambda leaf: jnp.roll(leaf, 1, axis=0), a_in))
 
 
 def floats(a_in: Tree) -> Tree:
-    """What can move of what enters; None for integers."""
+    """The float arrays of the input; None for integers."""
     return jax.tree.map(lambda leaf: leaf if is_float(leaf) else None, a_in)
 
 
 def joined(moving: Tree, a_in: Tree) -> Tree:
-    """What enters, with other floats."""
+    """The input with other floats."""
     return jax.tree.map(lambda leaf, m: leaf if m is None else m, a_in, moving)
 
 
 def by_autodiff(layer: Any, params: Tree, a_in: Tree, d: Draws, *, curved: bool) -> Found:
-    """The derivatives of the layer's net_input along the draws; with `curved`, of its transposes too."""
+    """The derivatives of the layer's net_input along the draws; with `curved`, those of its transposes too."""
 
     def forward(p: Tree, moving: Tree) -> Array:
         return layer.net_input(p, joined(moving, a_in))[0]
@@ -93,7 +92,7 @@ def by_autodiff(layer: Any, params: Tree, a_in: Tree, d: Draws, *, curved: bool)
     none, still = jax.tree.map(jnp.zeros_like, (d.dparams, d.da))
     pull = jax.vjp(forward, *at)[1]
     d_params, d_a = pull(u)
-    alone = jnp.eye(len(u)).reshape(len(u), len(u), *(1,) * (u.ndim - 1)) * u[None]  # every delta but one zeroed
+    alone = jnp.eye(len(u)).reshape(len(u), len(u), *(1,) * (u.ndim - 1)) * u[None]  # one delta a row, the rest 0
     found = {
         "pushforward of a_in": push(none, d.da),
         "pushforward of params": push(d.dparams, still),
@@ -125,8 +124,8 @@ def _changes(forward: Callable[..., Array], at: tuple[Tree, Tree], d: Draws) -> 
 def sweeps_by_autodiff(layer: Any, params: Tree, a_in: Tree, d: Draws) -> tuple[Found, dict[str, Array]]:
     """The derivatives of f(net_input), and the sizes that their rounding is relative to.
 
-    f' may be far below 1 at every entry and still have the rounding of a number near 1, as 1 - tanh^2 has: so an
-    error term is as exact as dL/da, and what follows from it as the same of dL/da.
+    f' may be far below 1 at every entry and still have the rounding of a number near 1, as 1 - tanh^2 has. So the
+    error of an error term is relative to the size of dL/da, and that of every later quantity to its value for dL/da.
     """
 
     def net(p: Tree, moving: Tree) -> Array:
@@ -166,7 +165,7 @@ def sweeps_by_autodiff(layer: Any, params: Tree, a_in: Tree, d: Draws) -> tuple[
 
 
 def _sizes(z: Array, d_a: Array, dz: Array, d_a_in: Tree, gradient: Tree) -> dict[str, Array]:
-    """The largest entries, with an f' and an f'' of 1, by the paths of what they belong to."""
+    """The largest entries for an f' and an f'' of 1, by path."""
     of_z, of_delta, of_dz, of_d_a_in, of_gradient = map(_largest, (z, d_a, dz, d_a_in, gradient))
     return {
         "activation": of_z,

@@ -1,4 +1,4 @@
-"""What a derivative rule must be, once for pullbacks and pushforwards: right, linear, and the same when transformed."""
+"""Checks of a derivative rule, for pullbacks and pushforwards: right, linear, and the same when transformed."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from reference.xla import quick
 
 Vector = list[Any]  # a cotangent for every float output, or a tangent for every float argument
 A, B = 0.75, -1.25  # u, v and A u + B v: exact in every binary precision
-DRAWN = 2  # vectors that are drawn; their combination is one more
+DRAWN = 2  # number of drawn vectors; their combination is a third
 
 
 Apply = Callable[[Callable[..., Any], Vector, Vector, list[Vector]], tuple[Vector, list[Vector]]]
@@ -27,13 +27,13 @@ Apply = Callable[[Callable[..., Any], Vector, Vector, list[Vector]], tuple[Vecto
 
 @dataclass(frozen=True)
 class Rule:
-    """A function with a derivative rule of its own, the plain function, and where they are compared.
+    """A function with a derivative rule of its own, the plain function, and the arguments to compare them at.
 
     Attributes:
         f: the function under test.
-        raw: what it computes, differentiable by JAX.
+        raw: the plain function, differentiable by JAX.
         given: the arguments.
-        outputs: for every float output its path and type.
+        outputs: path and type of every float output.
     """
 
     f: Callable[..., Any]
@@ -42,20 +42,20 @@ class Rule:
     outputs: tuple[tuple[str, jax.ShapeDtypeStruct], ...]
 
     def floats(self, function: Callable[..., Any], moving: Vector, data: Vector) -> Vector:
-        """The float leaves of what a function returns."""
+        """The float leaves of a function's result."""
         return floats(function(*self.given.build(moving, data)))
 
     def pullback(
         self, function: Callable[..., Any], moving: Vector, data: Vector, vectors: list[Vector]
     ) -> tuple[Vector, list[Vector]]:
-        """jax.vjp: a result for every differentiated leaf."""
+        """Apply jax.vjp: a result for every differentiated leaf."""
         out, pull = jax.vjp(lambda moving: self.floats(function, moving, data), moving)
         return out, [pull(vector)[0] for vector in vectors]
 
     def pushforward(
         self, function: Callable[..., Any], moving: Vector, data: Vector, vectors: list[Vector]
     ) -> tuple[Vector, list[Vector]]:
-        """jax.jvp: a result for every float output."""
+        """Apply jax.jvp: a result for every float output."""
         pairs = [jax.jvp(lambda m: self.floats(function, m, data), (moving,), (v,)) for v in vectors]
         return pairs[0][0], [tangents for _, tangents in pairs]
 
@@ -66,7 +66,7 @@ def floats(tree: Any) -> Vector:
 
 
 def drawn(like: Sequence[Any], seed: int) -> list[Vector]:
-    """Normal vectors u and v like these, no two entries alike, and A u + B v, each rounded to its leaf's dtype."""
+    """Normal vectors u and v like these, all entries different, and A u + B v, each rounded to its leaf's dtype."""
     rng = np.random.default_rng(seed)
     return combined([[rng.normal(size=leaf.shape).astype(leaf.dtype) for leaf in like] for _ in range(DRAWN)])
 
@@ -86,7 +86,7 @@ class Trial:
         rule: the functions.
         apply: `rule.pullback` or `rule.pushforward`.
         names: paths of its results.
-        vectors: what it is applied to: some, and last the combination of the first and the last of them.
+        vectors: the vectors to apply it to; the last is the combination of the first and the last before it.
         word: "cotangent" or "tangent".
         seed: of the nearby point and of the rounding noise.
         samples: of Monte Carlo arithmetic.
@@ -128,7 +128,7 @@ class Trial:
         return self.apply(self.rule.f, moving, data, vectors)
 
     def rows(self, measured: Measured, transforms: Sequence[str]) -> Iterator[Row]:
-        """The rule's own outputs and results against the reference, then what it promises."""
+        """Rows on the rule's outputs and results against the reference, then on its promises."""
         data = self.rule.given.fresh("data")
         out, results = self.by_rule(self._moving, data, self.vectors)
         again = self.by_rule(self._moving, data, self.vectors)
@@ -146,7 +146,7 @@ class Trial:
             yield from self._vmapped(data, measured)
 
     def _results(self, results: list[Vector], measured: Measured, prefix: str = "") -> Iterator[Row]:
-        """A row for every leaf, with the vectors (but their combination) on its first axis."""
+        """A row for every leaf, with the vectors, except their combination, on its first axis."""
         last = len(self.vectors) - 1
         for i, name in enumerate(self.names):
             sides = (results[:last], measured.value[1][:last], measured.tolerance[1][:last])
@@ -160,7 +160,7 @@ class Trial:
         return "jax.vjp of the plain function" if self.word == "cotangent" else "jax.jvp of the plain function"
 
     def _linear(self, results: list[Vector], measured: Measured) -> Iterator[Row]:
-        """D(A u + B v) = A D(u) + B D(v); that A u + B v was rounded is taken into the tolerance exactly."""
+        """Rows on D(A u + B v) = A D(u) + B D(v); the tolerance includes the exact rounding of A u + B v."""
         first, last, mixed = 0, len(self.vectors) - 2, len(self.vectors) - 1
         for i, name in enumerate(self.names):
             ours, exact, allowed = (
@@ -188,13 +188,13 @@ class Trial:
     def _jitted(self, data: Vector, measured: Measured) -> Iterator[Row]:
         try:
             _, results = jax.jit(self.by_rule)(self._moving, data, self.vectors)
-        except Exception as error:  # whatever it raises under a transformation is the finding
+        except Exception as error:  # an error under a transformation is the finding
             yield faults.contract("under jit", f"raised {faults.one_line(error)}")
             return
         yield from self._results(results, measured, "under jit: ")
 
     def _vmapped(self, data: Vector, measured: Measured) -> Iterator[Row]:
-        """Two points and two vectors at once, each against the reference at its own."""
+        """Rows on two points and two vectors at once, each against the reference at its own point."""
         points = _stacked(self._moving, self._near)
         vectors = _stacked(self.vectors[0], self.vectors[-2])
         try:
@@ -229,6 +229,6 @@ def against(
     kind: Any = "end to end",
     witness: str = "the plain function",
 ) -> Iterator[Row]:
-    """A row for every leaf against its (value, tolerance), at so many `times` the tolerance."""
+    """A row for every leaf against its (value, tolerance), at `times` the tolerance."""
     for name, leaf, value, allowed in zip(names, ours, *wanted, strict=True):
         yield compare_leaf(prefix + name, leaf, value, times * allowed, kind=kind, witness=witness)

@@ -1,4 +1,4 @@
-"""What is compared of a gradient too large to compare entry by entry: its projections on a few directions."""
+"""Projections on a few directions, for gradients too large to compare entry by entry."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ DIRECTIONS = 4
 
 @dataclass(frozen=True)
 class Plan:
-    """Which leaves of a gradient are projected, and on what.
+    """The choice of leaves to project, and the seed of the directions.
 
     Attributes:
         paths: a name for every leaf.
-        projected: whether it is compared by projections.
+        projected: for every leaf, whether it is compared by projections.
         seed: of the directions.
     """
 
@@ -26,7 +26,7 @@ class Plan:
 
     @classmethod
     def of(cls, paths: Sequence[str], moving: Sequence[Any], limit: int, seed: int) -> "Plan":
-        """As many leaves entry by entry as have `limit` entries together, the smallest first."""
+        """A plan that compares leaves entry by entry, the smallest first, up to `limit` entries together."""
         sizes = np.array([np.size(leaf) for leaf in moving])
         order = np.argsort(sizes, kind="stable")
         over = np.empty(len(sizes), bool)
@@ -34,14 +34,14 @@ class Plan:
         return cls(tuple(paths), tuple(bool(flag) for flag in over), seed)
 
     def seen(self, leaves: Sequence[Any]) -> list[Any]:
-        """What is compared of gradient leaves: the leaf, or its projections in float64."""
+        """The values to compare for gradient leaves: the leaf, or its projections in float64."""
         return [
             self._project(leaf, i) if over else leaf
             for i, (leaf, over) in enumerate(zip(leaves, self.projected, strict=True))
         ]
 
     def _project(self, leaf: Any, number: int) -> Any:
-        """Dot products with DIRECTIONS random directions, no entry of which is small; summed row by row."""
+        """Dot products with DIRECTIONS random directions without small entries, summed row by row."""
         xp: Any = np if isinstance(leaf, np.ndarray) else jnp
         rows = max(1, int(leaf.size**0.5))
         pad = -leaf.size % rows
@@ -51,7 +51,7 @@ class Plan:
         return xp.stack([xp.sum(xp.sum(flat * d, axis=1)) for d in sizes])
 
     def notes(self) -> list[str]:
-        """What a reader must know about leaves that are projected."""
+        """A note on the leaves that are projected, if any."""
         large = [path for path, over in zip(self.paths, self.projected, strict=True) if over]
         if not large:
             return []

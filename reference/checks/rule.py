@@ -1,4 +1,4 @@
-"""Anybody's jax.custom_vjp and jax.custom_jvp, held against what JAX makes of the plain function."""
+"""The checks of a user's jax.custom_vjp or jax.custom_jvp against JAX's derivative of the plain function."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -37,21 +37,21 @@ def check_vjp(
     """Prove a jax.custom_vjp right at a point, or say what its backward rule does wrong.
 
     Args:
-        f: a jax.custom_vjp with its rules defined; with `raw`, anything JAX can pull back through.
-        args: what to call it on; pytrees, integers and static values may be among them.
+        f: a jax.custom_vjp with its rules defined; with `raw`, any function that JAX can pull back through.
+        args: its arguments; pytrees, integers and static values may be among them.
         cotangents: the tree of f's output, to pull back; None draws two, normal and seeded, for every output.
         argnums: the arguments to differentiate by; None means all that hold floats.
         nondiff_argnums: static arguments besides those that `f` declares.
         dtype: to round float arguments to and to run `f` in; None leaves each as it is.
         samples: of Monte Carlo arithmetic.
         seed: of the cotangents and the rounding noise.
-        raw: the plain function, where the one inside `f` cannot be differentiated by JAX.
+        raw: the plain function, if JAX cannot differentiate the one inside `f`.
         transforms: any of "eager", "jit" and "vmap".
 
     Returns:
-        Rows: `primal` of f and of its forward rule, every entry of every cotangent (the first index is which
-        cotangent was pulled back), and its promises: types, linearity, zero to zero, one argument or output at a
-        time, jit, vmap. A rule that raises is a failing row.
+        Rows on `primal` of f and of its forward rule, on every entry of every result (the first index is the number
+        of the cotangent), and on its promises: types, linearity, zero to zero, one argument or output at a time,
+        jit, vmap. A rule that raises gives a failing row.
 
     Raises:
         TypeError: `f` has no rule of its own, no float argument or no float output.
@@ -93,7 +93,7 @@ def check_jvp(
     """Prove a jax.custom_jvp right at a point, or say what its rule does wrong.
 
     Args:
-        f: a jax.custom_jvp with its rule defined; with `raw`, anything JAX can push forward through.
+        f: a jax.custom_jvp with its rule defined; with `raw`, any function that JAX can push forward through.
         args: as for `check_vjp`.
         tangents: a tuple with one tree for each differentiated argument; None draws two, normal and seeded.
         argnums: as for `check_vjp`.
@@ -105,7 +105,7 @@ def check_jvp(
         transforms: as for `check_vjp`.
 
     Returns:
-        Rows as of `check_vjp`, for tangents, and for the transpose that JAX makes of the rule: every entry of its
+        Rows as from `check_vjp`, for tangents, and rows on JAX's transpose of the rule: every entry of its
         cotangents, and <u, J v> = <J^T u, v>.
 
     Raises:
@@ -147,7 +147,7 @@ def _measured(trial: Trial) -> Measured:
 
 
 def _guarded(rows: Callable[[], Iterator[Row]], path: str) -> list[Row]:
-    """The rows, and one more where what makes them raises: that is the finding."""
+    """The rows; if computing them raises, one more row with the error as the finding."""
     made: list[Row] = []
     try:
         for row in rows():
@@ -158,7 +158,7 @@ def _guarded(rows: Callable[[], Iterator[Row]], path: str) -> list[Row]:
 
 
 def _parts_of_vjp(trial: Trial, measured: Measured) -> Iterator[Row]:
-    """Pulled back to one argument alone, and from one output alone: the rule then sees symbolic zeros."""
+    """Rows on pulling back to one argument alone, and from one output alone: the rule then gets symbolic zeros."""
     rule, vector = trial.rule, trial.vectors[0]
     moving, data = rule.given.fresh("moving"), rule.given.fresh("data")
     wanted = (measured.value[1][0], measured.tolerance[1][0])
@@ -178,7 +178,7 @@ def _parts_of_vjp(trial: Trial, measured: Measured) -> Iterator[Row]:
 
 
 def _parts_of_jvp(trial: Trial, measured: Measured) -> Iterator[Row]:
-    """Pushed forward from one argument alone, the others' tangents being symbolic zeros; the parts add up."""
+    """Rows on pushing forward from one argument alone, with symbolic zeros for the others; the parts must add up."""
     rule, vector = trial.rule, trial.vectors[0]
     moving, data = rule.given.fresh("moving"), rule.given.fresh("data")
     groups = _by_argument(rule.given)
@@ -193,7 +193,7 @@ def _parts_of_jvp(trial: Trial, measured: Measured) -> Iterator[Row]:
 
 
 def _by_argument(given: Arguments) -> list[list[int]]:
-    """Numbers of the differentiated leaves, argument by argument."""
+    """The numbers of the differentiated leaves, grouped by argument."""
     owners = [path[: path.index("]")] for path in given.moving_paths]
     return [[i for i, its in enumerate(owners) if its == owner] for owner in dict.fromkeys(owners)]
 
@@ -212,14 +212,14 @@ def _sums(parts: list[Vector]) -> Vector:
 
 
 def _transposed(trial: Trial, measured: Measured) -> tuple[list[Row], list[str]]:
-    """What JAX makes of the rule when it pulls back through it, and <u, J v> = <J^T u, v>."""
+    """Rows on JAX's transpose of the rule and on <u, J v> = <J^T u, v>, and notes."""
     rule, given = trial.rule, trial.rule.given
     moving, data, v = given.fresh("moving"), given.fresh("data"), trial.vectors[0]
     u = drawn([kind for _, kind in rule.outputs], trial.seed + 1)[0]
     try:
         pulled = rule.pullback(rule.f, moving, data, [u])[1][0]
         pushed = rule.pushforward(rule.f, moving, data, [v])[1][0]
-    except Exception as error:  # that JAX cannot transpose the rule is the finding
+    except Exception as error:  # JAX cannot transpose the rule: that is the finding
         return [faults.contract("transpose", f"raised {faults.one_line(error)}")], []
 
     def plain(moving: Vector, data: Vector, u: Vector, v: Vector) -> Any:
@@ -247,7 +247,7 @@ def _transposed(trial: Trial, measured: Measured) -> tuple[list[Row], list[str]]
         wanted = (exact.value[0], exact.tolerance[0])
         rows += against(given.moving_paths, pulled, wanted, "transposed: ", kind="contract", witness=witness)
         allowed = exact.tolerance[1]
-    except Exception as error:  # a plain function that only goes forward (a while loop) has no transpose to compare
+    except Exception as error:  # a plain function without reverse mode (a while loop) has no transpose to compare
         notes.append(f"the transpose is held against J alone: the plain function has none ({faults.one_line(error)})")
         pairs = zip(u, measured.tolerance[1][0], strict=True)
         allowed = 2 * sum(float(np.sum(np.abs(np.asarray(a, np.float64)) * tol)) for a, tol in pairs)
@@ -265,7 +265,7 @@ def _dot(a: Vector, b: Vector) -> Any:
 
 
 def _silent(nones: Sequence[str], measured: Measured, given: Arguments) -> tuple[list[str], dict[str, str]]:
-    """Notes on None cotangents that are rightly zero, and the cause of failure, by path, of those that are not."""
+    """Notes on None cotangents that are rightly zero, and for those that are not the cause of failure, by path."""
     notes, causes = [], {}
     for i, path in enumerate(given.moving_paths):
         if path not in nones:

@@ -1,4 +1,4 @@
-"""What a check of a custom rule needs to know of it before it starts, and refuses to start without."""
+"""Validate the inputs of a check of a custom rule, and collect what the check needs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,10 +19,10 @@ _CHECKS = {jax.custom_vjp: "check_vjp", jax.custom_jvp: "check_jvp"}
 
 
 def rule_of(f: Any, kind: type, raw: Callable[..., Any] | None) -> Any:
-    """The rule inside `f` and its jit wrappers, or None where the plain function is given instead.
+    """The rule inside `f` and its jit wrappers, or None if `raw` is given instead.
 
     Raises:
-        TypeError: there is none and no `raw`, or its rules were never defined.
+        TypeError: there is no rule and no `raw`, or its rules were never defined.
     """
     held, name = f, f"jax.{kind.__name__}"
     while not isinstance(held, jax.custom_vjp | jax.custom_jvp) and hasattr(held, "__wrapped__"):
@@ -42,7 +42,7 @@ def rule_of(f: Any, kind: type, raw: Callable[..., Any] | None) -> Any:
 def rule_under_test(
     f: Any, held: Any, raw: Any, args: tuple[Any, ...], argnums: Any, nondiff: Sequence[int], dtype: Any
 ) -> Rule:
-    """Everything that both checks need of `f`, its plain function having been seen to work here."""
+    """The `Rule` that both checks need, after a trial call of its plain function."""
     declared = () if held is None else held.nondiff_argnums
     fixed = {*declared, *(chosen(nondiff, len(args)) if nondiff else ())}
     numbers = chosen([i for i in range(len(args)) if i not in fixed] if argnums is None else argnums, len(args))
@@ -69,13 +69,13 @@ def rule_under_test(
 
 
 def output_of(rule: Rule) -> Tree:
-    """What the plain function returns."""
+    """The plain function's result."""
     with rule.given.precision():
         return rule.raw(*rule.given.build(rule.given.fresh("moving"), rule.given.fresh("data")))
 
 
 def like(tree: Tree, due: Tree, what: str, whose: str, dtype: DTypeLike | None) -> Vector:
-    """The float leaves of a tree that must look like another's, cast only where `dtype` asks for it.
+    """The float leaves of a tree that must match another tree's, cast only if `dtype` is given.
 
     Raises:
         ValueError: another structure, shape or dtype.
@@ -103,11 +103,11 @@ def tangents_like(tangents: Tree, rule: Rule, argnums: Any, dtype: DTypeLike | N
 
 
 def primal_rows(rule: Rule, measured: Measured) -> list[Row]:
-    """The value of f itself, its integer outputs among them, against the plain function's."""
+    """Rows on the value of f itself, including integer outputs, against the plain function's."""
     moving, data = rule.given.fresh("moving"), rule.given.fresh("data")
     try:
         value = rule.f(*rule.given.build(moving, data))
-    except Exception as error:  # that f raises where its plain function does not is the finding
+    except Exception as error:  # f raises but its plain function does not: that is the finding
         return [faults.contract("primal", f"f raised {faults.one_line(error)}")]
     plain = output_of(rule)
     broken = ""

@@ -1,4 +1,4 @@
-"""The proof: every number of a hand-written step, equation by equation and end to end, in any precision."""
+"""The proof of every number of a hand-written step, equation by equation and end to end, in any precision."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -44,14 +44,14 @@ def check(
 
     Inputs are rounded to `dtype` and the step under test runs in it, compiled. Then every value is compared twice:
 
-    - equation by equation: recomputed in float64 from the stored values that entered it, held against a derived
-      rounding bound of that one equation. A fault shows where it is and nowhere else;
-    - end to end: with `jax.grad`, from the inputs alone, of an objective written independently. The tolerance is
-      measured, entry by entry, by Monte Carlo arithmetic.
+    - equation by equation: the value is recomputed in float64 from the stored values that enter its equation, and the
+      tolerance is a derived rounding bound of that one equation. A fault shows in its own equation and nowhere else;
+    - end to end: `jax.grad` of an objective written independently computes it from the inputs alone. The tolerance
+      is measured, entry by entry, by Monte Carlo arithmetic.
 
     Args:
         objective: what to check.
-        params: its parameters; a check can only fail where they are generic (b not zero, for one).
+        params: its parameters; choose generic ones (such as b not zero), or faults may not show.
         x: a batch; N >= 2 lets a missing 1/N show.
         y: targets.
         lam: as for the objective.
@@ -64,8 +64,8 @@ def check(
         compiler_options: for XLA, as `jax.jit` takes them.
 
     Returns:
-        A report with the rows of every equation in the order of computation, the first that fails is the cause,
-        and then those end to end.
+        A report with the rows of every equation in the order of computation, then those end to end. The first
+        equation that fails is the cause.
 
     Raises:
         ValueError, TypeError: inputs that the objective refuses, or a step of the wrong structure or shapes.
@@ -91,7 +91,7 @@ def by_hand(
     value_and_grad: ValueAndGrad = mb.value_and_grad,
     compiler_options: dict[str, Any] | None = None,
 ) -> tuple[Step, tuple[Any, Any]]:
-    """The step under test, and its value and gradient, on the inputs of a judge; arguments as of `check`."""
+    """The step under test, and its value and gradient, on the inputs of a judge; arguments as for `check`."""
 
     def under_test(p: Tree, x: Any, y: Any, given: dict[str, Any]) -> tuple[Step, Any]:
         return backprop(judge.objective, p, x, y, **given), value_and_grad(judge.objective)(p, x, y, **given)
@@ -102,12 +102,12 @@ def by_hand(
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """The reference's side of a check, computed once; any number of steps can then be held against it.
+    """The reference's side of a check, computed once, to compare any number of steps with.
 
     Attributes:
-        objective: what is checked.
+        objective: the objective to check.
         inputs: (params, x, y), floats rounded to the precision under test.
-        given: lam and weights, where they were given.
+        given: lam and weights, if they were given.
         dtype: the precision under test.
         measured: the reference's step in float64, and the tolerance of every entry.
     """
@@ -175,7 +175,7 @@ def prepare(
     seed: int = 0,
     compiler_options: dict[str, Any] | None = None,
 ) -> Judge:
-    """The reference's side of `check`, for whoever holds many steps against it; arguments as there."""
+    """The reference's side of `check`, for callers that check many steps; arguments as there."""
     with jax.enable_x64(True):
         params, x, y = rounded = _cast((params, x, y), dtype)
         named = {"lam": lam, "weights": weights}
@@ -198,7 +198,7 @@ def _cause(equation: Equation, context: causes.Context) -> Any:
 
 
 def _cast(tree: Tree, dtype: DTypeLike) -> Tree:
-    """Float leaves in `dtype`, integers as they are, as NumPy arrays: nothing to compile."""
+    """Float leaves in `dtype` and integers unchanged, as NumPy arrays, so that nothing is compiled."""
 
     def one(leaf: Any) -> np.ndarray:
         leaf = np.asarray(leaf)
@@ -227,7 +227,7 @@ def _named(name: str, tree: Tree) -> list[tuple[str, Any]]:
 
 
 def _leaves(step: Step) -> list[tuple[str, Any]]:
-    """(path, value) of everything in a step, in the order of computation."""
+    """(path, value) of every value in a step, in the order of computation."""
     return [
         *_named("trace", layer_values(step.trace)),
         ("output", step.output),

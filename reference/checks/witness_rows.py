@@ -1,4 +1,4 @@
-"""Rows that hold a gradient against further ways to differentiate, none of which is jax.grad."""
+"""Rows that compare a gradient with further ways to differentiate, other than jax.grad."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,10 +22,10 @@ _NAME = "leaves"
 
 
 def chosen_ways(witnesses: str | Sequence[str]) -> list[str]:
-    """The names of the ways that were asked for: "all", or some of `WAYS`.
+    """The names of the requested ways: "all", or some of `WAYS`.
 
     Raises:
-        ValueError: a name that is none of them.
+        ValueError: a name that is not one of them.
     """
     names = list(WAYS) if witnesses == "all" else [witnesses] if isinstance(witnesses, str) else list(witnesses)
     for name in names:
@@ -42,15 +42,15 @@ def witness_rows(
     witnesses: str | Sequence[str],
     seed: int,
 ) -> tuple[list[Row], list[str]]:
-    """Rows of kind "witness", who stands alone, and notes on witnesses that cannot answer here.
+    """Rows of kind "witness", and notes on who stands alone and on witnesses that cannot answer here.
 
     Args:
-        function: of a list of arrays, returns one real number.
+        function: takes a list of arrays and returns one real number.
         moving: that list.
         paths: names of its leaves.
-        by: "manual" and "jax.grad", each with its gradient and how far every entry of it may be off.
+        by: "manual" and "jax.grad", each with its gradient and an error bar for every entry.
         witnesses: "all", or names from `WAYS`.
-        seed: of directions, where there are too many entries to take one by one.
+        seed: of directions, if there are too many entries to take one by one.
     """
     found = [WAYS[name](function, moving, seed=seed) for name in chosen_ways(witnesses)]
     notes = [f"{witness.name}: {witness.why}" for witness in found if witness.why]
@@ -70,7 +70,7 @@ def witness_rows(
 
 
 def _seen(trees: Mapping[str, Leaves], directions: np.ndarray | None, bars: bool) -> dict[str, Any]:
-    """Each gradient as the witnesses have it: leaf by leaf, or as slopes along their directions."""
+    """Each gradient in the witnesses' form: leaf by leaf, or as slopes along their directions."""
     wide = {who: [np.asarray(leaf, np.float64) for leaf in leaves] for who, leaves in trees.items()}
     if directions is None:
         return dict(wide)

@@ -1,4 +1,4 @@
-"""`manual-backprop check`: prove the catalogue, or a function of the user's, and say what is proven."""
+"""`manual-backprop check`: prove the catalogue, or a user's function, and print the results."""
 
 import os
 import platform
@@ -29,7 +29,7 @@ EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 
 def run(arguments: Namespace) -> int:
-    """The exit status: 0 all proven, 1 something differs, 3 something is undecided, 130 interrupted.
+    """Run the command; return 0 if all is proven, 1 if something differs, 3 if undecided, 130 if interrupted.
 
     Raises:
         BadInput: a report that cannot be written, a pattern that matches nothing, a target that cannot be checked, a
@@ -74,7 +74,7 @@ def run(arguments: Namespace) -> int:
 
 
 class _Found:
-    """What has been found so far; kept when the run is interrupted."""
+    """The results so far, kept when the run is interrupted."""
 
     def __init__(self) -> None:
         self.networks: list[NetworkResult] = []
@@ -100,7 +100,7 @@ def _add(name: str) -> None:
 
 
 def _imported_before(name: str) -> bool:
-    """Whether something in the catalogue is of that module or package."""
+    """Whether something in the catalogue is from that module or package."""
     kinds = (*networks.families().values(), *networks.composites().values())
     return any(f"{kind.__module__}.".startswith(f"{name}.") for kind in kinds)
 
@@ -120,12 +120,12 @@ def _tasks(arguments: Namespace) -> list[Task]:
 
 
 def _matches(name: str, pattern: str | None) -> bool:
-    """A shell pattern, or a plain part of the name."""
+    """Whether a name matches a shell pattern or contains it as plain text."""
     return pattern is None or fnmatch(name, pattern) or pattern in name
 
 
 def _catalogue(arguments: Namespace) -> _Found:
-    """Every network of the catalogue, and the published examples with their printed digits."""
+    """Check every network of the catalogue, and the published examples with their printed digits."""
     cases, examples = _matching(arguments)
     found = _Found()
     with jax.enable_x64(True):
@@ -148,7 +148,7 @@ def _catalogue(arguments: Namespace) -> _Found:
 
 
 def _mutated(arguments: Namespace) -> _Found:
-    """Our own gradients, broken at every equation of their programs: does the check see it?"""
+    """Break our own gradients at every equation of their programs, and see whether the check detects it."""
     found = _Found()
     with jax.enable_x64(True):
         broken = subjects(arguments.seed)
@@ -165,7 +165,7 @@ def _mutated(arguments: Namespace) -> _Found:
 
 
 def _users(arguments: Namespace) -> _Found:
-    """A function of the user's."""
+    """Check a user's function."""
     from reference.cli import user
 
     if not arguments.args:
@@ -187,7 +187,7 @@ def _users(arguments: Namespace) -> _Found:
 
 
 def _print(results: Sequence[NetworkResult], figures: dict[str, list[published.Figure]]) -> None:
-    """One line for every precision and for every published example, then what is not a pass."""
+    """Print one line for every precision and every published example, then everything that is not a pass."""
     rows = []
     for dtype in networks.DTYPES:
         group = [result for result in results if result.dataset and result.report.dtype == dtype]

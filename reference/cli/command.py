@@ -1,4 +1,4 @@
-"""The command `manual-backprop`. JAX is imported only once there is work for it, so `--help` answers at once."""
+"""The command `manual-backprop`. JAX is imported only when it is needed, so `--help` answers at once."""
 
 import argparse
 import os
@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(words)
     arguments.command_line = shlex.join(["manual-backprop", *words])
@@ -165,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BadInput as error:
         print(f"manual-backprop {arguments.command}: {error}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader of a pipe has gone; there is nobody to tell
+    except BrokenPipeError:  # the reader of the pipe has gone, so there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Writing files so that nothing is lost or left half-written."""
+"""Write files so that nothing is lost or left half-written."""
 
 import os
 import tempfile
@@ -8,11 +8,11 @@ from typing import IO
 
 
 class BadInput(RuntimeError):  # noqa: N818
-    """Something a person gave on the command line cannot be used; the text says what and what to do."""
+    """Input from the command line that cannot be used; the text says what it is and what to do."""
 
 
 def require_writable(path: Path) -> None:
-    """Find out before the work, not after it, that a file could not be written.
+    """Check before the work that a file can be written.
 
     Raises:
         BadInput: its folder does not exist or cannot be written, or it is a folder itself.

@@ -19,7 +19,7 @@ FORMS = ".svg .png .mmd .dot"
 
 
 def run(arguments: Namespace) -> int:
-    """Draw, and write or print; the exit status is 0.
+    """Draw the graph, write or print it, and return the exit status 0.
 
     Raises:
         BadInput: a file, a name or an argument that cannot be used.
@@ -33,7 +33,7 @@ def run(arguments: Namespace) -> int:
     objective = _objective(arguments)
     graph = _graph(objective, arguments)
     if out is None:
-        if isinstance(sys.stdout, io.TextIOWrapper):  # a console of one byte a letter has no λ
+        if isinstance(sys.stdout, io.TextIOWrapper):  # a console with a one-byte encoding has no λ
             sys.stdout.reconfigure(encoding="utf-8")
         print(graph.mermaid(), end="")
         return 0
@@ -44,7 +44,7 @@ def run(arguments: Namespace) -> int:
 
 
 def _objective(arguments: Namespace) -> mb.Objective:
-    """The user's own, or an MLP of these sizes."""
+    """The user's own objective, or an MLP of these sizes."""
     if arguments.target is not None:
         for_mlp = ("sizes", "activation", "output_activation", "loss", "lam")
         asked = [f"--{name.replace('_', '-')}" for name in for_mlp if getattr(arguments, name) is not None]
@@ -82,7 +82,7 @@ def _graph(objective: mb.Objective, arguments: Namespace) -> Graph:
 
 
 def _targets(key: Any, arguments: Namespace) -> Any:
-    """Targets that the loss takes: classes, yes or no, or values."""
+    """Targets that fit the loss: classes, yes or no, or values."""
     outputs = arguments.sizes[-1]
     if arguments.loss == "softmax_cross_entropy":
         return jax.random.randint(key, (EXAMPLES,), 0, outputs)

@@ -1,4 +1,4 @@
-"""What a user names on the command line as `module:name`, looked for in the current folder first."""
+"""Find objects given as `module:name` on the command line, first in the current folder."""
 
 import importlib
 import os
@@ -13,7 +13,7 @@ from reference.cli.files import BadInput
 
 @contextmanager
 def current_folder_first() -> Iterator[None]:
-    """Let modules in the current folder be found before others of the same name."""
+    """A context in which modules in the current folder are found before others of the same name."""
     folder = os.getcwd()
     sys.path.insert(0, folder)
     try:
@@ -24,10 +24,10 @@ def current_folder_first() -> Iterator[None]:
 
 
 def named(name: str) -> Any:
-    """What `module:dotted.name` stands for.
+    """Return the object named by `module:dotted.name`.
 
     Raises:
-        BadInput: not of that form, nothing there of that name, or a module that raises when imported.
+        BadInput: a name not of that form, no such object, or a module that raises when imported.
     """
     module_name, colon, path = name.partition(":")
     if not colon or not module_name or not path or not all(part.isidentifier() for part in path.split(".")):
@@ -45,7 +45,7 @@ def named(name: str) -> Any:
 
 
 def module(name: str) -> Any:
-    """The module of that dotted name, imported.
+    """Import the module of that dotted name.
 
     Raises:
         BadInput: there is none, or it raises when imported.

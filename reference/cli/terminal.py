@@ -1,4 +1,4 @@
-"""What a person sees: a table and a progress bar by rich in a terminal, aligned plain text anywhere else."""
+"""Tables and progress: by rich in a terminal, as aligned plain text anywhere else."""
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ def print_table(title: str, header: tuple[str, ...], lines: Sequence[tuple[str, 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
-    """Show how far a loop has come, on stderr: a bar in a terminal, a line every tenth elsewhere.
+    """Show the progress of a loop on stderr: a bar in a terminal, elsewhere a line for every tenth.
 
     Yields:
         A function to call after each item, with a few words on how it went ("" for none).

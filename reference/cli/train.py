@@ -1,4 +1,4 @@
-"""`manual-backprop train`: the note's training loop on real data, and the same run by jax.grad beside it."""
+"""`manual-backprop train`: the note's training loop on real data, and the same run by jax.grad to compare."""
 
 import json
 import zipfile
@@ -21,9 +21,9 @@ from reference.cli.terminal import Advance, print_table, progress
 
 FORMAT = "manual-backprop/network/1"
 HELD_OUT = 0.2
-# Both runs round differently at every step, and training magnifies that: in float32 the curves of the
-# default run stay within 1e-6 of each other, while a gradient that is wrong by a part in a thousand parts them
-# by far more than this. Relative to the first epoch's loss.
+# Relative to the first epoch's loss. The two runs round differently at every step, and training magnifies that. In
+# float32 the curves of the default run stay within 1e-6 of each other; with a gradient that is wrong by a part in a
+# thousand they differ by far more than this.
 CURVES_EQUAL = 1e-4
 
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
@@ -35,7 +35,7 @@ OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Training and held-out rows, features standardised by the training rows' mean and deviation."""
+    """Training and held-out rows, with features standardised by the training rows' mean and deviation."""
 
     x: np.ndarray
     y: np.ndarray
@@ -52,7 +52,7 @@ class Split:
 
 
 def run(arguments: Namespace) -> int:
-    """The exit status: 0 where both runs agree, 1 where they part.
+    """Run the command; return 0 if both runs agree, 1 if they differ.
 
     Raises:
         BadInput: a file or an argument that cannot be used.
@@ -91,7 +91,7 @@ def train(
     """(trained parameters, mean J of every epoch), from `params`, by gradients of `value_and_grad`."""
     optimizer = OPTIMIZERS[arguments.optimizer](arguments.learning_rate)
     epoch = mb.training.make_epoch(objective, optimizer, arguments.batch, value_and_grad=value_and_grad)
-    params = jax.tree.map(jnp.array, params)  # a copy: the epoch takes over its arguments' memory
+    params = jax.tree.map(jnp.array, params)  # a copy, since the epoch donates its arguments' memory
     state = optimizer.init(params)
     key = jax.random.key(arguments.seed)
     curve = []
@@ -116,7 +116,7 @@ def _print(
     networks: tuple[Any, Any, Any],
     curves: tuple[np.ndarray, np.ndarray],
 ) -> bool:
-    """Print both runs beside each other; returns whether their loss curves agree."""
+    """Print both runs side by side, and return whether their loss curves agree."""
     ours, theirs = curves
     what = "accuracy" if split.classes else "R squared"
     if len(ours):
@@ -168,7 +168,7 @@ def _examples(path: str | None) -> data.Dataset:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; never unpickles anything."""
+    """The arrays of an .npz file; nothing is unpickled."""
     try:
         with path.open("rb") as stream:
             file = np.load(stream, allow_pickle=False)
@@ -182,7 +182,7 @@ def _read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _split(dataset: data.Dataset, seed: int, loaded: "Network | None") -> Split:
-    """The same rows are held out for the same seed; a loaded network brings its own mean and deviation."""
+    """Split off the held-out rows by seed; a loaded network brings its own mean and deviation."""
     x, y = dataset.x, dataset.y
     order = np.random.default_rng(seed).permutation(len(x))
     cut = max(1, round(HELD_OUT * len(x)))
@@ -207,13 +207,13 @@ def _fresh(arguments: Namespace, split: Split) -> tuple[mb.Serial, Any]:
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """What --save writes and --load reads.
+    """A trained network, as --save writes it and --load reads it.
 
     Attributes:
         net: a chain of dense layers.
         params: its parameters, float32.
-        mean: of the features it was trained on.
-        deviation: of the same.
+        mean: of the features that it was trained on.
+        deviation: of the same features.
     """
 
     net: mb.Serial
@@ -223,7 +223,7 @@ class Network:
 
 
 def save_network(path: Path, network: Network) -> None:
-    """Write plain arrays 0.W, 0.b, ..., the scaling, and a line of JSON that names the layers.
+    """Write plain arrays 0.W, 0.b and so on, the scaling, and a line of JSON that names the layers.
 
     Raises:
         BadInput: the file cannot be written.
@@ -241,7 +241,7 @@ def save_network(path: Path, network: Network) -> None:
 
 
 def load_network(path: Path) -> Network:
-    """Read what `save_network` wrote.
+    """Read a network that `save_network` wrote.
 
     Raises:
         BadInput: no such file, not one of ours, or arrays that do not fit its description.

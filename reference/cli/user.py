@@ -1,4 +1,4 @@
-"""`manual-backprop check mymodule:my_custom_vjp`: a user's own function, found by name and checked."""
+"""`manual-backprop check mymodule:my_custom_vjp`: find a user's own function by name and check it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -19,22 +19,22 @@ def run(
     seed: int = 0,
     witnesses: str | Sequence[str] = (),
 ) -> Report:
-    """Check one function of the user's, imported with the current folder first on the path.
+    """Check one of the user's functions, imported with the current folder first on the path.
 
     Args:
-        target: `module:name` of a jax.custom_vjp, a jax.custom_jvp, or with `gradient` of any function; the name
-            may have dots.
-        args: `module:name` of the arguments, a tuple, or of a function without arguments that returns one.
+        target: `module:name` of a jax.custom_vjp or a jax.custom_jvp; with `gradient`, of any function. The name may
+            have dots.
+        args: `module:name` of a tuple, the arguments, or of a function without arguments that returns one.
         gradient: `module:name` of the gradient written by hand for `target`.
-        raw: `module:name` of the plain function, where the one inside the rule cannot be differentiated.
+        raw: `module:name` of the plain function, if the one inside the rule cannot be differentiated.
         argnums: which arguments to differentiate by; None means the first for a gradient, all for a rule.
         dtype: to round float arguments to; None leaves them as they are.
-        seed: of everything that is drawn.
-        witnesses: for a gradient, as of `check_gradient`.
+        seed: of all random numbers.
+        witnesses: for a gradient, as for `check_gradient`.
 
     Raises:
-        BadInput: a module or name that is not there, a module that raises, arguments that are no tuple, a target
-            that is not what can be checked, or a function that raises.
+        BadInput: a module or name that does not exist, a module that raises, arguments that are no tuple, a target
+            that cannot be checked, or a function that raises.
     """
     with current_folder_first():
         function = _callable(target, "the target")
@@ -60,7 +60,7 @@ def run(
 
 
 def _require_rule(function: Any, target: str, raw: str) -> None:
-    """Refuse a plain function, in the words of the command line."""
+    """Refuse a plain function, and name the command-line options to use."""
     import jax
 
     if raw or _holds(function, jax.custom_vjp) or _holds(function, jax.custom_jvp):
@@ -74,7 +74,7 @@ def _require_rule(function: Any, target: str, raw: str) -> None:
 
 
 def _holds(function: Any, kind: type) -> bool:
-    """Whether a function, or what it wraps, is of this kind."""
+    """Whether a function, or a function that it wraps, is of this kind."""
     while not isinstance(function, kind) and hasattr(function, "__wrapped__"):
         function = function.__wrapped__
     return isinstance(function, kind)

@@ -1,1 +1,1 @@
-"""Every equation of a step by itself, and how far a right answer may be from it."""
+"""The check of every equation of a step by itself, with the error that a right answer may have."""

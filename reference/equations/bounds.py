@@ -1,12 +1,12 @@
-"""Formulas with their rounding: each gives a value in float64, and how far a right answer may be from it.
+"""Formulas with their rounding: each gives a value in float64 and a bound for the error of a right answer.
 
-With u the unit roundoff of a result, u_sum that of the sums and n terms,
+With u the unit roundoff of a result, u_sum that of sums, and n terms,
 
     gamma(n) = min(n, 6 sqrt(n)) u_sum
 
-bounds a sum's error relative to the sum of its magnitudes: certainly by n u (Higham, Accuracy and Stability,
-section 3.1), all but certainly by 6 sqrt(n) u (Higham and Mary, 2019, with lambda = 6). A function of z that a
-library computes to a few ulps, from a z that it may round once more, errs by C u (|f| + |z f'|).
+bounds a sum's error relative to the sum of its magnitudes. The bound n u always holds (Higham, Accuracy and
+Stability, section 3.1), and 6 sqrt(n) u almost always (Higham and Mary, 2019, with lambda = 6). If a library computes
+a function of z to a few ulps, from a z that it may round once more, the error is at most C u (|f| + |z f'|).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,21 +22,21 @@ from manual_backprop.losses import BinaryCrossEntropy, Huber, Loss, SquaredError
 from reference import model
 from reference.tolerance.formats import Format, unit_roundoff
 
-Wide = Any  # float64 arrays of NumPy, and the numbers that it turns arrays without axes into
-LIBRARY = 8.0  # ulps: what exp, tanh, erf and what is built of a few of them may be off by
+Wide = Any  # float64 arrays of NumPy, and the numbers that NumPy returns for arrays without axes
+LIBRARY = 8.0  # ulps: the largest error of exp, tanh, erf, and functions built from a few of them
 DOUBLE = unit_roundoff(jnp.float64)
 
 
 @dataclass(frozen=True)
 class Known:
-    """What a value should be, and how far a right answer may be from it; inf where it may overflow.
+    """The exact value of a quantity, and bounds for the error of a right answer; inf where it may overflow.
 
     Attributes:
         value: in float64.
         bound: how far the stored value may be from it.
-        slack: how far what is used further on may be from what is stored. A compiler may carry a 16-bit value on in
-            32 bits, or compute it again where it is used, with other roundings: z = w a + b in one, where b cancels
-            most of it. It computes sums of products once, unless they have one term.
+        slack: how far the value that later equations use may differ from the stored one. A compiler may keep a 16-bit
+            value in 32 bits, or compute it again where it is used, with other roundings: z = w a + b in one rounding,
+            where b cancels most of w a. It computes sums of products once, unless they have one term.
     """
 
     value: Wide
@@ -45,12 +45,12 @@ class Known:
 
     @classmethod
     def exactly(cls, value: Wide) -> "Known":
-        """A value that is given."""
+        """A value without error."""
         return cls(value, np.zeros_like(value), np.zeros_like(value))
 
     @classmethod
     def together(cls, uses: Sequence["Known"]) -> "Known":
-        """Several as one, next to each other behind the first axis, that of the examples; one as it is."""
+        """Stack several uses on a new axis behind the first, the examples' axis; a single one is unchanged."""
         if len(uses) == 1:
             return uses[0]
         return cls(*(np.stack([getattr(use, part) for use in uses], axis=1) for part in ("value", "bound", "slack")))
@@ -60,11 +60,11 @@ class Known:
         return Known(self.value + other.value, self.bound + other.bound, self.slack + other.slack)
 
     def further(self, error: Wide) -> "Known":
-        """After one more error of that size."""
+        """The same with one more error of this size."""
         return Known(self.value, self.bound + error, self.slack + error)
 
     def stored(self, value: Wide) -> "Known":
-        """The value that is stored, for the equations that use it."""
+        """The stored value, as the equations that use it may see it."""
         return Known(value, self.slack, self.slack)
 
 
@@ -78,7 +78,7 @@ class Curve:
         slope: f'(z).
         curvature: f''(z).
         f_moved: the change of f.
-        slope_moved: the change of f', which at a kink is all of its step.
+        slope_moved: the change of f'; at a kink, the whole jump.
     """
 
     z: Wide
@@ -90,14 +90,14 @@ class Curve:
 
 
 class Arithmetic(Format):
-    """How the step under test rounds: the numbers of its format, and what is derived from them."""
+    """The rounding of the step under test: the numbers of its format, and bounds derived from them."""
 
     def gamma(self, terms: int) -> float:
-        """Relative error of a sum of so many terms."""
+        """Relative error of a sum of this many terms."""
         return min(terms, 6 * terms**0.5) * self.u_sum
 
     def rounded(self, known: Known, roundings: float = 1.0) -> Known:
-        """After rounding to the format so many times; what may exceed its largest number is unknown."""
+        """The value after this many roundings to the format; unknown where it may exceed the largest number."""
         size = np.abs(known.value)
         rounded = known.further(roundings * (self.u * size + self.eta))
         return rounded.further(np.where(size + rounded.bound < self.largest, 0.0, np.inf))
@@ -147,7 +147,7 @@ def contraction(of: Arithmetic, a_in: Known, delta: Known, weights: Wide) -> tup
 
 
 def activated(of: Arithmetic, at: Curve) -> Known:
-    """(F2) f(z), from the z that is stored."""
+    """(F2) f(z), from the stored z."""
     return of.rounded(Known.exactly(at.f).further(_library(of, at.z, at.f, at.slope) + at.f_moved))
 
 
@@ -161,9 +161,10 @@ def error_term(of: Arithmetic, at: Curve, d_a: Known) -> Known:
 
 
 def _library(of: Arithmetic, z: Wide, value: Wide, derivative: Wide) -> Wide:
-    """Both sides' error in a function of z.
+    """The error of both sides in a function of z.
 
-    The reference's own is relative to what cancels to a tail: 1 + tanh of a cubic in z (GELU), until it is exactly 0.
+    In a tail, the reference's own error is relative to the terms that cancel, such as 1 + tanh of a cubic in z (GELU),
+    until the result is exactly 0.
     """
     moved = np.nan_to_num(np.abs(z * derivative), nan=0.0, posinf=np.inf)
     error = LIBRARY * (of.u_sum * (np.abs(value) + moved) + DOUBLE * (1 + np.minimum(np.abs(z), 10.0)) ** 3)
@@ -178,7 +179,7 @@ def squared_norm(of: Arithmetic, weights: list[Wide], factor: float) -> Known:
 
 
 def example_losses(of: Arithmetic, loss: Loss, output: Known, y: Wide) -> tuple[Known, Known]:
-    """(J1): l(o_n, y_n) of every example, and dl/do, from the outputs that are stored."""
+    """(J1): l(o_n, y_n) of every example, and dl/do, from the stored outputs."""
     o = output.value
     with jax.enable_x64(True):
         value, slope = (np.asarray(result) for result in _loss(loss)(o, y))
@@ -195,7 +196,7 @@ def example_losses(of: Arithmetic, loss: Loss, output: Known, y: Wide) -> tuple[
     total = Known.exactly(value).further(
         (of.gamma(terms) + u) * (np.abs(value) + rows) + moved + terms * of.eta_sum + seen
     )
-    # JAX adds what cancels: (q - threshold) + threshold for Huber's q.
+    # JAX adds terms that cancel: (q - threshold) + threshold for Huber's q.
     witness = LIBRARY * DOUBLE * (np.abs(o) + np.abs(targets) + getattr(loss, "threshold", 1.0))
     bound = np.where(whole, u * (np.abs(slope) + slope_size) + witness + slope_moved, np.inf)
     return total, of.rounded(Known.exactly(slope).further(bound), 2.0)
@@ -212,7 +213,7 @@ def _loss(loss: Loss) -> Callable[..., Any]:
 
 @singledispatch
 def steepest(loss: Loss, o: Wide, y: Wide) -> Wide:
-    """How fast dl/do may change with o: at most 1 for the half square, Huber and both cross-entropies on logits."""
+    """A bound for the change of dl/do with o: 1 for the half square, Huber and both cross-entropies on logits."""
     return np.ones_like(o)
 
 
@@ -224,7 +225,7 @@ def _(loss: Loss, o: Wide, y: Wide) -> Wide:
 
 @singledispatch
 def sensitivity(loss: Loss, o: Wide, y: Wide) -> tuple[Wide, Wide]:
-    """(of l, of dl/do) for every output: the size of what is added up, beyond the size of the result.
+    """(of l, of dl/do) for every output: the size of the summed terms, beyond the size of the result.
 
     For losses on logits, and any other: terms up to (1 + |o|) |y| in l, probabilities and y in dl/do.
     """

@@ -1,4 +1,4 @@
-"""The network written out: every layer once for every time that it is used, with its share of a step."""
+"""The network written out: one entry for every use of every layer, with its share of a step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ from manual_backprop.objective import Step
 from reference.model import LayerValues
 
 Tree = Any
-Wide = Any  # float64 arrays of NumPy, and the numbers that it turns arrays without axes into
+Wide = Any  # float64 arrays of NumPy, and the numbers that NumPy returns for arrays without axes
 
 
 @dataclass(frozen=True, eq=False)
 class Use:
-    """One layer where it stands in the network, with its share of the step.
+    """One use of a layer in the network, with its share of the step.
 
     Attributes:
-        layer: what it is.
-        number: 1 for the first, every block of a Repeat and use of a Tied counted.
+        layer: the layer.
+        number: 1 for the first, counting every block of a Repeat and every use of a Tied.
         path: of its entry in the trees of the step.
-        block: which block of the Repeats and use of the Tieds around it: the first indices of its z, a and delta.
-        owner: of the Repeats alone: the first indices of its parameters.
+        block: its block in every Repeat and its use in every Tied around it: the first indices of its z, a and delta.
+        owner: the same for the Repeats alone: the first indices of its parameters.
         params: its parameters, float64.
         values: its z and a, as `LayerValues`.
         delta: its error term.
@@ -49,20 +49,20 @@ class Use:
         return f"{what}{self.path}{field}" + "".join(f"[{i}]" for i in index)
 
     def of(self, tree: Tree, owned: bool = False) -> Tree:
-        """Its share of another tree that mirrors uses, or with `owned` parameters."""
+        """Its share of another tree that mirrors uses, or parameters if `owned`."""
         for step in self.path.strip("[]").split("][") if self.path else ():
             tree = tree[int(step)]
         return jax.tree.map(lambda leaf: leaf[self.owner if owned else self.block], tree)
 
     @property
     def parameters(self) -> dict[str, tuple[Wide, Wide]]:
-        """Each of its parameters and that parameter's gradient, by the path within: ".W"."""
+        """Each of its parameters with the gradient, by the path inside, such as ".W"."""
         pairs = zip(jax.tree_util.tree_leaves_with_path(self.params), jax.tree.leaves(self.gradient), strict=True)
         return {jax.tree_util.keystr(path): (leaf, gradient) for (path, leaf), gradient in pairs}
 
     @property
     def weights(self) -> dict[str, Wide]:
-        """Those of its parameters that the regulariser counts (J2)."""
+        """Its parameters that the regulariser counts (J2)."""
         names = self.params.weights if isinstance(self.params, Parameters) else ()
         return {f".{name}": getattr(self.params, name) for name in names}
 
@@ -71,7 +71,7 @@ def written_out(net: Node, params: Tree, step: Step) -> list[Use]:
     """Every use of every layer, first to last.
 
     Raises:
-        TypeError: a composite of a kind of its own, whose trees nobody can know.
+        TypeError: a composite of an unknown kind, whose trees cannot be read.
     """
     trees = (params, layer_values(step.trace), step.deltas, step.gradients)
     found = _uses(net, jax.tree.map(wide, trees), "", (), ())
@@ -102,7 +102,7 @@ def _at(trees: Any, i: int) -> list[Tree]:
 
 
 def shared(uses: list[Use]) -> list[list[Use]]:
-    """The uses of every set of parameters, which are several where it is tied, in the order of their first."""
+    """The uses of every set of parameters, several where it is tied, in the order of first use."""
     owned: dict[tuple[str, tuple[int, ...]], list[Use]] = {}
     for use in uses:
         owned.setdefault((use.path, use.owner), []).append(use)

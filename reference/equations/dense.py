@@ -1,6 +1,6 @@
-"""The derived rounding bounds of the dense layer, and what its values would be by the usual mistakes.
+"""The derived rounding bounds of the dense layer, and its values under the usual mistakes.
 
-A family that has no such file is measured (`reference.equations.measured`).
+The bounds of a family without such a file are measured (`reference.equations.measured`).
 """
 
 from manual_backprop.layers import Dense
@@ -37,7 +37,7 @@ class _Dense(Family):
         return {".W": dW, ".b": db}
 
     def gradient_mistakes(self, use: Use, entered: dict[Use, Flow], shares: Wide, name: str) -> Mistakes:
-        """What dW would be from what should not have entered it."""
+        """The values of dW if it were computed from another layer's input, by the mistake in words."""
         if name != ".W":
             return {}
         wrong, own = {}, entered[use].value

@@ -1,6 +1,6 @@
-"""What the equation check asks of a family of layers: each equation in float64, and how far a right answer may be off.
+"""The interface of a family of layers to the equation check: each equation in float64, with error bounds.
 
-Where a family has registered derived bounds on `family`, they answer; for every other family the bound of each equation
+If a family has registered derived bounds on `family`, they are used. For every other family the bound of each equation
 is measured (`reference.equations.measured`).
 """
 
@@ -13,10 +13,10 @@ from reference.equations.bounds import Arithmetic, Known
 from reference.equations.chain import Use, Wide
 
 Mistakes = dict[str, Wide]
-"""What a value would be instead, by the mistake that would make it so."""
+"""Mistake in words -> the value that it would give."""
 
 Flow = Any
-"""What enters a layer: a `Known`, or a tuple of these; None for integers on the way back."""
+"""A layer's input: a `Known`, or a tuple of these; None for integers on the way back."""
 
 
 class Family(ABC):
@@ -24,11 +24,11 @@ class Family(ABC):
 
     @abstractmethod
     def net_input(self, of: Arithmetic, use: Use, a_in: Flow) -> tuple[Known, Mistakes]:
-        """(F1) z from what entered."""
+        """(F1) z from the input."""
 
     @abstractmethod
     def transport(self, of: Arithmetic, use: Use, a_in: Flow, delta: Known) -> tuple[Flow, Mistakes]:
-        """What arrives at the layer below, the middle of (B2)."""
+        """dL/da for the layer below, the middle of (B2)."""
 
     @abstractmethod
     def gradient(
@@ -40,7 +40,7 @@ class Family(ABC):
         """
 
     def gradient_mistakes(self, use: Use, entered: dict[Use, Flow], shares: Wide, name: str) -> Mistakes:
-        """What a parameter's gradient would be from what should not have entered it; `entered` has all layers'."""
+        """A parameter's gradient if computed from a wrong input, by mistake; `entered` has the inputs of all uses."""
         return {}
 
 

@@ -1,8 +1,8 @@
-"""A composite that nobody has written the joins of: what flows through it is measured.
+"""Measured error bounds for the flow through a composite that is not registered in `reference.equations.joins`.
 
-From `reference.model.through` alone, which says how it is joined. Its layers are stood in for by their stored values, one
-after the other in the order of computation, so that what enters each is known before its own equations are asked; on the
-way down JAX transposes the joins, and each layer gives what its own transport sends.
+They need only `reference.model.through`, which says how the composite is joined. The stored values stand in for its
+layers, one after the other in the order of computation, so the input of each layer is known before its own equations
+are evaluated. On the way down JAX transposes the joins, and each layer sends the result of its own transport.
 """
 
 from collections.abc import Iterator
@@ -55,18 +55,18 @@ def _(node: Node, way: Way, d: Any, uses: Iterator[Use]) -> Any:
 
 
 def _nothing(known: Known) -> Known | None:
-    """The place of what a layer sends down, before it is known; nothing is sent to integers."""
+    """A zero in place of the term that a layer sends down, until that is known; None for integers."""
     moves = np.issubdtype(np.asarray(known.value).dtype, np.floating)
     return Known.exactly(np.zeros_like(known.value)) if moves else None
 
 
 def _up(node: Node, x: Any, left: Tree) -> Any:
-    """What leaves the composite, and what enters each of its layers, if that is what leaves them."""
+    """The composite's output and the input of each of its layers, given the layers' outputs `left`."""
     return model.through(node, lambda layer, x, params, a: (a, x), x, node.map(lambda layer: ()), left)
 
 
 def _down(node: Node, x: Any, left: Tree, sent: Tree, d_output: Any) -> Any:
-    """dL/d(what entered the composite), and what arrives at each of its layers, if that is what they send down."""
+    """dL/d(input of the composite) and dL/d(output of each layer), given the terms `sent` down by the layers."""
 
     def output(x: Any, probes: Tree) -> Any:
         def at(layer: Layer, x: Any, params: Any, a: Any, sends: Any, probe: Any) -> Any:
@@ -81,7 +81,7 @@ def _down(node: Node, x: Any, left: Tree, sent: Tree, d_output: Any) -> Any:
 
 @jax.custom_vjp
 def _stand_in(x: Any, a: Any, sends: Any, probe: Any) -> Any:
-    """A layer of which is known what leaves it and what it sends down; what arrives at it goes to the probe."""
+    """A layer with a known output `a` and a known term `sends` to send down; the probe's cotangent is dL/da."""
     return a
 
 
@@ -93,7 +93,7 @@ def _sent(x: Any, a: Any, sends: Any) -> Any:
 
 
 def depth(node: Node) -> int:
-    """How often layers are used in a node."""
+    """The number of uses of layers in a node."""
     if isinstance(node, Layer):
         return 1
     if isinstance(node, Branches):
@@ -105,7 +105,7 @@ def depth(node: Node) -> int:
 
 
 def mirroring(node: Node, values: Iterator[Any]) -> Tree:
-    """The tree that mirrors the uses of a node, from an entry for each of them, first to last."""
+    """Build the tree that mirrors the uses of a node, from one entry for each use, first to last."""
     if isinstance(node, Layer):
         return next(values)
     if isinstance(node, Branches):

@@ -1,7 +1,7 @@
-"""How what is known flows through the composites: up from what entered, and down from dL/d(what left).
+"""Known values through the composites: up from the input, and down from dL/d(output).
 
-Written anew, with the rounding of every sum; the layers are visited in the order of computation. A composite that is not
-registered here is measured (`reference.equations.joined`).
+The joins are written anew, with the rounding of every sum, and visit the layers in the order of computation. A
+composite that is not registered here is measured (`reference.equations.joined`).
 """
 
 from collections.abc import Callable, Iterator
@@ -22,8 +22,8 @@ class Way:
 
     Attributes:
         of: the arithmetic of the step under test.
-        at: what is done at a layer: (use, what enters) -> what leaves, on the way down in `Arriving`s.
-        entered: what entered a composite that is measured, by the number of its first layer; the way up notes it.
+        at: the work at a layer: (use, input) -> output; on the way down both consist of `Arriving`.
+        entered: the input of every measured composite, by the number of its first layer, noted on the way up.
     """
 
     of: Arithmetic
@@ -33,11 +33,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Arriving:
-    """dL/d(what left a node), on its way down.
+    """dL/d(output of a node), on its way down.
 
     Attributes:
-        known: what it should be.
-        mistakes: what it would be by a mistake further up.
+        known: the expected value.
+        mistakes: the values that mistakes further up would give.
         by: the numbers of the layers whose transports sent it.
     """
 
@@ -48,13 +48,13 @@ class Arriving:
 
 @singledispatch
 def up(node: Any, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
-    """What leaves a node, from what enters it."""
+    """The output of a node, from its input."""
     raise TypeError(f"{type(node).__name__} is no node")
 
 
 @singledispatch
 def down(node: Any, way: Way, d: Any, uses: Iterator[Use]) -> Any:
-    """What arrives at what entered a node, from what arrives at what left it; `uses` come last to first.
+    """dL/d(input of a node), from dL/d(its output); `uses` come last to first.
 
     Both are an `Arriving`, a tuple of these, or None where integers entered.
     """
@@ -133,7 +133,7 @@ def _(node: Parallel, way: Way, d: Any, uses: Iterator[Use]) -> Any:
 
 
 def _of_branches(total: Wide, branches: list[Arriving]) -> Mistakes:
-    """A mistake within one branch, or one of several branches left out."""
+    """The totals with a mistake inside one branch, or with one of several branches left out."""
     mistakes: Mistakes = {}
     for i, branch in enumerate(branches):
         others = total - branch.known.value

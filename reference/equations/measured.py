@@ -1,7 +1,7 @@
-"""The equations of a family that nobody has derived bounds for: how far a right answer may be off is measured.
+"""The equations of a family without derived bounds: the error of a right answer is measured.
 
-Monte Carlo arithmetic over the reference's forward of that one layer, and over its vjp, from the stored values that
-entered it. These enter the samples with their own slack, since a program may go on with what it has not yet rounded.
+Monte Carlo arithmetic runs over the reference's forward of that one layer, and over its vjp, from the layer's stored
+inputs. The samples vary these within their slack, since a program may go on with values that it has not yet rounded.
 """
 
 from collections.abc import Callable
@@ -49,7 +49,7 @@ class _Measured(Family):
 
 
 def _summed(of: Arithmetic, terms: list[Known]) -> Known:
-    """The sum over the uses of a parameter, rounded."""
+    """The sum over a parameter's uses, rounded."""
     total = sum(terms[1:], terms[0])
     size = sum(np.abs(term.value) for term in terms)
     return of.rounded(total.further(of.gamma(len(terms)) * size)) if len(terms) > 1 else total
@@ -75,7 +75,7 @@ def measured(of: Arithmetic, function: Callable[..., Any], layer: Any, *args: Tr
     Args:
         of: the arithmetic of the step under test.
         function: traceable by JAX.
-        layer: hashable: a program is compiled once for it.
+        layer: must be hashable; one program is compiled for it.
         args: trees of float64 arrays, which are exact, and of `Known`, which vary within their slack.
     """
     rng = np.random.default_rng(SEED)

@@ -1,4 +1,4 @@
-"""The derived rounding bounds of the product of two signals, and what its values would be by the usual mistakes."""
+"""The derived rounding bounds of the product of two signals, and its values under the usual mistakes."""
 
 import numpy as np
 
@@ -31,7 +31,7 @@ class _Product(Family):
 
 
 def _times(of: Arithmetic, one: Known, other: Known) -> Known:
-    """One times other, entry by entry, with the errors of both, rounded once."""
+    """`one` times `other`, entry by entry, with the errors of both, rounded once."""
 
     def moved(a: Wide, b: Wide) -> Wide:
         return np.abs(one.value) * b + np.abs(other.value) * a + a * b

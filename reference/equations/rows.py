@@ -1,9 +1,9 @@
-"""Every equation of a step by itself: recomputed in float64 from the values that entered it.
+"""Recompute every equation of a step by itself, in float64, from the stored values that enter it.
 
-Each value of a `Step` is held against what its own equation makes of the stored values before it (z from a, a
-from z, delta from the delta above), so an error is of that equation and of no other, and the first that fails
-names the fault. How far a right answer may be off is derived, formula by formula, in `reference.equations.bounds`, or
-measured, for a family that nobody has derived it for.
+Each value of a `Step` is compared with the result of its own equation on the stored values before it (z from a, a
+from z, delta from the delta above). So an error belongs to that equation and to no other, and the first that fails
+names the fault. Bounds for the error of a right answer are derived, formula by formula, in
+`reference.equations.bounds`, or measured for a family without derived bounds.
 """
 
 from collections.abc import Iterator
@@ -17,8 +17,8 @@ from manual_backprop.objective import Objective, Step
 from reference import model
 from reference.equations import bounds, joins
 from reference.equations import dense as dense  # registers its derived bounds
-from reference.equations import joined as joined  # what answers for a composite that is not registered
-from reference.equations import measured as measured  # what answers for every other family
+from reference.equations import joined as joined  # used for a composite that is not registered
+from reference.equations import measured as measured  # used for every other family
 from reference.equations import product as product  # registers its derived bounds
 from reference.equations.bounds import Arithmetic, Curve, Known
 from reference.equations.chain import Use, Wide, shared, wide, written_out
@@ -30,18 +30,18 @@ Tree = Any
 
 @dataclass(frozen=True)
 class Equation:
-    """One equation: the value under test, and what it should be.
+    """One equation: the value under test, and its expected value.
 
     Attributes:
-        path: of the value, as one reaches it on a `Step`.
+        path: the value's place on a `Step`.
         tag: of the equation.
-        layer: 1 for the first, every block of a Repeat and use of a Tied counted; 0 for none.
+        layer: 1 for the first, counting every block of a Repeat and every use of a Tied; 0 for none.
         manual: the value under test.
-        known: what the equation makes of the values before it.
-        parameter: what this is the gradient with respect to, if it is one.
+        known: the equation's result on the stored values before it.
+        parameter: for a gradient, the parameter that it is with respect to.
         counted: whether the regulariser counts that parameter.
-        mistakes: what else the value would be, by the mistake that would make it so.
-        by: of an error term, the numbers of the layers whose transports sent what arrived at it.
+        mistakes: the values that mistakes would give, by mistake.
+        by: for an error term, the numbers of the layers whose transports it is computed from.
     """
 
     path: str
@@ -68,14 +68,14 @@ def equations(
     """Every equation of a step, in the order of computation.
 
     Args:
-        objective: what the step is of.
-        params: as the step had them.
-        x: likewise.
-        y: likewise.
-        step: under test.
-        arithmetic: in which it was computed.
-        lam: as it was given, or None.
-        weights: as they were given, or None.
+        objective: the step's objective.
+        params: the step's parameters.
+        x: the step's inputs.
+        y: the step's targets.
+        step: the step under test.
+        arithmetic: the arithmetic in which it was computed.
+        lam: the lambda given to it, or None.
+        weights: the weights given to it, or None.
 
     Raises:
         TypeError: a layer or composite that the reference does not know.
@@ -85,7 +85,7 @@ def equations(
     shares = np.full(n, 1 / n) if weights is None else wide(weights)
     coefficient = 0.0 if objective.regularizer is None else float(objective.regularizer.lam if lam is None else lam)
     entering = jax.tree.map(lambda part: Known.exactly(_floats_wide(part)), x)
-    with np.errstate(all="ignore"):  # what overflows is inf or nan, and its bound says so
+    with np.errstate(all="ignore"):  # values that overflow are inf or nan, and their bound says so
         ways = Ways(objective, arithmetic, uses, step)
         upward, output, seen = ways.forward(entering)
         of_objective, d_output = ways.objective_rows(output, y, shares, coefficient)
@@ -102,7 +102,7 @@ def _floats_wide(part: Any) -> Wide:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What the way up knows of one use of a layer: what entered it, and f with its derivatives at its z."""
+    """Results of the way up for one use of a layer: its input, and f with its derivatives at its z."""
 
     a_in: Flow
     at: Curve
@@ -119,7 +119,7 @@ class Ways:
     entered: dict[int, Flow] = field(default_factory=dict)
 
     def forward(self, x: Flow) -> tuple[list[Equation], Known, dict[Use, Seen]]:
-        """(F1) and (F2) of every layer, and (F3); the output, and what was seen."""
+        """(F1) and (F2) of every layer, and (F3); also the output, and a `Seen` for every use."""
         rows: list[Equation] = []
         seen: dict[Use, Seen] = {}
 
@@ -143,7 +143,7 @@ class Ways:
         return Equation(use.name("trace", ".a"), "(F2)", use.number, use.values.a, a, mistakes=wrong)
 
     def objective_rows(self, output: Known, y: Any, shares: Wide, lam: float) -> tuple[list[Equation], Known]:
-        """(J1), (J2), (J3) and ds/dlambda; and dl/do."""
+        """(J1), (J2), (J3) and ds/dlambda; also dl/do."""
         y = _floats_wide(y)
         losses, d_output = bounds.example_losses(self.of, self.objective.loss, output, y)
         return [self._loss(losses, shares), *self._penalty(lam)], d_output
@@ -175,7 +175,7 @@ class Ways:
         yield Equation("d_lam", "(B6)", 0, step.d_lam, norm)
 
     def backward(self, d_output: Known, seen: dict[Use, Seen]) -> tuple[list[Equation], dict[Use, Known]]:
-        """(B1) and (B2) of every layer, last to first, and (B5); and the deltas with their slack."""
+        """(B1) and (B2) of every layer, last to first, and (B5); also the deltas with their slack."""
         rows: list[Equation] = []
         deltas: dict[Use, Known] = {}
 
@@ -208,7 +208,7 @@ class Ways:
     def gradients(
         self, seen: dict[Use, Seen], deltas: dict[Use, Known], shares: Wide, lam: float, counted: bool
     ) -> Iterator[Equation]:
-        """(B4) with (B6), and (B3), of every layer; of tied layers, summed over their uses like positions."""
+        """(B4) with (B6), and (B3), of every layer; tied layers are summed over their uses like positions."""
         entered = {use: of.a_in for use, of in seen.items()}
         for uses in shared(self.uses):
             use, kind = uses[0], family(uses[0].layer)
@@ -224,7 +224,7 @@ class Ways:
                 yield Equation(path, tag, use.number, gradient, known, leaf, weight and counted, wrong)
 
     def _decayed(self, gradient: Known, decay: Wide, counted: bool) -> Known:
-        """With the regulariser's part, if it counts (B6)."""
+        """The gradient with the regulariser's part added, if it counts the parameter (B6)."""
         if not counted:
             return self.of.rounded(gradient)
         size = np.abs(gradient.value) + np.abs(decay)

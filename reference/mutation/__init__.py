@@ -1,1 +1,1 @@
-"""Gradients broken on purpose, to prove that a check can fail."""
+"""Mutation testing: gradients broken on purpose, to prove that a check can fail."""

@@ -1,4 +1,4 @@
-"""What can go wrong in one equation of a jaxpr: its faults, each in words and as code.
+"""The possible faults of one equation of a jaxpr, each in words and as code.
 
 A fault is small and typical of a derivative written by hand: a sign, a factor, a forgotten addend, a missing
 transpose, a sum for a mean. To add a kind, write a generator from an equation to its `Fault`s and append it
@@ -24,10 +24,10 @@ Apply = Callable[[Callable[[Values], Values], Values], Values]
 
 @dataclass(frozen=True)
 class Fault:
-    """One way to get one equation wrong.
+    """One fault of one equation.
 
     Attributes:
-        what: in words.
+        what: the fault in words.
         apply: computes the equation with the fault.
     """
 
@@ -41,7 +41,7 @@ def faults(eqn: JaxprEqn, nudge: float, draw: random.Random) -> list[Fault]:
     Args:
         eqn: the equation.
         nudge: the size of the relative error; where the equation's precision cannot hold it, 4 of its epsilons.
-        draw: chooses the element that is zeroed besides the largest.
+        draw: chooses the second element to zero, besides the largest.
     """
     outputs = [k for k, var in enumerate(eqn.outvars) if is_float(var) and shaped(var).size > 0]
     made = [fault for k in outputs for fault in _of_output(eqn, k, nudge, draw)]
@@ -56,7 +56,7 @@ def shaped(atom: Any) -> Any:
 
 
 def is_float(atom: Any) -> bool:
-    """Whether it is an array of real or complex floats."""
+    """Whether a variable or constant is an array of real or complex floats."""
     return hasattr(atom.aval, "dtype") and jnp.issubdtype(atom.aval.dtype, jnp.inexact)
 
 
@@ -81,7 +81,7 @@ Change = Callable[[Any, Any], Any]
 
 
 def _apply(change: Change, value: Any) -> Any:
-    """The change, by NumPy where the value is known: nothing to compile for a shape that is met once."""
+    """Apply the change, with NumPy if the value is known, which avoids compiling for a shape that occurs once."""
     if isinstance(value, jax.core.Tracer):
         return change(jnp, value)
     with np.errstate(all="ignore"):
@@ -108,7 +108,7 @@ def _zeroed(xp: Any, out: Any, flat: Any) -> Any:
 
 
 def _operand(eqn: JaxprEqn, i: int, change: Change = lambda xp, value: value) -> Apply:
-    """Operand i in the place of the output, spread over it where it is a scalar."""
+    """Return operand i in place of the output, broadcast if it is a scalar."""
     shape = shaped(eqn.outvars[0]).shape
 
     def apply(right: Callable[[Values], Values], inputs: Values) -> Values:
@@ -125,14 +125,14 @@ def _with_input(i: int, change: Change) -> Apply:
 
 
 def _same_kind(eqn: JaxprEqn, *operands: int) -> list[int]:
-    """Those operands that could stand for the output: of its dtype, and of its shape or scalar."""
+    """The operands that could replace the output: of its dtype, and either of its shape or scalar."""
     out = shaped(eqn.outvars[0])
     avals = [shaped(eqn.invars[i]) for i in operands]
     return [i for i, a in zip(operands, avals, strict=True) if a.dtype == out.dtype and a.shape in ((), out.shape)]
 
 
 def _name(eqn: JaxprEqn, i: int) -> str:
-    """An operand in words: its value where it is a constant, its side where it is not."""
+    """An operand in words: its value if it is a constant, else its side."""
     operand = eqn.invars[i]
     if isinstance(operand, Literal) and np.ndim(operand.val) == 0:
         return f"{float(np.real(operand.val)):.4g}"
@@ -140,7 +140,7 @@ def _name(eqn: JaxprEqn, i: int) -> str:
 
 
 def _of_sums_and_products(eqn: JaxprEqn) -> Iterator[Fault]:
-    """One of two addends or factors left out."""
+    """Leave out one of two addends or factors."""
     name = eqn.primitive.name
     if name not in ("add", "add_any", "sub", "mul", "div"):
         return
@@ -171,7 +171,7 @@ _IN_WORDS = {"transpose": "transpose dropped", "rev": "reversal dropped"}
 
 
 def _of_one_operand(eqn: JaxprEqn) -> Iterator[Fault]:
-    """F for identity: the operand itself, where it has the output's shape (so a square transpose, too)."""
+    """Replace f by the identity if the operand has the output's shape; this includes a square transpose."""
     name = eqn.primitive.name
     if len(eqn.invars) != 1 or name in _SAME_VALUE or isinstance(eqn.invars[0], Literal):
         return
@@ -181,7 +181,7 @@ def _of_one_operand(eqn: JaxprEqn) -> Iterator[Fault]:
 
 
 def _of_choices(eqn: JaxprEqn) -> Iterator[Fault]:
-    """A choice that is always taken the same way."""
+    """Always take a choice the same way."""
     name = eqn.primitive.name
     if name == "select_n":
         for i in _same_kind(eqn, *range(1, len(eqn.invars))):
@@ -198,7 +198,7 @@ def _of_choices(eqn: JaxprEqn) -> Iterator[Fault]:
 
 
 def _of_contractions(eqn: JaxprEqn) -> Iterator[Fault]:
-    """An operand of a product of matrices transposed where its sizes allow, or the sum ended too early."""
+    """Transpose an operand of a matrix product if its sizes allow, or leave out the last term of the sum."""
     if eqn.primitive.name != "dot_general":
         return
     (contracted, batched) = eqn.params["dimension_numbers"]
@@ -213,7 +213,7 @@ def _of_contractions(eqn: JaxprEqn) -> Iterator[Fault]:
 
 
 def _of_reductions(eqn: JaxprEqn) -> Iterator[Fault]:
-    """A sum without its last term, along each axis that is summed."""
+    """Leave out the last term of a sum, along each summed axis."""
     if eqn.primitive.name != "reduce_sum":
         return
     for axis in eqn.params["axes"]:

@@ -1,7 +1,7 @@
 """A traced function that can be run with one of its equations broken.
 
-Calls are run in line, loops and branches step by step where their values are known, so that a run with a fault that
-changes nothing returns the very same bits.
+Calls are run in line, and loops and branches step by step if their values are known. So a run with a fault that
+changes nothing returns the same bits.
 """
 
 import linecache
@@ -21,8 +21,8 @@ from reference.jaxprs import CALLS, Values, evaluate, inside, source, through
 from reference.mutation.mutants import Fault, faults, is_float, shaped
 
 UNROLLED = 1000  # a scan longer than this runs compiled
-HELD = 2**28  # bytes of the right run's values that are held for the mutants to take over
-Path_ = tuple[int, ...]  # equation, inner jaxpr, equation, ...: from the outermost to the broken one
+HELD = 2**28  # bytes of the right run's values that are kept for the mutants to reuse
+Path_ = tuple[int, ...]  # equation, inner jaxpr, equation, and so on, from the outermost to the broken one
 
 
 class RunawayError(RuntimeError):
@@ -34,12 +34,12 @@ class Site:
     """One fault at one equation.
 
     Attributes:
-        path: the equation's number, and where it lies deeper the number of the inner jaxpr and so on.
-        where: the same in words: `12 scan > 3 mul`.
+        path: the equation's number; deeper down, also the number of the inner jaxpr, and so on.
+        where: the path in words: `12 scan > 3 mul`.
         primitive: of the equation.
         source: file:line (function) that the equation was traced from.
         code: the text of that line.
-        fault: what is broken.
+        fault: the fault there.
     """
 
     path: Path_
@@ -51,18 +51,18 @@ class Site:
 
 
 Made = dict[tuple[int, ...], tuple[Values, Values]]
-"""(equation, inputs), by their ids -> the inputs, and what was made of them.
+"""(equation, inputs), by their ids -> the inputs and the outputs.
 
-The inputs are held because, while they live, no other array can have the id of one of them.
+The inputs are kept because, while they live, no other array can have the id of one of them.
 """
 
 
 @dataclass
 class _Course:
-    """One run, right or with the fault of a `site`: turns of its while loops, against how many are `allowed`.
+    """One run, right or with the fault of a `site`. It counts the turns of while loops, up to those `allowed`.
 
-    An unbroken equation makes of the same inputs what it `made` in the right run of before. With `keeps`, this is
-    that right run.
+    An unbroken equation with the same inputs as in the earlier right run returns the outputs kept in `made`. With
+    `keeps`, this run is that right run.
     """
 
     made: Made
@@ -73,7 +73,7 @@ class _Course:
     held: int = 0
 
     def run(self, closed: ClosedJaxpr, inputs: Values, path: Path_ = ()) -> Values:
-        """The outputs of a jaxpr; `path` leads from here to the fault, and is empty where there is none."""
+        """The outputs of a jaxpr; `path` leads from here to the fault, and is empty if there is none."""
         broken = closed.jaxpr.eqns[path[0]] if path else None
         return evaluate(
             closed,
@@ -112,11 +112,11 @@ class _Course:
 
 
 class Program:
-    """A function as the jaxpr of one call, without what no output depends on.
+    """A function as the jaxpr of one call, without equations that no output depends on.
 
     Attributes:
         closed: the equations.
-        unopened: primitives with equations inside that are broken as a whole alone.
+        unopened: primitives with equations inside that are only broken as a whole.
     """
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
@@ -136,23 +136,23 @@ class Program:
         return list(_sites(self.closed.jaxpr, (), "", ("unknown", ""), nudge, random.Random(seed)))
 
     def run(self, site: Site | None = None) -> Callable[..., Any]:
-        """The function, right or with that one fault: arguments and results as the function traced has them."""
+        """The function, right or with one fault, with the arguments and results of the traced function."""
         course = _Course(self._made, site)
         return lambda *args: self._call(course, args)
 
     def counting(self, args: tuple[Any, ...]) -> tuple[Any, int]:
-        """The right result, and how many turns its while loops took; its values are kept for later runs on `args`."""
+        """The right result and how many turns its while loops took; values are kept for later runs on `args`."""
         course = _Course(self._made, keeps=True)
         return self._call(course, args), course.turns
 
     def limited(self, site: Site, turns: int) -> Callable[..., Any]:
-        """`run(site)` for one call, that raises `RunawayError` where its while loops take far more than `turns`."""
+        """`run(site)` for one call, which raises `RunawayError` if its while loops take far more than `turns`."""
         course = _Course(self._made, site, allowed=10 * turns + 100)
         return lambda *args: self._call(course, args)
 
     def _call(self, course: _Course, args: tuple[Any, ...]) -> Any:
         if any(leaf.is_deleted() for leaf in self._right if isinstance(leaf, jax.Array)):
-            self._made.clear()  # a check has deleted what it was given
+            self._made.clear()  # a check has deleted its arguments
         outputs = course.run(self.closed, self._checked(args), course.site.path if course.site else ())
         if course.keeps:
             self._right = outputs
@@ -186,7 +186,7 @@ def _sites(
         for number, body in enumerate(inner):
             part = f"[{number}]" if len(inner) > 1 else ""
             yield from _sites(body.jaxpr, (*prefix, i, number), f"{where}{part} > ", (line, code), nudge, draw)
-        if name not in CALLS:  # the result of a call is that of the equations inside it
+        if name not in CALLS:  # the result of a call is the result of the equations inside it
             for fault in faults(eqn, nudge, draw):
                 yield Site((*prefix, i), where, name, line, code, fault)
 
@@ -201,10 +201,10 @@ def _unopened(jaxpr: Jaxpr) -> Iterator[str]:
 
 
 def source_of(eqn: JaxprEqn) -> tuple[str, str] | None:
-    """`file:line (function)` that an equation was traced from, and the text of that line.
+    """`file:line (function)` that an equation was traced from, and the text of that line; None for JAX's own.
 
-    The file is relative to the current folder where it lies below it. None for an equation of JAX's own, inside
-    one of its functions; for a function that is traced inline (`jax.jit(inline=True)`), the line that calls it.
+    A file below the current folder is given relative to it. For a function that is traced inline
+    (`jax.jit(inline=True)`), it is the line that calls the function.
     """
     found = source(eqn)
     if found is None:

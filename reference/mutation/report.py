@@ -1,4 +1,4 @@
-"""What mutation testing found: every mutant with its verdict, the score, and its plain text."""
+"""The result of mutation testing: every mutant with its verdict, the score, and its plain text."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -13,18 +13,17 @@ MutantVerdict = Literal["killed", "survived", "error", "unchanged", "equivalent"
 
 @dataclass(frozen=True)
 class Mutant:
-    """A gradient with one equation broken, and what became of it.
+    """A gradient with one equation broken, and the verdict on it.
 
     Attributes:
         where: the equation, by its number in the jaxpr and in each jaxpr it lies in: `12 scan > 3 mul`.
         primitive: of that equation.
-        what: what is broken, in words.
+        what: the fault in words.
         source: file:line (function) that the equation comes from.
         code: the text of that line.
-        verdict: "killed" by the check, "error" where the check raised something else than an AssertionError
-            (or the mutant's loop did not end), "survived" where the check passed, "unchanged" where the mutant
-            returns the right values on these arguments, "equivalent" where it survived and an argument says
-            that it is not wrong.
+        verdict: "killed" if the check failed; "error" if it raised anything but an AssertionError (or the mutant's
+            loop did not end); "survived" if the check passed; "unchanged" if the mutant returns the right values on
+            these arguments; "equivalent" if it survived and an argument says that it is not wrong.
         by: first line of the failure.
         argument: why the mutant is claimed to be equivalent, or "".
     """
@@ -44,14 +43,14 @@ class Mutant:
 
 @dataclass(frozen=True)
 class MutationScore:
-    """How many of a gradient's mutants a check sees.
+    """How many of a gradient's mutants a check detects.
 
     Attributes:
         mutants: those that were judged, in the order of the computation.
-        planned: how many were to be judged; fewer than there are faults where `limit` drew a sample.
+        planned: how many were to be judged; fewer than there are faults if `limit` drew a sample.
         possible: how many faults the gradient can have.
         seed: of the sample and of the elements that were zeroed.
-        notes: what a reader must know to read the score.
+        notes: facts that qualify the score.
         partial: whether the run was interrupted.
     """
 
@@ -71,17 +70,17 @@ class MutationScore:
 
     @property
     def killed(self) -> int:
-        """How many the check saw, by failing or by breaking down."""
+        """How many the check detected, by failing or by raising an error."""
         return self.counts["killed"] + self.counts["error"]
 
     @property
     def judged(self) -> int:
-        """How many count: those that are wrong on these arguments, seen or not."""
+        """How many count: those that are wrong on these arguments, detected or not."""
         return self.killed + self.counts["survived"]
 
     @property
     def score(self) -> float:
-        """The share of `judged` that the check saw; nan where none counts."""
+        """The share of `judged` that the check detected; nan if none counts."""
         return self.killed / self.judged if self.judged else float("nan")
 
     @property
@@ -91,7 +90,7 @@ class MutationScore:
 
     @property
     def refuted(self) -> tuple[Mutant, ...]:
-        """Mutants that `accept` calls equivalent and the check killed: the argument is wrong."""
+        """Mutants that `accept` calls equivalent but the check killed, so that the argument is wrong."""
         return tuple(mutant for mutant in self.mutants if mutant.argument and mutant.verdict in ("killed", "error"))
 
     def having(self, verdict: MutantVerdict) -> tuple[Mutant, ...]:
@@ -112,7 +111,7 @@ class MutationScore:
         return f"INTERRUPTED after {len(self.mutants)} of {self.planned}: {text}" if self.partial else text
 
     def summary(self) -> str:
-        """The score, and the first survivors: what the check does not see."""
+        """The score, and the first survivors, which the check does not detect."""
         lines = [f"  survived: {mutant}" for mutant in self.survivors[:SHOWN]]
         more = len(self.survivors) - len(lines)
         return "\n".join([self.headline(), *lines, *([f"  and {more} more in .survivors"] if more else [])])

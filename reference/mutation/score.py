@@ -27,33 +27,33 @@ def mutation_score(
     limit: int | None = None,
     accept: Accept | None = None,
 ) -> MutationScore:
-    """Whether a check of a gradient can fail: the share of wrong gradients that it sees.
+    """Measure whether a check of a gradient can fail: the share of wrong gradients that it detects.
 
-    `grad_fun(*args)` is traced to its equations, down into jit, scan, while, cond, remat and custom rules, and
-    each equation with a float output is broken in every way that suits it: sign flipped, times 1 + nudge, an
+    `grad_fun(*args)` is traced to its equations, including those in jit, scan, while, cond, remat and custom rules.
+    Each equation with a float output is broken in every way that suits it: sign flipped, times 1 + nudge, an
     element zeroed, an addend, factor or divisor dropped (a sum for a mean), a square operand or result not
-    transposed, the identity for a function, one case of a choice taken always, the last term of a sum left out.
-    Each such mutant goes to the check. One that gives the right values on these arguments (0 and -0 are one) is
-    counted apart, as is one that survives and that `accept` says is not wrong.
-    A mutant holds the equations of this one call: shapes, dtypes, values read in Python, and the plain function
-    in the place of a custom derivative rule.
+    transposed, the identity for a function, one case of a choice always taken, the last term of a sum left out.
+    Each such mutant goes to the check. A mutant that gives the right values on these arguments (0 and -0 are equal)
+    is counted apart, and so is one that survives and that `accept` says is not wrong.
+    A mutant has the equations of this one call: its shapes, its dtypes, the values read in Python, and the plain
+    function in place of a custom derivative rule.
 
     Args:
         grad_fun: computes a gradient, or anything else, in JAX.
         check: called with a function like `grad_fun`; passes by returning None, True or a `Report` that
-            passed, fails by returning False or a `Report` that did not, or by raising AssertionError. Anything
-            else that it raises counts as killed, and is told apart as "error".
-        *args: arguments like those that the check uses: pytrees of arrays, with floats among them. Where they
-            hold 64-bit floats, x64 is on for the whole run.
-        nudge: size of the relative error; 4 epsilons of an equation's precision where that is more.
-        seed: of the sample, and of the elements that are zeroed besides each largest.
+            passed, fails by returning False or a `Report` that did not, or by raising AssertionError. Any other
+            exception counts as killed, with the verdict "error".
+        *args: arguments like those that the check uses: pytrees of arrays, with floats among them. If they hold
+            64-bit floats, x64 is on for the whole run.
+        nudge: size of the relative error; 4 epsilons of an equation's precision if that is more.
+        seed: of the sample, and of the elements that are zeroed besides the largest ones.
         limit: judge no more than this many mutants, drawn at random.
-        accept: mutants that are equivalent, with the reason: {words: reason}, where a string, or every string of
-            a tuple, must occur in `str(mutant)`, which has source, function, primitive, fault and line of code;
-            or a function from a `Mutant` to the reason or None.
+        accept: mutants that are equivalent, with the reason: {words: reason}. The string, or every string of a
+            tuple, must occur in `str(mutant)`, which has source, function, primitive, fault and line of code. It may
+            also be a function from a `Mutant` to the reason or None.
 
     Returns:
-        The score. Interrupted from the keyboard, the score of what was judged, marked partial.
+        The score. After an interrupt from the keyboard, the score of the mutants judged so far, marked partial.
 
     Raises:
         TypeError: `check` is not callable, or returns something else; `grad_fun` does not trace.
@@ -73,7 +73,7 @@ def mutation_score(
         if not sites:
             raise ValueError("the gradient has no equation with a float output: there is nothing to break")
         result, turns = program.counting(args)
-        right = jax.device_get(result)  # before a check has it, and may delete it
+        right = jax.device_get(result)  # copied before a check can delete it
         _require_passing(check, program.run())
         chosen = _sample(sites, limit, seed)
         judge = _Judge(program, check, args, right, turns, accept)
@@ -119,7 +119,7 @@ def _require_passing(check: Check, right: Callable[..., Any]) -> None:
 
 
 def _failure(returned: Any) -> str | None:
-    """What a check's return value says is wrong, None where it passes."""
+    """The failure in words that a check's return value stands for; None if the check passed."""
     if returned is None:
         return None
     if isinstance(returned, Report):
@@ -146,7 +146,7 @@ def _until_interrupted(mutants: Iterable[Mutant]) -> tuple[list[Mutant], bool]:
 
 
 class _Judge:
-    """Tells of one site after the other whether the check sees the fault there."""
+    """Judges one site after the other: whether the check detects the fault there."""
 
     def __init__(
         self, program: Program, check: Check, args: tuple[Any, ...], right: Any, turns: int, accept: Accept | None
@@ -175,7 +175,7 @@ class _Judge:
 
 
 def _remembering(function: Callable[..., Any], args: tuple[Any, ...], result: Any) -> Callable[..., Any]:
-    """The function, its result known for the very arrays of one call: those of JAX cannot change in place."""
+    """The function with its result cached for the same array objects; JAX arrays cannot change in place."""
     known = jax.tree.leaves(args)
 
     def remembered(*given: Any) -> Any:
@@ -201,7 +201,7 @@ def _argument(accept: Accept | None, mutant: Mutant) -> str:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Equal values everywhere, nan to nan."""
+    """Whether all values are equal, counting nan as equal to nan."""
     pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
     return all(np.all((a == b) | ((a != a) & (b != b))) for a, b in pairs)
 

@@ -1,1 +1,1 @@
-"""What a run found, as files that people and machines read."""
+"""The results of a run as files, for people and for machines."""

@@ -16,20 +16,20 @@ from reference.reports.run import WORDS, NetworkResult, Run, counted
 from reference.reports.words import figure_in_words, row_in_words, visible
 
 SCHEMA = "manual-backprop/check/2"
-SHOWN = 20  # networks written out in full in Markdown, where a step summary may hold 1 MiB
-LISTED = 500  # lines of Markdown's table
+SHOWN = 20  # networks written out in full in Markdown, since a step summary may hold 1 MiB
+LISTED = 500  # lines of the table in Markdown
 _MARKDOWN = re.compile(r"(^[#+-]|[\\`*~|\[\]$]|(?<![^\W_])_|_(?![^\W_]))")
 _SOURCE = re.compile(r"(?P<file>.+?):(?P<line>\d+)(?::\d+)?(?: \(.*\))?")
 
 
 def as_json(run: Run) -> str:
-    """The run as one JSON document, `schema` first; nan and the infinities are strings in it."""
+    """The run as one JSON document, `schema` first, with nan and the infinities as strings."""
     document = {"schema": SCHEMA} | run.as_dict()
     return json.dumps(finite(document), indent=1, allow_nan=False) + "\n"
 
 
 def finite(value: Any) -> Any:
-    """The same value for JSON, which has no nan and no inf: they become the strings "nan", "inf" and "-inf"."""
+    """The value for JSON, which has no nan and no inf: they become the strings "nan", "inf" and "-inf"."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -40,8 +40,8 @@ def finite(value: Any) -> Any:
 def as_junit(run: Run) -> str:
     """The run as JUnit XML: a testsuite for each network and published example, a testcase for each row.
 
-    A row that is inconclusive is skipped with the reason, and so is what an interruption left undone; a
-    mutant that survived is a failure. Counts are those of the testcases.
+    An inconclusive row is marked as skipped, with the reason, and so is the work that an interruption left undone. A
+    surviving mutant is a failure. Counts are those of the testcases.
     """
     root = ElementTree.Element("testsuites", name=visible(run.title), time=f"{run.seconds:.3f}")
     about = {"seed": str(run.seed), "command": run.command, **{f"version {k}": v for k, v in run.versions.items()}}
@@ -74,7 +74,7 @@ def _junit_network(root: ElementTree.Element, network: NetworkResult, about: Map
     for row in report.rows:
         name = f"{row.name()} [{row.kind}, {row.witness}]"
         seen[name] += 1
-        name += f" #{seen[name]}" if seen[name] > 1 else ""  # readers of JUnit keep one case a name
+        name += f" #{seen[name]}" if seen[name] > 1 else ""  # readers of JUnit keep one case for each name
         outcome = {"pass": "", "fail": "failure", "inconclusive": "skipped"}[row.verdict]
         again = f"\nagain: {report.reproduce}" if report.reproduce else ""
         _case(suite, name, outcome, row_in_words(row) + again, "GradientMismatch")
@@ -105,7 +105,7 @@ def _case(suite: ElementTree.Element, name: str, outcome: str, text: str, kind: 
 
 
 def _count(of: ElementTree.Element, to: ElementTree.Element) -> None:
-    """The totals that readers of JUnit expect; `testsuites` has no place for the skipped ones."""
+    """Set the totals that readers of JUnit expect; `testsuites` has no attribute for skipped ones."""
     to.set("tests", str(len(list(of.iter("testcase")))))
     to.set("failures", str(len(list(of.iter("failure")))))
     to.set("errors", "0")
@@ -114,7 +114,7 @@ def _count(of: ElementTree.Element, to: ElementTree.Element) -> None:
 
 
 def as_markdown(run: Run) -> str:
-    """The run as GitHub's Markdown: the verdict, a table of the networks or functions, then each that is not a pass."""
+    """The run as GitHub's Markdown: verdict, table of networks or functions, then each that is not a pass."""
     symbol = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️"}
     parts = [f"## {symbol[run.verdict]} {_plain(run.headline())}", _plain(run.title)]
     if run.partial:
@@ -173,14 +173,14 @@ def _score(network: NetworkResult) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line: in a table's cell, a heading or a list."""
+    """Escape text so that Markdown shows it literally, on one line, in a table cell, a heading or a list."""
     one_line = " ".join(visible(text).split())
     escaped = one_line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _MARKDOWN.sub(r"\\\1", escaped)
 
 
 def _fenced(text: str) -> str:
-    """A block of code, whatever stands in the text."""
+    """The text as a block of code; the fence is longer than any in the text."""
     fence = "`" * max(3, *(len(run) + 1 for run in re.findall("`+", text) or [""]))
     return f"{fence}text\n{visible(text)}\n{fence}"
 
@@ -188,7 +188,7 @@ def _fenced(text: str) -> str:
 def github_annotations(run: Run) -> Iterator[str]:
     """Lines for a workflow's standard output: an error or a warning for each network that is not a pass.
 
-    GitHub shows ten of each in a step, so those that fail come first, and the headline before all of them.
+    GitHub shows ten of each in a step, so the headline comes first, then the networks that fail.
     """
     level = {"pass": "notice", "inconclusive": "warning", "fail": "error"}
     yield _command(level[run.verdict], {"title": run.title}, run.headline())
@@ -211,12 +211,12 @@ def _command(name: str, properties: Mapping[str, str], message: str) -> str:
 
 
 def _data(text: str) -> str:
-    """Escaped as GitHub's runner reads it: a newline would end the command and start another."""
+    """Escape text for GitHub's runner, since a newline would end the command and start another."""
     return visible(text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A"))
 
 
 def write_step_summary(run: Run, environment: Mapping[str, str] = os.environ) -> bool:
-    """Append the Markdown to the file that GITHUB_STEP_SUMMARY names; whether there was one.
+    """Append the Markdown to the file that GITHUB_STEP_SUMMARY names; return whether there was one.
 
     Raises:
         BadInput: the file cannot be written.
@@ -239,9 +239,9 @@ def write_reports(
     markdown: str | Path | None = None,
     html: str | Path | None = None,
 ) -> tuple[Path, ...]:
-    """Write the run to the files that are named, each as a whole or not at all.
+    """Write the run to the named files, each as a whole or not at all.
 
-    Every path is tried and every text made before the first file is written.
+    Every path is checked and every text is made before the first file is written.
 
     Returns:
         The files written.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from reference.report import Row, Verdict
 
-# cividis, by Nunez, Anderton and Renslow (2018): made to look alike with and without colour blindness
+# cividis, by Nunez, Anderton and Renslow (2018), designed to look the same with and without colour blindness
 _CIVIDIS = (
     "#00224e",
     "#002c64",
@@ -40,7 +40,7 @@ _KINDS = {"equation": "each equation by itself", "end to end": "end to end, from
 
 @dataclass(frozen=True)
 class Cell:
-    """One square of a heat map: the worst of the rows that fall on it."""
+    """One square of a heat map: the worst row among those that belong there."""
 
     used: float
     verdict: Verdict
@@ -48,12 +48,12 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """The error in units of the tolerance, marked where it is not a pass: colour alone is never the message."""
+        """The error in units of the tolerance, with a mark if it is not a pass, so that colour is not needed."""
         return {"pass": "", "fail": "✗ ", "inconclusive": "? "}[self.verdict] + short(self.used)
 
     @property
     def colour(self) -> int:
-        """Which of BINS colours."""
+        """The number of its colour, out of BINS."""
         if not math.isfinite(self.used):
             return BINS - 1
         place = (math.log10(self.used) - _LOWEST) * _PER_DECADE if self.used > 0 else 0
@@ -66,10 +66,10 @@ class HeatMap:
 
     Attributes:
         title: the kind of comparison.
-        corner: what the lines are.
+        corner: the heading of the lines.
         columns: names of the quantities.
         lines: (name, one cell or None for each column).
-        left_out: how many more lines there were; the first that are not a pass are never among them.
+        left_out: how many lines were left out; never the first ones that are not a pass.
     """
 
     title: str
@@ -80,9 +80,9 @@ class HeatMap:
 
 
 def heat_maps(rows: Sequence[Row]) -> list[HeatMap]:
-    """One map by layer for each kind of comparison, and one for what belongs to no layer.
+    """One map by layer for each kind of comparison, and one for rows that belong to no layer.
 
-    A row of a whole stack of layers, `gradients[2].W` of a repeated block, stands on a line of its own, "4 to 6".
+    A row on a whole stack of layers, such as `gradients[2].W` of a repeated block, has a line of its own, "4 to 6".
     """
     layered = [(_INDEX.findall(row.path), row.layer) for row in rows if row.layer]
     layers = {row: _layers(row, layered) for row in rows}
@@ -102,7 +102,7 @@ def heat_maps(rows: Sequence[Row]) -> list[HeatMap]:
 
 
 def _layers(row: Row, layered: Sequence[tuple[list[str], int]]) -> list[int]:
-    """The layers that a row is about: its own, or those of the rows that its path is the beginning of."""
+    """The layers of a row: its own, or those of all rows whose path begins with its path."""
     if row.layer or not _OF_LAYERS.match(row.path):
         return [row.layer] if row.layer else []
     index = _INDEX.findall(row.path)
@@ -120,7 +120,7 @@ def _heat_map(title: str, corner: str, rows: Sequence[Row], key: Callable[[Row],
     cells = {at: _worst(found) for at, found in groups.items()}
     columns = tuple(dict.fromkeys(column for _, column in cells))
     names = list(dict.fromkeys(name for name, _ in cells))
-    if len(names) > _HEAT_LINES:  # those with something to see first, then the order of computation again
+    if len(names) > _HEAT_LINES:  # choose those that are not a pass first, then restore the order of computation
         bad = {name for (name, _), cell in cells.items() if cell.verdict != "pass"}
         kept = set(sorted(names, key=lambda name: name not in bad)[:_HEAT_LINES])
         shown = [name for name in names if name in kept]
@@ -137,7 +137,7 @@ def _worst(rows: Sequence[Row]) -> Cell:
 
 
 def quantity(path: str) -> str:
-    """What a row is about, whichever layer: "gradients[1].W" is dW, "deltas[0]" is delta, "trace[2].z" is z."""
+    """The quantity of a row, without its layer: "gradients[1].W" is dW, "deltas[0]" is delta, "trace[2].z" is z."""
     head, _, name = re.sub(r"\[[^\]]*\]", "", path).rpartition(".")
     whose = f"{head.partition('.')[0]}: " if path.startswith("value_and_grad") else ""
     if "gradients" in path:
@@ -151,7 +151,7 @@ def short(value: float) -> str:
 
 
 def colours() -> list[tuple[str, str]]:
-    """(background, text) of each of BINS colours; the text is the one of black and white that reads better."""
+    """(background, text) of each of BINS colours; the text is black or white, whichever is more readable."""
     return [(colour, "#000" if luminance(colour) > 0.179 else "#fff") for colour in _CIVIDIS]
 
 

@@ -1,4 +1,4 @@
-"""A run as one HTML page that needs nothing else: no network, no script to read it, no font of its own."""
+"""A run as one self-contained HTML page: no network, no script needed to read it, no font of its own."""
 
 import base64
 import hashlib
@@ -16,7 +16,7 @@ from reference.reports.words import figure_in_words, visible
 
 SYMBOLS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
 _LEADS: dict[Verdict, str] = {"pass": "ALL PROVEN", "fail": "NOT PROVEN", "inconclusive": "INCONCLUSIVE"}
-# Opens what a link points into, and everything while a page is printed; browsers that can do both without it do.
+# Opens the section that a link points into, and all sections for printing; newer browsers do both without it.
 _SCRIPT = """
 const all = () => document.querySelectorAll("details");
 addEventListener("beforeprint", () => all().forEach(d => { d.dataset.was = d.open; d.open = true; }));
@@ -33,7 +33,7 @@ reveal();
 
 @dataclass(frozen=True)
 class SourceLine:
-    """The mutants of one line of the source, by what became of them."""
+    """The mutants of one line of the source, counted by verdict."""
 
     source: str
     primitives: str
@@ -42,7 +42,7 @@ class SourceLine:
 
 @dataclass(frozen=True)
 class Section:
-    """One network as the page shows it."""
+    """One network on the page."""
 
     ident: str
     result: NetworkResult
@@ -56,7 +56,7 @@ class Section:
 def as_html(run: Run) -> str:
     """The page: the verdict, a table of the networks, and each network with its pictures and all its rows.
 
-    The same run gives the same bytes. Networks that fail come first and are open.
+    The same run gives the same bytes. Networks that fail come first and are unfolded.
 
     Raises:
         BadInput: jinja2 is not installed.
@@ -110,7 +110,7 @@ def _section(ident: str, network: NetworkResult) -> Section:
 
 
 def _charts(ident: str, pictures: Pictures | None) -> list[tuple[str, str, str]]:
-    """(title, SVG, how to read it) of each picture there is something to draw for."""
+    """(title, SVG, how to read it) of each picture that there is data for."""
     if pictures is None:
         return []
     charts = []
@@ -132,7 +132,7 @@ def _charts(ident: str, pictures: Pictures | None) -> list[tuple[str, str, str]]
 
 
 def _source_lines(mutation: MutationScore | None) -> tuple[tuple[str, ...], list[SourceLine]]:
-    """The verdicts that occur, and how often each does at every line of the source."""
+    """The verdicts that occur, and the count of each at every line of the source."""
     if mutation is None:
         return (), []
     verdicts = tuple(verdict for verdict, count in mutation.counts.items() if count)
@@ -148,5 +148,5 @@ def _source_lines(mutation: MutationScore | None) -> tuple[tuple[str, ...], list
 
 
 def _legend() -> Sequence[tuple[int, str]]:
-    """(colour, text) of a few squares of the scale, the tolerance itself among them."""
+    """(colour, text) of a few squares of the scale, including the tolerance itself."""
     return [(heat_maps.Cell(10.0**k, "pass", "").colour, f"1e{k}" if k else "1") for k in range(-4, 2)]

@@ -1,7 +1,7 @@
 """Pictures of one network: small SVG charts, drawn here.
 
-A page holds hundreds of them: drawn by matplotlib each chart took 0.17 s and 120 kB, here it takes a
-few milliseconds and kilobytes, and it follows the page's colours in dark mode and in print.
+A page holds hundreds of them. By matplotlib each chart took 0.17 s and 120 kB; here it takes a few milliseconds and
+kilobytes, and it follows the page's colours in dark mode and in print.
 """
 
 import math
@@ -14,13 +14,13 @@ import numpy as np
 
 _WIDTH, _HEIGHT = 340, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 328, 10, 208  # the frame; ticks and labels stand outside it
-_TINY = 1e-300  # below this all is zero to a chart
-_OFF = 3.0  # pixels from the diagonal at which a point is drawn as off it
+_TINY = 1e-300  # a chart takes anything below this as zero
+_OFF = 3.0  # distance from the diagonal, in pixels, from which a point is drawn as off it
 
 
 @dataclass(frozen=True)
 class _Axis:
-    """One direction of a chart: what it shows, where values go (0 to 1), and its ticks."""
+    """One axis of a chart: its label, the map from values to positions (0 to 1), and its ticks."""
 
     label: str
     place: Callable[[Any], Any]
@@ -32,7 +32,7 @@ def _thinned(items: Sequence[Any], most: int) -> list[Any]:
 
 
 def _log_axis(label: str, values: Sequence[float], most: int = 6) -> _Axis:
-    """Whole decades around the positive values; anything else goes to the lower end."""
+    """An axis of whole decades around the positive values; all other values are at its lower end."""
     logs = [math.log10(v) for v in values if v > 0 and math.isfinite(v)] or [0.0]
     low, high = math.floor(min(logs)), math.ceil(max(logs))
     high += high == low
@@ -45,7 +45,7 @@ def _log_axis(label: str, values: Sequence[float], most: int = 6) -> _Axis:
 
 
 def _symlog_axis(label: str, largest: float) -> _Axis:
-    """Both signs on one axis: linear below a ten-thousandth of the largest magnitude, logarithmic above."""
+    """An axis for both signs: linear below a ten-thousandth of the largest magnitude, logarithmic above."""
     threshold = 10.0 ** (math.floor(math.log10(largest)) - 4)
     span = 2.08 * math.log10(1 + largest / threshold)
     decades = [threshold * 10.0**k for k in (2, 4)]
@@ -86,7 +86,7 @@ def _chart(ident: str, title: str, description: str, x: _Axis, y: _Axis, marks: 
 
 
 def _dots(points: Sequence[tuple[float, float]]) -> str:
-    """Dots of round line ends: one short path for all of them."""
+    """Dots drawn as round line ends, in one short path."""
     return f'<path class="pt" d="{"".join(f"M{x:g} {y:g}h0" for x, y in points)}"/>' if points else ""
 
 
@@ -96,10 +96,9 @@ def _crosses(points: Sequence[tuple[float, float]]) -> str:
 
 
 def scatter(ident: str, manual: np.ndarray, reference: np.ndarray, labels: tuple[str, str]) -> str:
-    """Every entry by hand against the witness, on axes that show both signs; a cross where off the diagonal.
+    """Every entry by hand against the witness, on axes that show both signs; entries off the diagonal are crosses.
 
-    Points that fall on the same half pixel are drawn once. Entries that are nan or inf are counted in the
-    description only.
+    Points on the same half pixel are drawn once. Entries that are nan or inf are only counted in the description.
     """
     ours, theirs = np.ravel(manual).astype(np.float64), np.ravel(reference).astype(np.float64)
     drawn = np.isfinite(ours) & np.isfinite(theirs)
@@ -123,7 +122,7 @@ def _once(points: np.ndarray) -> list[tuple[float, float]]:
 
 
 def delta_norms(ident: str, norms: Sequence[tuple[str, float]]) -> str:
-    """The norm of every layer's delta, from input to output; a cross at the foot for one that is no positive number."""
+    """The norm of every layer's delta, from input to output; a norm that is not positive is a cross at the bottom."""
     y = _log_axis("norm of delta", [norm for _, norm in norms])
     last = max(len(norms) - 1, 1)
     numbers = _thinned(range(len(norms)), 8)

@@ -1,4 +1,4 @@
-"""One run of checks as data: many named reports, and what stands beside them."""
+"""One run of checks as data: many named reports, with pictures, mutation scores and published figures."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -28,11 +28,11 @@ class Curve(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Pictures:
-    """What is drawn of one network besides its rows.
+    """The data for the pictures of one network.
 
     Attributes:
         scatter: (by hand, witness), two arrays of one shape: every entry of the gradient.
-        scatter_labels: what the two are called.
+        scatter_labels: the names of the two.
         delta_norms: (name, norm of delta) of every layer, from input to output.
         difference_curve: the finite difference's error against its step.
     """
@@ -51,7 +51,7 @@ class Pictures:
             raise ValueError(f"a curve needs one error a step; it has {len(curve.steps)} and {len(curve.errors)}")
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON. The scatter's entries are not among them: its size alone is."""
+        """Plain values, for JSON; of the scatter, only its size."""
         curve = self.difference_curve
         return {
             "scatter_entries": 0 if self.scatter is None else int(self.scatter[0].size),
@@ -64,15 +64,15 @@ class Pictures:
 
 @dataclass(frozen=True, eq=False)
 class NetworkResult:
-    """One network or function: its report, and what else is known of it.
+    """One network or function: its report, and further results.
 
     Attributes:
-        name: what the run calls it; names are unique in a run.
+        name: its name, unique in the run.
         report: every row.
         seconds: how long the check took.
-        dataset: where the examples come from, or "".
-        pictures: what to draw of it.
-        mutation: how sharp the check is there, or None where that was not asked for.
+        dataset: the data set of the examples, or "".
+        pictures: the data for its pictures.
+        mutation: the mutation score of the check, or None if that was not asked for.
     """
 
     name: str
@@ -84,9 +84,9 @@ class NetworkResult:
 
     @property
     def verdict(self) -> Verdict:
-        """The report's; a mutant that survives, or mutation cut short, makes a pass inconclusive.
+        """The report's verdict; a surviving mutant, or an interrupted mutation test, makes a pass inconclusive.
 
-        A check that a broken gradient passes too has not shown the right one to be right.
+        A check that also passes a broken gradient has not shown the right one to be right.
         """
         if self.report.verdict == "pass" and self.mutation is not None:
             return "inconclusive" if self.mutation.survivors or self.mutation.partial else "pass"
@@ -94,11 +94,11 @@ class NetworkResult:
 
     @property
     def worst(self) -> Row | None:
-        """The row that uses most of its tolerance; None where nothing was compared."""
+        """The row with the largest error in units of its tolerance; None if nothing was compared."""
         return self.report.worst if self.report.rows else None
 
     def reason(self) -> str:
-        """Why it is not a pass, with how to run it again; for a pass, the line that says so."""
+        """Why it is not a pass, and how to run it again; for a pass, the line that says so."""
         if self.report.verdict != "pass" or self.verdict == "pass":
             return self.report.summary()
         assert self.mutation is not None
@@ -124,14 +124,14 @@ class NetworkResult:
 
 @dataclass(frozen=True)
 class Published:
-    """One number that somebody printed, beside ours.
+    """One number from a publication, with ours.
 
     Attributes:
         name: of the worked example.
-        figure: which number of it.
-        printed: the number as it was printed.
-        ours: the same by hand.
-        passed: whether ours rounds to the digits that were printed.
+        figure: the name of the number.
+        printed: the number as printed.
+        ours: the number by hand.
+        passed: whether ours rounds to the printed digits.
     """
 
     name: str
@@ -143,18 +143,18 @@ class Published:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """Everything that one command found.
+    """All results of one command.
 
     Attributes:
-        title: what was checked, in a few words.
-        networks: in the order of the run; what they are, `unit` says.
-        published: worked examples beside their printed figures.
-        command: what runs all of it again.
-        seed: what everything random was drawn from.
-        versions: of this library, of jax, of Python ..., by name.
-        partial: whether the run was interrupted: networks are missing.
-        seconds: how long all of it took.
-        unit: what each of `networks` is: a network, a function, a gradient check.
+        title: the subject of the check, in a few words.
+        networks: the results in the order of the run; `unit` says what each is.
+        published: figures of worked examples, with ours.
+        command: the command that repeats the run.
+        seed: the seed of all random numbers.
+        versions: of this library, jax, Python and so on, by name.
+        partial: whether the run was interrupted, so that networks are missing.
+        seconds: how long the run took.
+        unit: the kind of each of `networks`: a network, a function, a gradient check.
     """
 
     title: str
@@ -194,7 +194,7 @@ class Run:
 
     @property
     def off_figures(self) -> tuple[Published, ...]:
-        """The published figures that ours does not round to."""
+        """The published figures to which ours do not round."""
         return tuple(figure for figure in self.published if not figure.passed)
 
     @property

@@ -1,23 +1,23 @@
-"""What every format says in the same words: rows and figures in a sentence, and text with nothing unprintable in it."""
+"""Texts that all formats share: rows and figures in a sentence, and text without unprintable characters."""
 
 import re
 
 from reference.report import Row
 from reference.reports.run import Published
 
-# What XML 1.0 has no place for, and what shows as nothing in a page or a terminal; tab and newline stay.
+# Characters that XML 1.0 does not allow, and those that are invisible in a page or a terminal; tab and newline stay.
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 
 
 def visible(text: str) -> str:
-    r"""The text with what cannot be printed written out, a bell as \x07: in XML it would be an error."""
+    r"""The text with unprintable characters written out, such as a bell as \x07, which would be an error in XML."""
     return _UNPRINTABLE.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def row_in_words(row: Row) -> str:
-    """What a row shows, in a sentence."""
+    """A row's result in a sentence."""
     if row.verdict == "fail":
         return row.explain()
     if row.verdict == "inconclusive":
@@ -26,6 +26,6 @@ def row_in_words(row: Row) -> str:
 
 
 def figure_in_words(figure: Published) -> str:
-    """What a published figure shows, in a sentence."""
+    """A published figure's result in a sentence."""
     ours = f"{figure.name}: {figure.figure} was printed as {figure.printed}, ours is {figure.ours:.17g}"
     return ours if figure.passed else f"{ours}, which does not round to it"

@@ -1,1 +1,1 @@
-"""How far two right answers may differ: measured for a whole program, derived for each equation."""
+"""The largest difference of two right answers: measured for a whole program, derived for each equation."""

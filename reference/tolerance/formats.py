@@ -1,4 +1,4 @@
-"""The numbers of a floating-point format that rounding depends on."""
+"""The numbers of a floating-point format that determine its rounding."""
 
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,13 +18,13 @@ def unit_roundoff(dtype: DTypeLike) -> float:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Format:
-    """How a precision rounds, in numbers that may be traced: one compiled program serves all precisions.
+    """The rounding of a precision in numbers that may be traced, so that one compiled program serves all precisions.
 
     Attributes:
         u: unit roundoff of a result.
-        u_sum: likewise of sums, which accumulate in float32 or finer, and of functions that are computed so.
+        u_sum: unit roundoff of sums, which accumulate in float32 or finer, and of functions computed in that precision.
         eta: the size of the smallest results; below it digits are lost.
-        eta_sum: likewise of what sums accumulate.
+        eta_sum: the same for the precision of sums.
         largest: the largest finite number; beyond it results are inf.
     """
 
@@ -38,8 +38,8 @@ class Format:
     def of(cls: type[Kind], dtype: DTypeLike) -> Kind:
         """The numbers of a dtype.
 
-        Sums of 16-bit numbers accumulate in float32. float16 keeps its subnormals on every backend; the others may
-        flush theirs to zero. In float64 the reference rounds like what it is held against, so u counts twice.
+        Sums of 16-bit numbers accumulate in float32. float16 keeps its subnormals on every backend; the other formats
+        may flush theirs to zero. In float64 the reference rounds as much as the value under test, so u counts twice.
         """
         dtype = jnp.dtype(dtype)
         info = jnp.finfo(dtype)

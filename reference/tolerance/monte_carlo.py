@@ -1,20 +1,20 @@
-"""Monte Carlo arithmetic: a function evaluated with every operation's rounding replaced by a random one.
+"""Monte Carlo arithmetic: evaluate a function with the rounding of every operation replaced by a random one.
 
-A jaxpr is interpreted in float64 and after every operation each float result x becomes
+A jaxpr is interpreted in float64. After every operation each float result x becomes
 
     x + xi (u |x| + min(|x|, eta))          xi uniform in [-1, 1]
 
-u is the unit roundoff of the precision under test and eta the size of its smallest results: below it they are
-flushed or lose digits. A sum of n terms errs relative to its terms, not to what is left of them: u_sum sqrt(n)
-times the sum of magnitudes joins the bracket. Results beyond the largest number of the precision become inf. The
-spread of a few samples is how far two right answers may lie apart (D. S. Parker, Monte Carlo Arithmetic, 1997).
+u is the unit roundoff of the precision under test. eta is the size of its smallest results: smaller ones are flushed
+or lose digits. The error of a sum of n terms is relative to its terms, not to its result, so u_sum sqrt(n) times the
+sum of magnitudes is added in the bracket. Results beyond the largest number of the precision become inf. The spread of
+a few samples shows how far apart two right answers may be (D. S. Parker, Monte Carlo Arithmetic, 1997).
 
-A computed value that several operations use is rounded anew for each of them: another right program may compute it
-twice, and errors that would cancel in one program do not in the other.
+A computed value that several operations use is rounded anew for each of them. Another right program may compute it
+twice, and errors that cancel in one program need not cancel in the other.
 
-Samples run side by side under one vmap with a named axis, so that a comparison sees the spread of what it
-compares: one that rounding could turn (a kink, a branch) is turned more often than rounding would, and with
-few samples its effect is not missed.
+Samples run side by side under one vmap with a named axis, so that a comparison can widen the spread of its operands.
+A comparison that rounding could turn (a kink, a branch) is then turned more often than by rounding, and even a few
+samples show its effect.
 """
 
 from collections import Counter
@@ -33,9 +33,9 @@ from reference.jaxprs import Values, bind, evaluate, inside, through
 from reference.tolerance.formats import Format
 
 SAMPLES_AXIS = "monte_carlo_samples"
-WIDENED = 4.0  # how many times further a comparison's operands spread than rounding spreads them
-TABLE = 1 << 14  # noise is drawn once and read at another offset by every operation
-TRANSCENDENTAL = 4.0  # libraries give these to a few ulps, not to half of one
+WIDENED = 4.0  # factor by which the spread of a comparison's operands is widened
+TABLE = 1 << 14  # noise is drawn once, and every operation reads it at another offset
+TRANSCENDENTAL = 4.0  # libraries compute these to a few ulps, not to half of one
 
 # fmt: off
 _EXACT = frozenset({
@@ -62,7 +62,7 @@ _TURNS = frozenset({"ge", "gt", "le", "lt"})
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Noise:
-    """One sample's noise: a table that every operation reads at its own offset, and how far comparisons are widened."""
+    """One sample's noise: a table that every operation reads at its own offset, and the widening of comparisons."""
 
     table: Any
     widened: Any
@@ -70,11 +70,11 @@ class Noise:
 
 
 def noises(format: Format, samples: int, seed: int) -> Noise:
-    """`samples` of noise in front of which stands one of none at all: the function itself."""
+    """`samples` samples of noise, and in front one without noise: the function itself."""
     rng = np.random.default_rng(seed)
     table = rng.uniform(-1, 1, (samples + 1, TABLE))
     table[0] = 0.0
-    table = np.concatenate([table, table], axis=1)  # so that no reading wraps around
+    table = np.concatenate([table, table], axis=1)  # so that no read wraps around
     widened = np.full(samples + 1, WIDENED)
     widened[0] = 1.0
     formats = jax.tree.map(lambda number: np.full(samples + 1, number), format)
@@ -85,13 +85,13 @@ def noises(format: Format, samples: int, seed: int) -> Noise:
 def perturbed(closed: ClosedJaxpr) -> Callable[..., list[Array]]:
     """A function (noise, *flat arguments) -> flat results of `closed` in float64 under one sample of noise.
 
-    It may be jitted, and is to be vmapped over the noise with `axis_name=SAMPLES_AXIS`.
+    It may be jitted, and must be vmapped over the noise with `axis_name=SAMPLES_AXIS`.
     """
     return lambda noise, *arguments: _Sample(noise).run(closed, arguments)
 
 
 class _Sample:
-    """Evaluates jaxprs under one sample of noise; counts the roundings, each of which reads other noise."""
+    """Evaluates jaxprs under one sample of noise, and counts the roundings, since each reads other noise."""
 
     def __init__(self, noise: Noise, site: int = 0) -> None:
         self.noise, self.site = noise, site
@@ -111,10 +111,10 @@ class _Sample:
         return [_wide(result) for result in evaluate(closed, arguments, rule)]
 
     def _within(self, equation: JaxprEqn, k: int, values: Values, turn: Any) -> Values:
-        """One of the jaxprs in an equation; each turn of a loop has noise of its own."""
+        """Evaluate one of the jaxprs in an equation; each turn of a loop has noise of its own."""
         sample = self
         if turn is not None:
-            # How often a loop runs is decided as the function itself decides: widened, it might never end.
+            # A loop's condition is not widened, since with widening the loop might never end.
             decides = equation.primitive.name == "while" and k == 0
             sample = _Sample(_unwidened(self.noise) if decides else _turned(self.noise, turn), self.site)
         return sample.run(inside(equation)[k], values)
@@ -137,7 +137,7 @@ class _Sample:
         return [self._rounded(result, factor, spread) if _is_float(result) else result for result in results]
 
     def _rounded(self, x: Array, factor: float, spread: Array | None = None) -> Array:
-        """One rounding, read at an offset of its own; see the module."""
+        """Round once, with noise from an offset of its own; see the module."""
         self.site += 1
         table, offset = self.noise.table, self.site * 7919 % TABLE
         if x.size > TABLE:
@@ -156,9 +156,9 @@ def _unwidened(noise: Noise) -> Noise:
 
 
 def _shared(jaxpr: Jaxpr) -> set[Any]:
-    """Computed float variables that more than one operation uses: each is to see a rounding of its own.
+    """Computed float variables that more than one operation uses; each use gets a rounding of its own.
 
-    One answer may take f' from the a that is stored and another from z: their errors cancel in one, not in both.
+    One program may compute f' from the stored a and another from z: errors may cancel in one but not in the other.
     """
     uses = Counter(
         atom
@@ -195,7 +195,7 @@ def _wide(value: Any) -> Any:
 
 @jax.jit
 def _round(x: Array, xi: Array, u: Any, eta: Any, largest: Any, spread: Array | None) -> Array:
-    """X with one rounding's noise; inf beyond the largest number."""
+    """Add one rounding's noise to x; inf beyond the largest number."""
     size = jnp.abs(x)
     reach = u * size + jax.lax.min(size, jnp.full_like(size, 1.0) * eta)
     if spread is not None:
@@ -206,7 +206,7 @@ def _round(x: Array, xi: Array, u: Any, eta: Any, largest: Any, spread: Array | 
 
 @jax.jit
 def _apart(a: Array, b: Array, widened: Array) -> Array:
-    """A - b, spread further than it is among the samples."""
+    """The difference a - b, with its spread among the samples widened."""
     difference = a - b
     mean = jax.lax.pmean(difference, SAMPLES_AXIS)
     further = mean + widened * (difference - mean)
@@ -214,8 +214,8 @@ def _apart(a: Array, b: Array, widened: Array) -> Array:
 
 
 def _in_double(equation: JaxprEqn) -> dict[str, Any]:
-    """Those parameters of an operation that hold a float type, widened."""
-    if equation.primitive.name == "reduce_precision":  # asks for fewer bits than the samples have; their noise stands
+    """The parameters of an operation that hold a float type, widened to double."""
+    if equation.primitive.name == "reduce_precision":  # would cut the samples' bits; keep their noise
         return {"exponent_bits": 11, "mantissa_bits": 52}
     keys = ("new_dtype", "dtype", "preferred_element_type")
     types = {key: dtype for key in keys if (dtype := equation.params.get(key)) is not None}
@@ -223,7 +223,7 @@ def _in_double(equation: JaxprEqn) -> dict[str, Any]:
 
 
 def _terms(equation: JaxprEqn, inputs: Values, result: Array) -> int:
-    """How many terms each entry of a sum has."""
+    """The number of terms in each entry of a sum."""
     name, params = equation.primitive.name, equation.params
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]

@@ -1,7 +1,7 @@
-"""How far two right answers may differ: measured by Monte Carlo arithmetic, and derived for sums of products.
+"""The largest difference of two right answers, measured by Monte Carlo arithmetic.
 
-The tolerance of an entry is SIGMAS times the spread of its Monte Carlo samples (`reference.tolerance.monte_carlo`). The
-spread of one entry from a few samples is itself uncertain, so a part of the leaf's spread is added to it.
+The tolerance of an entry is SIGMAS times the spread of its Monte Carlo samples (`reference.tolerance.monte_carlo`).
+A few samples give an uncertain spread for one entry, so a part of the whole leaf's spread is added.
 """
 
 from collections.abc import Callable
@@ -24,12 +24,12 @@ SAMPLES = 16
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """A function's value, and how far a right answer may be from it.
+    """A function's value, and the tolerance of every entry.
 
     Attributes:
-        value: its results in float64, as NumPy arrays; integers as they are.
-        tolerance: the same tree: for every entry the largest error that is rounding; inf where the working
-            precision overflows on the way, and nothing can be said.
+        value: its results in float64, as NumPy arrays; integers unchanged.
+        tolerance: the same tree, for every entry the largest error due to rounding; inf if the working precision
+            overflows in the computation, so that the error is unknown.
     """
 
     value: Tree
@@ -37,7 +37,7 @@ class Measured:
 
     @property
     def overflows(self) -> bool:
-        """Whether some result may overflow: what is nan or inf by hand may then be so rightly."""
+        """Whether some result may overflow, so that nan or inf by hand may be right."""
         return any(np.isinf(leaf).any() for leaf in jax.tree.leaves(self.tolerance))
 
 
@@ -49,11 +49,11 @@ def measure(
     seed: int = 0,
     compiler_options: dict[str, Any] | None = None,
 ) -> Measured:
-    """Evaluate a function in float64, and measure how much rounding in `dtype` could change each result.
+    """Evaluate a function in float64, and measure how far rounding in `dtype` could change each result.
 
     Args:
-        function: traceable by JAX; may hold jit, scan, while, cond, custom rules and remat.
-        args: pytrees; float leaves are taken in float64 as they are (round them to `dtype` first).
+        function: traceable by JAX; may contain jit, scan, while, cond, custom rules and remat.
+        args: pytrees; float leaves are taken to float64 unchanged (round them to `dtype` first).
         dtype: float64, float32, bfloat16 or float16.
         samples: of Monte Carlo arithmetic.
         seed: of its noise.
@@ -72,7 +72,7 @@ def meter(
     seed: int = 0,
     compiler_options: dict[str, Any] | None = None,
 ) -> Callable[..., Measured]:
-    """`measure`, compiled once for arguments like these: a function (dtype, *args) -> Measured."""
+    """Compile `measure` once for arguments like these; return a function (dtype, *args) -> Measured."""
     with jax.enable_x64(True):
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*jax.tree.map(_in_float64, like))
         run = jax.jit(_sampled(closed), compiler_options=compiler_options)
@@ -101,7 +101,7 @@ def _in_float64(leaf: Any) -> Any:
 
 
 def spread(results: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(value, tolerance) from samples on the first axis, the first of them without noise."""
+    """(value, tolerance) from samples on the first axis; the first sample has no noise."""
     value, noisy = np.asarray(results[0]), results[1:]
     if not np.issubdtype(results.dtype, np.inexact):
         return value, np.zeros(value.shape)
@@ -112,7 +112,7 @@ def spread(results: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rms(sizes: np.ndarray, axis: int) -> Any:
-    """Root of the mean square, in units of the largest so that no square underflows; inf where unknown."""
+    """Root mean square, scaled by the largest so that no square underflows; inf where unknown."""
     sizes = np.where(np.isfinite(sizes), sizes, np.inf)
     largest = np.max(sizes, axis=axis)
     unit = np.where((largest > 0) & np.isfinite(largest), largest, 1.0)

@@ -1,1 +1,1 @@
-"""Other ways to differentiate than jax.grad, so that it and a hand-written gradient cannot share a mistake."""
+"""Ways to differentiate other than jax.grad, so that jax.grad and a gradient by hand cannot share a mistake."""

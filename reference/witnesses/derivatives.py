@@ -1,8 +1,8 @@
 """Other ways to differentiate a scalar function, so that jax.grad and a gradient by hand cannot share a mistake.
 
 Forward mode and the complex step have no truncation error; `reference.witnesses.differences` needs values alone. None
-of them uses a derivative rule that the function brings along (custom_jvp, custom_vjp): such a rule is one
-of the things under test. `vote` says who stands alone.
+of them uses a function's own derivative rules (custom_jvp, custom_vjp), since such a rule is under test too. `vote`
+says who stands alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ from reference.witnesses.points import EPS, MOST, Point, Witness, directions_for
 
 Tree = Any
 
-_DELTA = 2.0**-26  # relative size of the changes of the inputs that measure how rounding is magnified
+_DELTA = 2.0**-26  # relative change of the inputs, to measure how rounding is magnified
 _SAMPLES = 3
 _SAFETY = 16.0
 _IMAGINARY = 1e-30
@@ -43,21 +43,21 @@ _REAL_ONLY = {
     "while",
     "conv_general_dilated",
 }
-"""Analytic, but without complex numbers; `while` is not looked into; XLA's complex convolution multiplies sums of real
-and imaginary parts, in which a tiny imaginary part is lost."""
+"""Analytic operations that are not done in complex numbers. The inside of a `while` is not examined. XLA's complex
+convolution multiplies sums of real and imaginary parts, in which a tiny imaginary part is lost."""
 
 
 def forward_mode(fun: Callable[..., Any], *args: Any, argnum: int = 0, most: int = MOST, seed: int = 0) -> Witness:
     """The gradient by jax.jvp, one direction at a time.
 
-    Rules that the function brings along are not used. An entry whose direction leaves a kink on which the
-    function stands exactly has no derivative: its error is inf and `why` names the kink.
+    The function's own derivative rules are not used. If the point lies exactly on a kink, an entry whose direction
+    leaves the kink has no derivative: its error is inf and `why` names the kink.
 
     Args:
         fun: a scalar function, JAX-traceable.
         *args: its arguments, any pytrees.
-        argnum: which one to differentiate with respect to.
-        most: up to so many elements, each on its own; above, slopes along seeded directions.
+        argnum: number of the argument to differentiate with respect to.
+        most: up to this many elements, each has its own slope; above, slopes are along seeded directions.
         seed: of those directions, and of the samples behind the error bar.
 
     Raises:
@@ -79,10 +79,10 @@ def forward_mode(fun: Callable[..., Any], *args: Any, argnum: int = 0, most: int
 def complex_step(fun: Callable[..., Any], *args: Any, argnum: int = 0, most: int = MOST, seed: int = 0) -> Witness:
     """The gradient as Im fun(x + i h d) / h with h = 1e-30: no truncation, no cancellation, no derivative rule.
 
-    The function's program is evaluated in complex numbers. Where an operation on what depends on the argument
-    is not analytic ("not analytic: max at losses.py:31") or is not there for complex numbers ("not available:
-    erf at ..."), there is no answer. What enters the result through `stop_gradient` alone is held fixed.
-    Arguments and errors are those of `forward_mode`.
+    The function's program is evaluated in complex numbers. There is no answer if an operation that depends on the
+    argument is not analytic ("not analytic: max at losses.py:31") or does not exist for complex numbers ("not
+    available: erf at ..."). Values that enter only through `stop_gradient` are held fixed. Arguments and errors are
+    those of `forward_mode`.
     """
     point = Point(fun, args, argnum)
     with jax.enable_x64(True):
@@ -102,7 +102,7 @@ def complex_step(fun: Callable[..., Any], *args: Any, argnum: int = 0, most: int
 
 
 class _NotComplexError(Exception):
-    """Raised while the complex program is built."""
+    """The program has no complex form; raised while it is built."""
 
 
 class _Blocked:
@@ -114,7 +114,7 @@ class _Blocked:
 
 
 def _complex_rule(trail: Trail, values: list[Any]) -> Sequence[Any]:
-    """The rule of `walk` for values some of which are complex."""
+    """The rule for `walk` where some values are complex."""
     eqn = trail[-1]
     name, blocked = eqn.primitive.name, [v for v in values if isinstance(v, _Blocked)]
     if not blocked and not any(map(_is_complex, values)):
@@ -151,7 +151,7 @@ def _refusal(trail: Trail) -> str:
 
 
 def _complex_scan(trail: Trail, values: list[Any]) -> tuple[list[Any], str]:
-    """(outputs, "") of a scan with everything complex in it, or ([], why not)."""
+    """(outputs, "") of a scan with all its values complex, or ([], why not)."""
 
     def body(jaxpr: Any, given: list[Any]) -> tuple[list[Any], None]:
         outputs = walk(jaxpr, given, _complex_rule, trail)
@@ -185,8 +185,8 @@ def _by_slopes(
 ) -> Witness:
     """A witness from `slope`: (arguments, x, direction) -> derivative.
 
-    Its error bar: how much the derivative changes when every input changes by a few parts in 2**26, brought
-    down to rounding; inputs that change carry every rounding that a change of the inputs can explain.
+    Its error bar is the change of the derivative when every input changes by a few parts in 2**26, scaled down to the
+    size of rounding. It covers every rounding that a change of the inputs can explain.
     """
     rng, kinks = np.random.default_rng([seed, 1]), list[Kink]()
 
@@ -226,7 +226,7 @@ def _vector(point: Point, version: tuple) -> Array:
 
 
 def _with_floor(error: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """An entry that happens to be small is the rest of a sum as large as its neighbours'."""
+    """Add a floor to the error: a small entry may be the remainder of a sum as large as its neighbours'."""
     if not is_float(value) or not value.size:
         return error
     return np.asarray(error + _SAFETY * EPS * float(np.max(np.abs(value), initial=0, where=np.isfinite(value))))

@@ -1,7 +1,7 @@
 """Derivatives of a scalar function from its values alone: finite differences, Taylor's remainder, one-sided slopes.
 
-Differences are taken at a ladder of steps and extrapolated to step 0. Each comes with an error bar: what
-neighbouring steps disagree by (truncation), and the measured noise of the function over the step (rounding).
+Differences are taken at a ladder of steps and extrapolated to step 0. Each has an error bar: the disagreement of
+neighbouring steps (truncation), plus the measured noise of the function over the step (rounding).
 """
 
 from collections.abc import Callable
@@ -24,10 +24,10 @@ STEPS = 2.0 ** -np.arange(3, 18)
 LINE = 2.0 ** -np.arange(40)
 """The steps of the V curve and of Taylor's remainder."""
 _NOISE_POINTS = 28
-_NOISE_STEP = 2.0**-30  # so near that the fourth difference of a smooth function is rounding alone
+_NOISE_STEP = 2.0**-30  # so small that the fourth difference of a smooth function is only rounding
 _SIGMAS = 6.0
-_WINDOW = 5  # points of one straight piece of the remainder
-_ABOVE_NOISE = 16.0  # of the six sigmas: a remainder this far above them shows its slope to 0.01
+_WINDOW = 5  # number of points in a straight piece of the remainder
+_ABOVE_NOISE = 16.0  # times six sigmas: a remainder this far above the noise shows its slope to 0.01
 _STRAIGHT = 0.02  # rms deviation, in octaves, of a straight piece
 
 
@@ -43,15 +43,15 @@ def finite_differences(
 ) -> Witness:
     """The gradient by central differences, with steps chosen for each element and an error bar for each.
 
-    Orders 2, 4 and 6 (Richardson) at `STEPS`; taken is the entry whose disagreement with the next larger and
-    the next smaller step, plus its rounding, is least. Steps that cross a kink are not used; where a kink is
-    so near that all do, the difference says nothing: its error is inf and `why` names the kink.
+    Orders 2, 4 and 6 (Richardson) are tried at `STEPS`. The estimate with the least disagreement with the next larger
+    and the next smaller step, plus its rounding, is taken. Steps that cross a kink are not used. If a kink is so near
+    that all steps cross it, the error is inf and `why` names the kink.
 
     Args:
         fun: a scalar function, JAX-traceable; it is never differentiated.
         *args: its arguments, any pytrees.
-        argnum: which one to differentiate with respect to.
-        most: up to so many elements, each on its own; above, slopes along seeded directions.
+        argnum: number of the argument to differentiate with respect to.
+        most: up to this many elements, each has its own slope; above, slopes are along seeded directions.
         seed: of those directions.
 
     Raises:
@@ -90,13 +90,13 @@ def finite_differences(
 
 
 def _longest_clear(crossed: Array) -> Array:
-    """The longest of `STEPS` up to which no kink is crossed, 0 where there is none; `crossed` is (K, steps)."""
+    """The longest of `STEPS` up to which no kink is crossed, or 0 if there is none; `crossed` is (K, steps)."""
     clear = jnp.flip(jnp.cumsum(jnp.flip(crossed, axis=1), axis=1), axis=1) == 0
     return jnp.max(jnp.where(clear, jnp.asarray(STEPS)[None], 0.0), axis=1)
 
 
 def _extrapolated(slopes: Array, longest: Array, sigma: Array, size: Array) -> tuple[Array, Array]:
-    """(estimate, error) from central differences at those of `STEPS` that are not above `longest`."""
+    """(estimate, error) from central differences at the `STEPS` up to `longest`."""
     rounding = (_SIGMAS * sigma + EPS * size * jnp.abs(slopes)) / STEPS
     columns, steps = [(slopes, rounding)], len(STEPS)
     for order in (4.0, 16.0):
@@ -125,12 +125,12 @@ def _crossings_text(kinks: list[Kink], counts: np.ndarray, void: np.ndarray) -> 
 
 @dataclass(frozen=True, eq=False)
 class DifferenceCurve:
-    """Error of the central difference along one seeded direction for a ladder of steps: the V of every textbook.
+    """Error of the central difference along one seeded direction, for a ladder of steps: the textbook V curve.
 
     Attributes:
         steps: h, descending.
-        errors: |(f(x + h d) - f(x - h d)) / (2 h) - g . d|: h**2 on the right, rounding / h on the left; a
-            gradient that is wrong gives a floor instead of the V's foot.
+        errors: |(f(x + h d) - f(x - h d)) / (2 h) - g . d|: h**2 on the right, rounding / h on the left. A
+            wrong gradient gives a floor instead of the V's minimum.
     """
 
     steps: np.ndarray
@@ -160,15 +160,15 @@ def _line(point: Point, gradient: Tree, seed: int) -> tuple[np.ndarray, float, n
 
 @dataclass(frozen=True, eq=False)
 class Taylor:
-    """What the remainder |f(x + h d) - f(x) - h g.d| does as h shrinks, along one seeded direction.
+    """Taylor's remainder |f(x + h d) - f(x) - h g.d| as h shrinks, along one seeded direction.
 
     Attributes:
         steps: h, descending.
-        remainders: at each.
-        noise: how far each may be off by rounding.
-        slope: of its last straight piece above the noise, in log-log; nan without one.
-        verdict: "right" (2 or more: g is the gradient), "wrong", "exact" (nothing but noise: fun is linear
-            here), or "no window" (no straight piece above the noise).
+        remainders: the remainder at each step.
+        noise: the possible rounding error of each remainder.
+        slope: of its last straight piece above the noise, in log-log; nan if there is none.
+        verdict: "right" (slope 2 or more: g is the gradient), "wrong", "exact" (only noise: fun is linear here), or
+            "no window" (no straight piece above the noise).
     """
 
     steps: np.ndarray
@@ -186,8 +186,8 @@ class Taylor:
 def taylor(fun: Callable[..., Any], *args: Any, gradient: Tree, argnum: int = 0, seed: int = 0) -> Taylor:
     """`Taylor` of fun with `gradient`, a tree like the argument, as g.
 
-    The piece is the one at the smallest steps, where the remainder's first term alone is left: a g that is
-    slightly wrong has slope 2 at large steps and 1 there.
+    The slope is taken at the smallest steps, where only the remainder's first term is left: a slightly wrong g has
+    slope 2 at large steps and slope 1 there.
 
     Raises:
         ValueError: as `Point`; or `gradient` is not like the argument.
@@ -209,9 +209,10 @@ def taylor_at(point: Point, gradient: Tree, seed: int) -> Taylor:
 
 
 def _last_straight_piece(r: np.ndarray, floor: np.ndarray) -> float:
-    """The slope of log r over log h where it is straight and clear of the noise, at the smallest such h.
+    """The slope of log r over log h on a straight piece clear of the noise, at the smallest such h.
 
-    Where the remainder then falls more slowly than that line, a smaller term has shown: the slope of its end.
+    If the remainder falls more slowly than that line at still smaller h, a smaller term has appeared; then the slope
+    at the end of the curve is returned.
     """
     usable = np.isfinite(r) & (r > _ABOVE_NOISE * floor)
     for start in range(r.size - _WINDOW, -1, -1):
@@ -232,9 +233,9 @@ class OneSided:
     """The slopes of a function from the left and from the right of a point, along a direction.
 
     Attributes:
-        left: the slope from behind.
-        right: the slope ahead.
-        error: how far either may be off.
+        left: the slope from the left.
+        right: the slope from the right.
+        error: a bound for the error of either.
     """
 
     left: float
@@ -244,7 +245,7 @@ class OneSided:
     def judge(self, slope: float, declared: float | None = None) -> tuple[bool, str]:
         """Whether to accept `slope` here, and why.
 
-        Where a slope is declared only that one passes; else any that lies between left and right.
+        If a slope is declared, only that one passes; otherwise any slope between left and right does.
         """
         slack = self.error + 1e-12 * max(abs(self.left), abs(self.right))
         low, high = min(self.left, self.right), max(self.left, self.right)
@@ -260,10 +261,10 @@ class OneSided:
 
 
 def one_sided(fun: Callable[..., Any], args: tuple, direction: Tree) -> OneSided:
-    """The slopes of the scalar fun(*args) along +direction, seen from both sides.
+    """The slopes of the scalar fun(*args) along +direction, from both sides.
 
-    Forward differences over a ladder of steps, extrapolated to step 0 (Richardson); of all that the ladder
-    gives, the value that its neighbours confirm best.
+    Forward differences over a ladder of steps are extrapolated to step 0 (Richardson). The value that agrees best with
+    its neighbours on the ladder is taken.
 
     Raises:
         ValueError: fun returns no scalar.

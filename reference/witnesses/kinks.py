@@ -1,9 +1,8 @@
-"""Where a function has kinks: which branch every equation of its program takes, and where that changes.
+"""Find a function's kinks: record which branch every equation of its program takes, and where that changes.
 
-A difference taken across a kink is no derivative, and at the kink itself there are only slopes from the two
-sides. So the branch taken is recorded, equation by equation, and compared between points. A loop whose
-length is not known beforehand (`while`) and the inside of a `cond` are not looked into; which branch a
-`cond` takes is.
+A difference across a kink is no derivative, and at the kink itself there are only slopes from the two sides. So the
+branch taken is recorded, equation by equation, and compared between points. The insides of a `while`, whose length is
+not known beforehand, and of a `cond` are not examined, but the branch that a `cond` takes is recorded.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,26 +21,26 @@ from reference.xla import quick
 
 Tree = Any
 Trail = tuple[Any, ...]
-"""An equation, last, behind the calls in which it stands, outermost first."""
+"""The calls around an equation, outermost first, then the equation itself."""
 Rule = Callable[[Trail, list[Any]], Sequence[Any]]
 """(an equation's trail, its inputs) -> its outputs."""
 
 _COMPARISONS = {"max", "min", "gt", "ge", "lt", "le", "eq", "ne"}
 _STEPS = {"floor", "ceil", "round", "argmax", "argmin"}
-_NUDGE = 2.0**-20  # a point next to x: any other would do to break a tie
+_NUDGE = 2.0**-20  # step to a point next to x; any other point would break a tie too
 
 
 def walk(closed: Any, inputs: Sequence[Any], rule: Rule, callers: Trail = ()) -> list[Any]:
-    """Evaluate a jaxpr with `rule` in place of every equation; calls are walked through.
+    """Evaluate a jaxpr with `rule` in place of every equation, including those inside calls.
 
-    A function with a derivative rule of its own (custom_jvp, custom_vjp) is walked as what it computes, so a
+    For a function with a derivative rule of its own (custom_jvp, custom_vjp) the plain function is walked, so a
     derivative of the walk does not use that rule.
 
     Args:
         closed: a ClosedJaxpr.
         inputs: a value for each of its inputs, flat.
         rule: what to do with each equation that is not a call.
-        callers: the calls in which all of it stands.
+        callers: the calls around the jaxpr.
     """
 
     def at(equation: JaxprEqn, values: Values) -> Sequence[Any]:
@@ -54,12 +53,12 @@ def walk(closed: Any, inputs: Sequence[Any], rule: Rule, callers: Trail = ()) ->
 
 
 def plain(trail: Trail, values: Sequence[Any], **changed: Any) -> list[Any]:
-    """The rule that computes an equation as it stands, parameters `changed` apart."""
+    """The rule that computes an equation unchanged, except for the parameters `changed`."""
     return bind(trail[-1], values, **changed)
 
 
 def scan(trail: Trail, values: Sequence[Any], body: Callable[[Any, list[Any]], tuple[list[Any], Any]]) -> Any:
-    """A `scan` equation with its body evaluated by `body` -> (outputs, a list of more); (outputs, more, stacked)."""
+    """Evaluate a `scan` by `body` -> (outputs, a list of more or None); return (outputs, the rest stacked)."""
     (jaxpr,), count = inside(trail[-1]), len(trail[-1].outvars)
 
     def turn(k: int, given: Values, t: Any) -> Values:
@@ -71,20 +70,20 @@ def scan(trail: Trail, values: Sequence[Any], body: Callable[[Any, list[Any]], t
 
 
 def place(trail: Trail) -> str:
-    """Which line of which file an equation comes from, "losses.py:31"; if unknown, the innermost call that knows."""
+    """The file and line of an equation, "losses.py:31"; if unknown, those of the innermost call that has them."""
     found = next(filter(None, map(source, reversed(trail))), None)
     return f"{Path(found[0]).name}:{found[1]}" if found else "an unknown line"
 
 
 @dataclass(frozen=True)
 class Kink:
-    """An equation with a branch, and how many of its entries are concerned.
+    """An equation with a branch, and how many of its entries are affected.
 
     Attributes:
         primitive: its name in JAX: max, select_n, ...
         place: file and line.
-        entries: how many of its entries change branch, or stand exactly on the kink.
-        of: how many it has.
+        entries: how many of its entries change branch, or lie exactly on the kink.
+        of: the number of its entries.
     """
 
     primitive: str
@@ -97,7 +96,7 @@ class Kink:
 
 
 def _recorded(trail: Trail, values: Sequence[Any]) -> Array | None:
-    """Which branch each entry takes, as small integers, 0 exactly on a kink; None where there is no branch."""
+    """The branch that each entry takes, as small integers, 0 exactly on a kink; None if there is no branch."""
     eqn = trail[-1]
     name, first = eqn.primitive.name, values[0] if values else None
     if first is not None:
@@ -117,7 +116,7 @@ def _recorded(trail: Trail, values: Sequence[Any]) -> Array | None:
         alone = jnp.sum(chosen, axis=eqn.params["axes"], keepdims=True) == 1
         return jnp.where(chosen, jnp.where(jnp.broadcast_to(alone, chosen.shape), 1, 0), -1)
     if name in _STEPS and floats:
-        return jnp.asarray(plain(trail, values)[0]).astype("int64") + 1  # never the 0 of a kink, where it may be
+        return jnp.asarray(plain(trail, values)[0]).astype("int64") + 1  # shifted by 1, since 0 stands for a kink
     if name == "sort" and floats:
         return jnp.argsort(jnp.asarray(first), axis=eqn.params["dimension"]) + 1
     if name in {"select_n", "cond"}:
@@ -159,7 +158,7 @@ def _record(
 
 
 def shifted(args: Tree, direction: Tree, step: Any) -> Tree:
-    """The arguments moved by step * direction, leaf by leaf; leaves that are not floats stay."""
+    """The arguments moved by step * direction, leaf by leaf; leaves that are not floats stay unchanged."""
 
     def one(leaf: Any, change: Any) -> Any:
         leaf = jnp.asarray(leaf)
@@ -171,20 +170,20 @@ def shifted(args: Tree, direction: Tree, step: Any) -> Tree:
 def changes(
     fun: Callable[..., Any], args: tuple, directions: Tree, steps: Array, *, ties_only: bool = False
 ) -> tuple[tuple[Kink, ...], Array, Any]:
-    """Which equations take another branch when the arguments move.
+    """Find the equations that take another branch when the arguments move.
 
-    For use on float64 arguments inside `jax.enable_x64(True)`; may be compiled.
+    It is for float64 arguments inside `jax.enable_x64(True)`, and may be compiled.
 
     Args:
         fun: any JAX-traceable function.
-        args: where to start.
+        args: the starting point.
         directions: a tree like `args`, every leaf with K in front: K directions.
         steps: how far along each; shape (K,).
-        ties_only: count only entries that stand exactly on their kink at `args`.
+        ties_only: count only entries that lie exactly on their kink at `args`.
 
     Returns:
-        Every equation with a branch, its `entries` 0; how many of its entries change branch, shape (K, equations);
-        and the function's first result at each of the K places.
+        Every equation with a branch, with `entries` 0; the number of its entries that change branch, shape
+        (K, equations); and the function's first result at each of the K points.
     """
     closed = jax.make_jaxpr(fun)(*args)
     _, names, before = _record(closed, jax.tree.leaves(args))
@@ -199,7 +198,7 @@ def changes(
 
 
 def _changed(fun: Callable[..., Any], args: tuple, direction: Tree, step: Any, **only: bool) -> tuple[Kink, ...]:
-    """`changes` along one direction, compiled: those that there are."""
+    """`changes` along one direction, compiled; only the equations that change branch."""
     found: list[Kink] = []
 
     def count(args: tuple, direction: Tree) -> Array:
@@ -227,7 +226,7 @@ def crossed(fun: Callable[..., Any], args: tuple, direction: Tree, step: Any) ->
 
 
 def ties(fun: Callable[..., Any], *args: Any, seed: int = 0) -> tuple[Kink, ...]:
-    """The kinks on which fun(*args) stands exactly, in order of computation: entries that are moved off by any move."""
+    """The kinks on which fun(*args) lies exactly, in order of computation: any move takes such entries off them."""
     rng = np.random.default_rng(seed)
     with jax.enable_x64(True):
         args = jax.tree.map(_wide, args)

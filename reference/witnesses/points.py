@@ -1,6 +1,6 @@
-"""A scalar function of one argument as a function of a flat vector, the directions to move it along, a derivative.
+"""A scalar function as a function of a flat vector, directions to move it along, and the form of a derivative.
 
-What every way to differentiate shares and nothing that differentiates. All in float64.
+This is the part that all ways to differentiate share; nothing here differentiates. All is in float64.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,22 +19,22 @@ Tree = Any
 
 EPS = float(np.finfo(np.float64).eps)
 MOST = 2048
-"""Up to this many elements every one has its own direction; above, there are `PROJECTIONS` seeded ones."""
+"""Up to this many elements, each has its own direction; above, there are `PROJECTIONS` seeded ones."""
 PROJECTIONS = 64
 _BUDGET = 2**21  # float64 numbers in one batch of points: 16 MiB
 
 
 @dataclass(frozen=True)
 class Witness:
-    """A derivative, found in one way.
+    """A derivative by one way to differentiate.
 
     Attributes:
         name: the way: "forward mode", "complex step", "differences".
         value: the gradient, a tree of float64 NumPy arrays like the argument (float0 for leaves that are not
-            floats, as `jax.grad` has them); with `directions`, the slopes along them, shape (K,).
-        error: how far `value` may be off, elementwise: rounding and truncation; inf where it says nothing.
+            floats, as by `jax.grad`); with `directions`, the slopes along them, shape (K,).
+        error: a bound for the error of `value`, elementwise: rounding and truncation; inf where it is unknown.
         available: whether this way works for this function; if not, `value` and `error` are None.
-        why: if not available, why not; else what a reader must know, or "".
+        why: if not available, why not; otherwise a note on the result, or "".
         directions: None, or the unit vectors along which the slopes were taken, shape (K, n), over all float
             elements in the order of the tree.
     """
@@ -54,7 +54,7 @@ class Point:
     Attributes:
         fun: the function.
         args: its arguments, floats in float64.
-        argnum: which one moves.
+        argnum: number of the argument that moves.
 
     Raises:
         ValueError: fun returns no scalar float, there is no such argument, or it holds no floats.
@@ -86,7 +86,7 @@ class Point:
         return self._fill(vector, lambda leaf: np.zeros(leaf.shape, jax.dtypes.float0))
 
     def vector(self, tree: Tree) -> np.ndarray:
-        """The float elements of a tree like the argument; ValueError where it is not like it."""
+        """The float elements of a tree like the argument; raise ValueError for any other tree."""
         argument = self.args[self.argnum]
         expected: Any = jax.tree.structure(argument)
         given_structure: Any = jax.tree.structure(tree)
@@ -136,24 +136,24 @@ def is_float(leaf: Any) -> bool:
 
 
 def wide(leaf: Any) -> np.ndarray:
-    """A leaf as NumPy has it, floats in float64."""
+    """A leaf as a NumPy array, floats in float64."""
     leaf = np.asarray(leaf)
     return leaf.astype(np.float64) if is_float(leaf) else leaf
 
 
 def seeded(n: int, count: int, seed: int) -> np.ndarray:
-    """Unit vectors in n dimensions, shape (count, n), every element of each different from zero."""
+    """Seeded unit vectors in n dimensions, shape (count, n), without zero elements."""
     rows = np.random.default_rng(seed).normal(size=(count, n))
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def directions_for(point: Point, most: int, seed: int) -> np.ndarray | None:
-    """None where every element has its own direction; above `most` elements, seeded ones."""
+    """None if every element has its own direction; above `most` elements, seeded directions."""
     return None if point.x.size <= most else seeded(point.x.size, PROJECTIONS, seed)
 
 
 def batches(directions: np.ndarray | None, n: int, points_each: int) -> Iterator[tuple[np.ndarray, int]]:
-    """(directions, how many count) in batches of one size, so that one program serves all; the rest is padding."""
+    """(directions, how many are valid) in batches of one size, so that one program serves all; the rest is padding."""
     total = n if directions is None else len(directions)
     size = min(total, max(1, _BUDGET // (points_each * n)))
     for start in range(0, total, size):
@@ -167,7 +167,7 @@ def batches(directions: np.ndarray | None, n: int, points_each: int) -> Iterator
 
 
 def gathered(compute: Callable[..., Any], directions: np.ndarray | None, n: int, points_each: int) -> Any:
-    """`compute` of every batch of directions, joined; it returns a tree of arrays with one row a direction."""
+    """Run `compute` on every batch of directions and join the results, trees of arrays with a row per direction."""
     run, parts = jax.jit(compute, compiler_options=quick()), []
     for rows, count in batches(directions, n, points_each):
         parts.append(jax.tree.map(lambda leaf, count=count: np.asarray(leaf)[:count], run(rows)))

@@ -1,4 +1,4 @@
-"""Who is wrong: several derivatives of one function, each with an error bar, compared pair by pair."""
+"""Find out which derivative is wrong: compare several derivatives of one function, with error bars, pair by pair."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,10 +25,10 @@ class LeafVote:
 
     Attributes:
         path: of the leaf.
-        outcome: "agree"; "alone": without `alone` all others agree; "undecided": two disagree and nobody can
-            tell which is right; "split": anything else.
-        alone: who stands alone, or "".
-        text: in words.
+        outcome: "agree"; "alone": all others agree without `alone`; "undecided": two disagree and there is no third
+            to decide; "split": anything else.
+        alone: the candidate that stands alone, or "".
+        text: the outcome in words.
     """
 
     path: str
@@ -42,9 +42,9 @@ class Vote:
     """The vote on every leaf.
 
     Attributes:
-        leaves: one for each.
+        leaves: one vote for each leaf.
         rows: "manual", if it is a candidate, against each other candidate; `kind` is "witness".
-        notes: what was left out of the rows.
+        notes: entries left out of the rows.
     """
 
     leaves: tuple[LeafVote, ...]
@@ -53,12 +53,12 @@ class Vote:
 
     @property
     def agree(self) -> bool:
-        """Whether nobody disagrees anywhere."""
+        """Whether all candidates agree on every leaf."""
         return all(leaf.outcome == "agree" for leaf in self.leaves)
 
     @property
     def alone(self) -> tuple[str, ...]:
-        """Everyone who stands alone on some leaf."""
+        """The candidates that stand alone on some leaf."""
         return tuple(dict.fromkeys(leaf.alone for leaf in self.leaves if leaf.alone))
 
     def __str__(self) -> str:
@@ -70,10 +70,10 @@ def vote(candidates: Mapping[str, Tree], errors: Mapping[str, Tree], *, name: st
     """Compare every pair within the sum of their error bars, leaf by leaf.
 
     Args:
-        candidates: who -> a tree; all of one structure and shapes. Leaves of dtype float0 are left out.
-        errors: who -> the same tree: how far each entry may be off; inf where the candidate does not know. One
-            that knows nothing of a leaf does not vote on it.
-        name: what the trees are, for paths.
+        candidates: name -> a tree; all of one structure and shapes. Leaves of dtype float0 are left out.
+        errors: name -> a tree like it with the error bar of each entry; inf where it is unknown. A candidate whose
+            errors are unknown on a whole leaf does not vote on it.
+        name: the name of the trees, for paths.
 
     Raises:
         ValueError: fewer than two candidates, one without errors, or trees that differ in structure or shape.
@@ -97,7 +97,7 @@ def vote(candidates: Mapping[str, Tree], errors: Mapping[str, Tree], *, name: st
 def _leaves(
     name: str, candidates: Mapping[str, Tree], errors: Mapping[str, Tree]
 ) -> list[tuple[str, dict[str, np.ndarray], dict[str, np.ndarray]]]:
-    """(path, who -> value, who -> error) of every leaf."""
+    """(path, name -> value, name -> error) of every leaf."""
     first = next(iter(candidates))
     paths, structure = jax.tree_util.tree_flatten_with_path(candidates[first])
     flat: dict[str, tuple[list, list]] = {}
@@ -123,7 +123,7 @@ def _leaves(
 
 
 def _excess(a: np.ndarray, b: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """How far two leaves differ beyond what is allowed, 0 where they agree."""
+    """The difference of two leaves where it is more than allowed, else 0."""
     with np.errstate(invalid="ignore"):
         apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)) | np.isinf(allowed), 0.0, np.abs(a - b))
     apart = np.where(np.isnan(apart), np.inf, apart)
@@ -155,7 +155,7 @@ def _leaf_vote(path: str, voters: list[str], values: dict[str, np.ndarray], bars
 
 
 def _groups(voters: list[str], apart: set[tuple[str, str]]) -> list[list[str]]:
-    """The largest set that agrees pairwise, the largest of the rest, and so on."""
+    """The largest set of voters that agree pairwise, the largest of the rest, and so on."""
     groups, rest = [], list(voters)
     while rest:
         sizes = range(len(rest), 0, -1)
@@ -181,7 +181,7 @@ def _add_row(
     values: dict[str, np.ndarray],
     bars: dict[str, np.ndarray],
 ) -> None:
-    """The row of manual against one witness, over the entries on which the witness knows something."""
+    """Add the row of manual against one witness, over the entries with known errors."""
     ours, theirs, allowed = values[MANUAL], values[witness], bars[MANUAL] + bars[witness]
     known = np.isfinite(allowed)
     if not known.all():
@@ -202,10 +202,10 @@ class Panel:
 
     Attributes:
         witnesses: jax.grad first, then each other way, available or not.
-        vote: who stands alone.
-        taylor: the remainder of the gradient by hand; None exactly at a kink.
-        curve: error of the difference against the gradient by hand, by step.
-        notes: what each witness could not say, and why.
+        vote: the vote of all on every leaf.
+        taylor: Taylor's remainder with the gradient by hand; None exactly at a kink.
+        curve: error of the finite difference against the gradient by hand, by step.
+        notes: entries that a witness could not compute, and why.
     """
 
     witnesses: tuple[Witness, ...]
@@ -216,15 +216,15 @@ class Panel:
 
 
 def panel(fun: Callable[..., Any], *args: Any, manual: Tree, argnum: int = 0, most: int = MOST, seed: int = 0) -> Panel:
-    """A gradient by hand before jax.grad, forward mode, complex step and differences, all in float64.
+    """Compare a gradient by hand with jax.grad, forward mode, complex step and differences, all in float64.
 
     Args:
         fun: a scalar function, JAX-traceable.
         *args: its arguments, any pytrees.
         manual: the gradient with respect to one of them, a tree like it; leaves that are not floats are not read.
-        argnum: which one.
-        most: above so many elements slopes along seeded directions are compared instead of every element.
-        seed: of everything that is drawn.
+        argnum: number of that argument.
+        most: above this many elements, slopes along seeded directions are compared instead of every element.
+        seed: of all random numbers.
 
     Raises:
         ValueError: fun returns no scalar float, the argument holds no floats, or `manual` is not like it.
@@ -254,11 +254,11 @@ _WAYS = (forward_mode, complex_step, finite_differences)
 
 
 def _finite(error: np.ndarray) -> np.ndarray:
-    """Error bars with those of other entries where there is none: at a kink jax.grad follows a convention."""
+    """Error bars with the largest known one where an entry has none: at a kink jax.grad follows a convention."""
     known = error[np.isfinite(error)]
     return np.where(np.isfinite(error), error, known.max() if known.size else 64 * EPS)
 
 
 def _grad_error(point: Point, forward: Witness, value: Tree) -> Tree:
-    """The error bar of a derivative as exact as forward mode's."""
+    """Error bars of jax.grad, taken to be those of forward mode."""
     return point.tree(_finite(point.vector(forward.error))) if forward.directions is None else value
