@@ -198,6 +198,7 @@ class Composite(Node):
         return None
 
 
+@dataclass(frozen=True)
 class Branches(Composite):
     """Base of composites that have a tuple of nodes: trees that mirror them are tuples.
 
@@ -213,6 +214,9 @@ class Branches(Composite):
             raise ValueError(f"{type(self).__name__} needs at least one node, got none")
         for node in self.nodes:
             require_node(type(self).__name__, node)
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({', '.join(str(node) for node in self.nodes)})"
 
     def walk(self, visit: Visit, how: Walk, *trees: Tree) -> Tree:
         """Walk node by node."""
@@ -230,6 +234,7 @@ class Branches(Composite):
         return sum(node.depth for node in self.nodes)
 
 
+@dataclass(frozen=True)
 class Wrapper(Composite):
     """Base of composites around one block: trees that mirror them are the block's.
 
@@ -238,10 +243,12 @@ class Wrapper(Composite):
     """
 
     block: Node
-    keeps_shape: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_node(type(self).__name__, self.block)
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}({self.block})"
 
     def walk(self, visit: Visit, how: Walk, *trees: Tree) -> Tree:
         """Walk over the block."""
@@ -280,10 +287,18 @@ def require_node(owner: str, node: object) -> None:
 
 
 def add(one: Flow, other: Flow) -> Flow:
-    """The sum of two flows; None is a zero that costs nothing, such as the error term of integers."""
+    """Add two flows; None is a zero that costs nothing, as an error term that reaches integers.
+
+    Raises:
+        ValueError: arrays of different shapes; nothing is broadcast.
+    """
 
     def of_leaf(a: Any, b: Any) -> Any:
-        return b if a is None else a if b is None else a + b
+        if a is None or b is None:
+            return b if a is None else a
+        if a.shape != b.shape:
+            raise ValueError(f"what is added must have one shape, got {list(a.shape)} and {list(b.shape)}")
+        return a + b
 
     return jax.tree.map(of_leaf, one, other, is_leaf=lambda leaf: leaf is None)
 

@@ -103,7 +103,20 @@ def backward_sweep(
     net: Node, params: Tree, trace: Tree, d_output: Flow, *, reader: Reader | None = None, rule: Rule = backpropagation
 ) -> tuple[Flow, Tree]:
     """`backward` without checks; with a reader, its result for every layer takes the place of the deltas."""
-    return net.backward(Sweep(reader, rule), d_output, rule.carried(net, params, trace, d_output), trace)
+    carried = rule.carried(net, params, trace, d_output)
+    if carried is not params:
+        _require_mirror(rule, net, params, carried)
+    return net.backward(Sweep(reader, rule), d_output, carried, trace)
+
+
+def _require_mirror(rule: Rule, net: Node, params: Tree, carried: Tree) -> None:
+    try:
+        net.map(lambda layer, own, entry: (), params, carried)
+    except (TypeError, ValueError) as wrong:
+        raise ValueError(
+            f"{type(rule).__name__}.carried must give one entry for every layer, in a tree that mirrors the parameters"
+            " (blocks of a Repeat in front), as net.map and net.keys do"
+        ) from wrong
 
 
 def read(net: Node, reader: Reader, *batches: tuple[Tree, Tree], uses: int = 0) -> Tree:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from reference.api import *  # noqa: F403
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__getattr__("__all__")})
+
+
 def __getattr__(name: str) -> Any:
     # Names that Python looks up on any module, and our own modules: `from reference import causes` asks here first.
     if (name.startswith("__") and name != "__all__") or find_spec(f"reference.{name}"):

@@ -64,7 +64,7 @@ class Row:
     pattern: str = ""
     cause: str = ""
     leading: str = ""
-    by: tuple[int, ...] = ()
+    by: str = ""
 
     @property
     def passed(self) -> bool:
@@ -92,7 +92,7 @@ class Row:
         at, first = self.entry()
         at = (f"[{at}]" if at else "") + (f" {first}" if first else "")
         place = f" of layer {self.layer}" if self.layer else ""
-        sent = f", sent by the transport of layer {' and '.join(map(str, self.by))}" if self.by else ""
+        sent = f", sent by the transport of layer {self.by}" if self.by else ""
         lead = f"{self.equation}{place}{sent}: " if self.equation else ""
         if self.kind == "contract" and self.cause and not self.error < float("inf"):  # a promise, not a number
             return f"{self.path}{at}: {self.cause}"

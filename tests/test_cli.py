@@ -65,7 +65,7 @@ def test_check_proves_and_reports(capsys, tmp_path):
     status, out, err = run(capsys, "check", "--quick", "--only", "*, depth 1, *", "--json", str(path))
     assert status == 0, out
     assert "ALL PROVEN" in out
-    assert "networks proven: " in err
+    assert "networks checked: " in err
     document = json.loads(path.read_text())
     assert document["schema"] == formats.SCHEMA
     assert document["passed"] is True

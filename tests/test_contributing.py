@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -11,14 +12,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import assert_close, batch, check, generic, quick_flags
+from helpers import assert_close, batch, check, fast, generic, quick_flags
 
 import manual_backprop as mb
 from reference import autodiff
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.S)
-LAYER, METHODS, COMPOSITE, RULE = BLOCKS
+NETWORK, LAYER, METHODS, MEAN, COMPOSITE, RULE, DROPPED = BLOCKS
 
 
 def loaded(name: str, folder: Path, source: str) -> ModuleType:
@@ -81,6 +82,48 @@ def test_the_composite_is_proven_in_every_sweep(damped):
     ours = mb.hessian_vector_product(objective, params, x, y, v)
     assert_close(ours, autodiff.hessian_vector_product(objective, params, x, y, v), 1e-12)
     assert net.out_shape((4,)) == (2,)
+
+
+def test_the_network_and_the_composite_of_branches(tmp_path):
+    assert "PROVEN" in run(tmp_path, "-c", NETWORK).stdout
+    mean = loaded("mean", tmp_path, MEAN).Mean
+    branches = (mb.Serial((mb.Dense(4, 3, "gelu"), mb.Dense(3, 4))), mb.Repeat(mb.Dense(4, 4, "tanh"), 2))
+    net = mb.Serial((mb.Dense(4, 4, "tanh"), mean(branches), mb.Dense(4, 2)))
+    objective = mb.Objective(net, mb.squared_error, mb.Frobenius(0.1))
+    params, x, y = generic(net), batch(4), batch(2, seed=3)
+    check(objective, params, x, y).raise_if_failed()
+    v = jax.tree.map(jnp.cos, params)
+    ours = mb.hessian_vector_product(objective, params, x, y, v)
+    assert_close(ours, autodiff.hessian_vector_product(objective, params, x, y, v), 1e-12)
+    assert str(mean(branches)) == f"Mean({branches[0]}, {branches[1]})"
+    with pytest.raises(ValueError, match="what is added must have one shape, got \\[1, 4\\] and \\[1, 1\\]"):
+        mean((mb.Dense(4, 4), mb.Dense(4, 1))).out_shape((4,))
+
+
+def test_a_rule_with_keys_draws_anew_for_every_layer_block_and_use(tmp_path):
+    """At p = 1 it is backpropagation; below, right on average, which masks shared by blocks or uses would not be."""
+    dropped = loaded("dropped", tmp_path, DROPPED).DroppedTransport
+    net = mb.Serial((mb.Repeat(mb.Dense(3, 3), 2), mb.Tied(mb.Dense(3, 3), 2), mb.Dense(3, 2)))
+    objective = mb.Objective(net, mb.squared_error)
+    params, x, y = generic(net), batch(3), batch(2, seed=3)
+    check(
+        objective, params, x, y, backprop=partial(mb.backprop, rule=dropped(jax.random.key(0), 1.0))
+    ).raise_if_failed()
+
+    def d_x(key: jax.Array) -> jax.Array:
+        return mb.backprop(objective, params, x, y, rule=dropped(key)).d_x
+
+    draws = fast(jax.vmap(d_x))(jax.random.split(jax.random.key(1), 4000))
+    plain = mb.backprop(objective, params, x, y).d_x
+    error = jnp.std(draws, axis=0) / 4000**0.5
+    assert float(jnp.max(jnp.abs(jnp.mean(draws, axis=0) - plain) / error)) < 5
+    with pytest.raises(ValueError, match="Lost.carried must give one entry for every layer"):
+        mb.backprop(objective, params, x, y, rule=Lost())
+
+
+class Lost(mb.rules.Rule):
+    def carried(self, net: Any, params: Any, trace: Any, d_output: Any) -> Any:
+        return params[:2]
 
 
 def test_the_rule_changes_what_travels_and_nothing_else(tmp_path):

@@ -160,7 +160,7 @@ def test_whose_transport_is_wrong_is_said():
     wrong = replace(objective, net=mb.Serial(tuple(layers)))
     row = check(wrong, params, x, y).failures[0]
     assert (row.equation, row.layer) == ("(B2)", 1)
-    assert row.by == (2,)
+    assert row.by == "2"
     assert "(B2) of layer 1, sent by the transport of layer 2: deltas[0]" in row.explain()
     assert row.cause == "W is not transposed"
 

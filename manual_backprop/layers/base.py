@@ -75,6 +75,11 @@ class Layer(Node):
         """
         return None
 
+    def __str__(self) -> str:
+        names = [name for name in getattr(self, "__dataclass_fields__", ()) if name != "activation"]
+        said = [f"{name}={getattr(self, name)}" for name in names]
+        return f"{type(self).__name__}({', '.join([*said, self.f.name])})"
+
     @abstractmethod
     def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Any:
         """Draw parameters; () where there are none."""
@@ -156,7 +161,7 @@ class Layer(Node):
         if value.shape != trace.z.shape or value.dtype != trace.z.dtype:
             raise ValueError(
                 f"{self}: {name} is {value.dtype}{list(value.shape)} but z is {trace.z.dtype}{list(trace.z.shape)};"
-                " it must be of the same batch as the trace"
+                " it must be of the same batch as the trace, and as wide as the layer"
             )
 
 

@@ -20,6 +20,7 @@ class BlockInputs:
     x: Leaf
 
 
+@dataclass(frozen=True)
 class Chain(Wrapper):
     """Base of chains of n blocks.
 

@@ -218,8 +218,6 @@ class _Run:
         eager = rows.call("eager", hand, params, a_in)
         compiled, auto = rows.call("jit", jax.jit(both, compiler_options=quick()), params, a_in)
         self.derivatives(eager, auto, quantities.products(eager, draws))
-        for path, ours, theirs, cause in quantities.CONSISTENCY:
-            rows.compare(path, eager[ours], eager[theirs], "its own definition", cause)
         self.compiled(eager, compiled)
 
     def derivatives(self, hand: witness.Found, auto: witness.Found, products: dict[str, Any]) -> None:
@@ -229,7 +227,9 @@ class _Run:
             self.rows.compare(path, hand[name], auto[name], quantities.autodiff_of(path), cause)
         for path, (left, right, cause) in products.items():
             self.rows.product(path, left, right, cause)
-        for path, cause in quantities.CHANGES.items():
+        for path, ours, theirs, cause in quantities.CONSISTENCY:
+            self.rows.compare(path, hand[ours], hand[theirs], "its own definition", cause)
+        for path, cause in quantities.CHANGES.items():  # after all that `change` may be made of
             if path in hand:
                 self.rows.compare(path, hand[path], auto[path], "jax.jvp of the transposes", cause)
 

@@ -141,7 +141,7 @@ class Judge:
                 kind="equation",
                 equation=equation.tag,
                 layer=equation.layer,
-                by=equation.by,
+                by=" and ".join(map(str, equation.by)),
                 witness="this equation",
             )
 
