@@ -122,6 +122,22 @@ def proven(case: networks.Case) -> Report:
     return result.report
 
 
+def test_what_stays_out_is_said_with_the_reason(mine: ModuleType) -> None:
+    class Unseen(mine.Scale):
+        pass
+
+    class Unregistered(mb.Residual):
+        pass
+
+    for kind in (Unseen, Unregistered):
+        kind.__module__ = mine.__name__
+        setattr(mine, kind.__name__, kind)
+    assert networks.staying_out(mine) == [
+        "Unseen stays out of the catalogue: nothing is registered for it on reference.model.apply",
+        "Unregistered stays out of the catalogue: nothing is registered for it on reference.model.through",
+    ]
+
+
 def test_a_family_of_ones_own_is_met_with_everything(mine: ModuleType) -> None:
     assert networks.families()["scale"] is mine.Scale
     pairs = met(networks.covering(0))

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -68,6 +69,19 @@ def composites() -> dict[str, type[Composite]]:
     """The composites that the reference knows how to join, and that have a specimen."""
     kinds = [kind for kind in model.through.registry if issubclass(kind, Composite)]
     return _by_name(kind for kind in kinds if kind.specimen(mb.Dense(TYPICAL, TYPICAL), 1) is not None)
+
+
+def staying_out(module: ModuleType) -> list[str]:
+    """Say of each layer and composite that a module defines, and that is not in the catalogue, why it is not."""
+    known, told = {*families().values(), *composites().values()}, []
+    for kind in vars(module).values():
+        if not (isinstance(kind, type) and issubclass(kind, Layer | Composite) and kind.__module__ == module.__name__):
+            continue
+        on = "apply" if issubclass(kind, Layer) else "through"
+        registered = kind in getattr(model, on).registry
+        why = "it has no specimen" if registered else f"nothing is registered for it on reference.model.{on}"
+        told += [] if kind in known else [f"{kind.__name__} stays out of the catalogue: {why}"]
+    return told
 
 
 def _by_name(kinds: Iterable[type]) -> dict[str, Any]:

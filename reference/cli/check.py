@@ -11,9 +11,6 @@ from pathlib import Path
 
 import jax
 
-from manual_backprop.layers import Layer
-from manual_backprop.node import Composite
-from reference import model
 from reference.catalogue import networks, published
 from reference.catalogue.mutating import catalogue_mutation, subjects
 from reference.catalogue.proving import Task, prove, tasks
@@ -100,19 +97,8 @@ def _add(name: str) -> None:
             " a composite how it is joined on reference.model.through, and each has a classmethod `specimen`, a piece"
             " of network that shows it at work"
         )
-    _say_what_stays_out(name)
-
-
-def _say_what_stays_out(name: str) -> None:
-    """Say on standard error which layers and composites of a module stay out of the catalogue, and why."""
-    known = {*networks.families().values(), *networks.composites().values()}
-    for kind in vars(sys.modules[name]).values():
-        ours = isinstance(kind, type) and issubclass(kind, Layer | Composite) and kind.__module__ == name
-        if ours and kind not in known:
-            registry = model.apply.registry if issubclass(kind, Layer) else model.through.registry
-            on = "apply" if issubclass(kind, Layer) else "through"
-            why = "it has no specimen" if kind in registry else f"nothing is registered for it on reference.model.{on}"
-            print(f"{kind.__name__} of {name} stays out of the catalogue: {why}", file=sys.stderr)
+    for line in networks.staying_out(sys.modules[name]):
+        print(line, file=sys.stderr)
 
 
 def _imported_before(name: str) -> bool:
