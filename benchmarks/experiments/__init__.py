@@ -1,7 +1,7 @@
 """Published claims, each measured on real data with its control; run `python -m benchmarks.experiments`.
 
 A claim is a function that returns a `Finding`; a module holds a family of them. Importing this package registers
-them all in `CLAIMS`, and tests/test_experiments.py asserts the same functions.
+them all in `CLAIMS`, and tests/project/test_experiments.py asserts the same functions.
 """
 
 from benchmarks.experiments import alignment as alignment

@@ -14,8 +14,8 @@ from manual_backprop.tangent import Pair
 from reference import model
 from reference.checks.layer import check_layer
 from tests.helpers import generic
-from tests.test_layer_check import PARAMS, Convolution, Curved, Kernel, Windows, X
-from tests.test_layer_families import IDS, PAIR, Embedding, Gated
+from tests.reference.test_layer_check import PARAMS, Convolution, Curved, Kernel, Windows, X
+from tests.reference.test_layer_families import IDS, PAIR, Embedding, Gated
 
 
 class Raises(Convolution):

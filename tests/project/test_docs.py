@@ -19,9 +19,9 @@ from markdown_it import MarkdownIt
 import manual_backprop as mb
 import reference
 from reference.cli import command
-from tests.test_conventions import TAGS
+from tests.project.test_conventions import TAGS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 API = sorted((DOCS / "api").rglob("*.md"))
 MODULES = sorted((ROOT / "manual_backprop").rglob("*.py"))

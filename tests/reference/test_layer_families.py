@@ -12,7 +12,7 @@ from manual_backprop.layers import AffineLayer, Factor, Layer, ParameterFree, Pa
 from manual_backprop.layers.factor import NoParameters
 from reference.checks.layer import check_layer
 from tests.helpers import batch, generic
-from tests.test_layer_check import METHODS, PARAMS, Curved, X, methods
+from tests.reference.test_layer_check import METHODS, PARAMS, Curved, X, methods
 
 IDS = jnp.asarray([[0, 3], [3, 3], [1, 4], [0, 1]])
 PAIR = (batch(6, 4), batch(6, 4, seed=3))

@@ -12,7 +12,7 @@ import manual_backprop as mb
 from reference import model
 from reference.witnesses.voting import panel, vote
 from tests.helpers import N, batch, generic, targets
-from tests.test_witnesses import PARAMS, J, X, Y, fault
+from tests.reference.test_witnesses import PARAMS, J, X, Y, fault
 
 
 def test_all_agree_on_a_right_gradient_and_a_wrong_one_stands_alone() -> None:

@@ -15,7 +15,7 @@ from markdown_it.token import Token
 
 Check = Callable[[str, str], list[str]]
 Change = Callable[[str], str]
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 ENGLISH = (ROOT / "README.md").read_text(encoding="utf-8")
 CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 

@@ -17,7 +17,7 @@ from helpers import assert_close, batch, check, fast, generic, quick_flags
 import manual_backprop as mb
 from reference import autodiff
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.S)
 NETWORK, LAYER, METHODS, MEAN, COMPOSITE, RULE, DROPPED = BLOCKS
 

@@ -22,7 +22,7 @@ from reference.xla import quick
 from tests import metered_once
 
 metered_once.install()
-OWN = Path(__file__).with_name("scaled_layer.py")
+OWN = Path(__file__).parents[1] / "scaled_layer.py"
 Run = Callable[..., tuple[int, str, str]]
 
 

@@ -29,7 +29,7 @@ from reference import autodiff, cli
 from reference.cli import command
 from reference.model import ACTIVATIONS
 from tests.helpers import assert_close, batch, fast, generic, in_its_own_process
-from tests.test_layer_check import Convolution, X
+from tests.reference.test_layer_check import Convolution, X
 
 BLOCK = mb.Residual(mb.Serial((mb.Dense(4, 3, "tanh"), mb.Dense(3, 4, "sigmoid"))))
 CHAINS = {

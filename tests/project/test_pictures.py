@@ -8,7 +8,7 @@ import jax
 import matplotlib
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location("docs_pictures", ROOT / "docs" / "pictures.py")
 pictures = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(pictures)
