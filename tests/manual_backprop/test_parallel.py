@@ -130,6 +130,52 @@ def test_a_gate_is_passed_by_its_true_transpose_under_any_rule():
     assert_close(direct.deltas[0][1], direct.deltas[0][2] @ z[2].W)  # what the layer above sends
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Gain(Parameters):
+    """Parameters of which none is a weight."""
+
+    g: Any
+
+
+@dataclass(frozen=True)
+class Scale(Layer):
+    """z = g a: it has parameters, and no weights."""
+
+    activation: str = "identity"
+
+    def init(self, key: Any, dtype: Any = None) -> Gain:
+        return Gain(jnp.ones(4, dtype))
+
+    def out_shape(self, in_shape: Any) -> Any:
+        return in_shape
+
+    def net_input(self, params: Gain, a_in: Any) -> Any:
+        return a_in * params.g[None], a_in
+
+    def transport(self, params: Gain, saved: Any, delta: Any) -> Any:
+        return delta * params.g[None]
+
+    def factor(self, saved: Any, delta: Any) -> Factor:
+        raise NotImplementedError
+
+    def pushforward(self, params: Gain, saved: Any, dparams: Gain, da_in: Any) -> Any:
+        raise NotImplementedError
+
+
+def test_parameters_that_are_no_weights_are_not_replaced():
+    """Feedback puts random numbers in the place of weights alone: a gain passes error terms as it is."""
+    net = mb.Serial((mb.Dense(4, 4, "tanh"), Scale(), mb.Dense(4, 2)))
+    params, feedback = generic(net), generic(net, seed=7)
+    x = batch(4, N)
+    output, trace = mb.forward(net, params, x)
+    _, deltas = mb.backward(net, params, trace, output, rule=rules.FeedbackAlignment(feedback))
+    assert_close(deltas[1], output @ feedback[2].W)
+    assert_close(deltas[0], (1 - trace[0].a ** 2) * (deltas[1] * params[1].g[None]))
+    _, signed = mb.backward(net, params, trace, output, rule=rules.SignSymmetry())
+    assert_close(signed[0], (1 - trace[0].a ** 2) * (signed[1] * params[1].g[None]))
+
+
 def test_edits_mirror_branches():
     objective, params, x, y = problem("gate", lam=None)
     frozen = rules.on_delta((((mb.edits.freeze, None), None, None), None))
