@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import manual_backprop as mb
 from manual_backprop.layers import Affine, Dense, OuterProduct
 from manual_backprop.regularizers import Frobenius
+from manual_backprop.types import override
 from reference import model
 
 Objective = mb.Objective
@@ -49,15 +50,18 @@ class FaultyDense(Dense):
     back: Callable[..., Any] | None = field(default=None, compare=False)
     contract: Callable[..., Any] | None = field(default=None, compare=False)
 
-    def net_input(self, params: Any, a_in: Any) -> Any:  # noqa: D102
+    @override
+    def net_input(self, params: Any, a_in: Any) -> Any:
         right, saved = super().net_input(params, a_in)
         return (self.z(params, a_in, right) if self.z else right), saved
 
-    def transport(self, params: Any, saved: Any, delta: Any) -> Any:  # noqa: D102
+    @override
+    def transport(self, params: Any, saved: Any, delta: Any) -> Any:
         right = super().transport(params, saved, delta)
         return self.back(params, delta, right) if self.back else right
 
-    def factor(self, saved: Any, delta: Any) -> Any:  # noqa: D102
+    @override
+    def factor(self, saved: Any, delta: Any) -> Any:
         return FaultyProduct(saved, delta, self.contract) if self.contract else super().factor(saved, delta)
 
 
@@ -68,7 +72,8 @@ class FaultyProduct(OuterProduct):
 
     wrong: Any = field(default=None, metadata={"static": True})
 
-    def weighted_sum(self, weights: Any = None) -> Any:  # noqa: D102
+    @override
+    def weighted_sum(self, weights: Any = None) -> Any:
         return self.wrong(self.a_in, self.delta, super().weighted_sum(weights))
 
 
