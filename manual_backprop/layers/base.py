@@ -78,7 +78,8 @@ class Layer(Node):
     def __str__(self) -> str:
         names = [name for name in getattr(self, "__dataclass_fields__", ()) if name != "activation"]
         said = [f"{name}={getattr(self, name)}" for name in names]
-        return f"{type(self).__name__}({', '.join([*said, self.f.name])})"
+        row = getattr(self.activation, "name", self.activation)
+        return f"{type(self).__name__}({', '.join([*said, str(row)])})"
 
     @abstractmethod
     def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Any:

@@ -775,7 +775,7 @@ def test_the_command_draws_an_objective_of_yours(capsys, tmp_path, monkeypatch):
         (["--sizes", "4,3", "--out", "graph"], "has no ending"),
         (["--sizes", "4,3", "--values", "--loss", "binary_cross_entropy"], "add --output-activation sigmoid"),
         (["no_such_module:b"], "there is no module"),
-        (["tests.test_graph:OBJECTIVE", "--values"], "use Python"),
+        (["tests.manual_backprop.test_graph:OBJECTIVE", "--values"], "use Python"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_draw(capsys, arguments, text):
