@@ -7,7 +7,7 @@ from manual_backprop.layers import Dense
 from reference.equations import bounds
 from reference.equations.bounds import Arithmetic, Known
 from reference.equations.chain import Use, Wide
-from reference.equations.families import Family, Flow, Mistakes, family
+from reference.equations.families import Family, KnownFlow, Mistakes, family
 
 
 @family.register
@@ -36,7 +36,7 @@ class _Dense(Family):
         dW, db = bounds.contraction(of, Known.together(a_in), Known.together(delta), shares)
         return {".W": dW, ".b": db}
 
-    def gradient_mistakes(self, use: Use, entered: dict[Use, Flow], shares: Wide, name: str) -> Mistakes:
+    def gradient_mistakes(self, use: Use, entered: dict[Use, KnownFlow], shares: Wide, name: str) -> Mistakes:
         """The values of dW if it were computed from another layer's input, by the mistake in words."""
         if name != ".W":
             return {}

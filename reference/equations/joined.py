@@ -19,7 +19,7 @@ from manual_backprop.node import Branches, Node, Wrapper
 from reference import model
 from reference.equations.bounds import Known
 from reference.equations.chain import Use
-from reference.equations.families import Flow
+from reference.equations.families import KnownFlow
 from reference.equations.joins import Arriving, Way, down, up
 from reference.equations.measured import measured
 
@@ -27,7 +27,7 @@ Tree = Any
 
 
 @up.register
-def _(node: Node, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
+def _(node: Node, way: Way, x: KnownFlow, uses: Iterator[Use]) -> KnownFlow:
     inside = [next(uses) for _ in range(depth(node))]
     way.entered[inside[0].number] = x
     left = [Known.exactly(use.values.a) for use in inside]

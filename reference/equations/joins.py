@@ -13,7 +13,7 @@ from manual_backprop.layers import Layer
 from manual_backprop.network import Parallel, Repeat, Residual, Serial, Tied
 from reference.equations.bounds import Arithmetic, Known
 from reference.equations.chain import Use, Wide
-from reference.equations.families import Flow, Mistakes
+from reference.equations.families import KnownFlow, Mistakes
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Way:
 
     of: Arithmetic
     at: Callable[[Use, Any], Any]
-    entered: dict[int, Flow]
+    entered: dict[int, KnownFlow]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Arriving:
 
 
 @singledispatch
-def up(node: Any, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
+def up(node: Any, way: Way, x: KnownFlow, uses: Iterator[Use]) -> KnownFlow:
     """The output of a node, from its input."""
     raise TypeError(f"{type(node).__name__} is no node")
 
@@ -62,7 +62,7 @@ def down(node: Any, way: Way, d: Any, uses: Iterator[Use]) -> Any:
 
 
 @up.register
-def _(node: Layer, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
+def _(node: Layer, way: Way, x: KnownFlow, uses: Iterator[Use]) -> KnownFlow:
     return way.at(next(uses), x)
 
 
@@ -72,7 +72,7 @@ def _(node: Layer, way: Way, d: Any, uses: Iterator[Use]) -> Any:
 
 
 @up.register
-def _(node: Serial, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
+def _(node: Serial, way: Way, x: KnownFlow, uses: Iterator[Use]) -> KnownFlow:
     for child in node.nodes:
         x = up(child, way, x, uses)
     return x
@@ -87,7 +87,7 @@ def _(node: Serial, way: Way, d: Any, uses: Iterator[Use]) -> Any:
 
 @up.register(Repeat)
 @up.register(Tied)
-def _(node: Repeat | Tied, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
+def _(node: Repeat | Tied, way: Way, x: KnownFlow, uses: Iterator[Use]) -> KnownFlow:
     for _ in range(node.n):
         x = up(node.block, way, x, uses)
     return x
@@ -102,7 +102,7 @@ def _(node: Repeat | Tied, way: Way, d: Any, uses: Iterator[Use]) -> Any:
 
 
 @up.register
-def _(node: Residual, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
+def _(node: Residual, way: Way, x: KnownFlow, uses: Iterator[Use]) -> KnownFlow:
     return way.of.rounded(x + up(node.block, way, x, uses))
 
 
@@ -116,7 +116,7 @@ def _(node: Residual, way: Way, d: Any, uses: Iterator[Use]) -> Any:
 
 
 @up.register
-def _(node: Parallel, way: Way, x: Flow, uses: Iterator[Use]) -> Flow:
+def _(node: Parallel, way: Way, x: KnownFlow, uses: Iterator[Use]) -> KnownFlow:
     return tuple(up(child, way, x, uses) for child in node.nodes)
 
 

@@ -15,7 +15,7 @@ from manual_backprop.layers import Layer
 from reference import model, xla
 from reference.equations.bounds import Arithmetic, Known
 from reference.equations.chain import Use, Wide
-from reference.equations.families import Family, Flow, Mistakes, family
+from reference.equations.families import Family, KnownFlow, Mistakes, family
 from reference.tolerance.formats import Format
 from reference.tolerance.monte_carlo import SAMPLES_AXIS, noises, perturbed
 from reference.tolerance.rounding import SAMPLES, spread
@@ -30,14 +30,14 @@ def _(layer: Layer) -> Family:
 
 
 class _Measured(Family):
-    def net_input(self, of: Arithmetic, use: Use, a_in: Flow) -> tuple[Known, Mistakes]:
+    def net_input(self, of: Arithmetic, use: Use, a_in: KnownFlow) -> tuple[Known, Mistakes]:
         return measured(of, _net_input, use.layer, use.params, a_in), {}
 
-    def transport(self, of: Arithmetic, use: Use, a_in: Flow, delta: Known) -> tuple[Flow, Mistakes]:
+    def transport(self, of: Arithmetic, use: Use, a_in: KnownFlow, delta: Known) -> tuple[KnownFlow, Mistakes]:
         return measured(of, _transport, use.layer, use.params, a_in, delta), {}
 
     def gradient(
-        self, of: Arithmetic, uses: list[Use], a_in: list[Flow], delta: list[Known], shares: Wide
+        self, of: Arithmetic, uses: list[Use], a_in: list[KnownFlow], delta: list[Known], shares: Wide
     ) -> dict[str, Known]:
         if not uses[0].parameters:
             return {}

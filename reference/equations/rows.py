@@ -22,7 +22,7 @@ from reference.equations import measured as measured  # used for every other fam
 from reference.equations import product as product  # registers its derived bounds
 from reference.equations.bounds import Arithmetic, Curve, Known
 from reference.equations.chain import Use, Wide, shared, wide, written_out
-from reference.equations.families import Flow, Mistakes, family
+from reference.equations.families import KnownFlow, Mistakes, family
 from reference.equations.joins import Arriving, Way
 
 Tree = Any
@@ -104,7 +104,7 @@ def _floats_wide(part: Any) -> Wide:
 class Seen:
     """Results of the way up for one use of a layer: its input, and f with its derivatives at its z."""
 
-    a_in: Flow
+    a_in: KnownFlow
     at: Curve
 
 
@@ -116,14 +116,14 @@ class Ways:
     of: Arithmetic
     uses: list[Use]
     step: Step
-    entered: dict[int, Flow] = field(default_factory=dict)
+    entered: dict[int, KnownFlow] = field(default_factory=dict)
 
-    def forward(self, x: Flow) -> tuple[list[Equation], Known, dict[Use, Seen]]:
+    def forward(self, x: KnownFlow) -> tuple[list[Equation], Known, dict[Use, Seen]]:
         """(F1) and (F2) of every layer, and (F3); also the output, and a `Seen` for every use."""
         rows: list[Equation] = []
         seen: dict[Use, Seen] = {}
 
-        def at(use: Use, a_in: Flow) -> Known:
+        def at(use: Use, a_in: KnownFlow) -> Known:
             z, wrong = family(use.layer).net_input(self.of, use, a_in)
             name = use.name("trace", ".z")
             rows.append(Equation(name, "(F1)", use.number, use.values.z, z, mistakes=wrong))
