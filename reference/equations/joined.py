@@ -15,7 +15,7 @@ import numpy as np
 
 from manual_backprop.layers import Layer
 from manual_backprop.network import Repeat, Tied
-from manual_backprop.node import Branches, Node, Wrapper
+from manual_backprop.node import Branches, Node
 from reference import model
 from reference.equations.bounds import Known
 from reference.equations.chain import Use
@@ -28,7 +28,7 @@ Tree = Any
 
 @up.register
 def _(node: Node, way: Way, x: KnownFlow, uses: Iterator[Use]) -> KnownFlow:
-    inside = [next(uses) for _ in range(depth(node))]
+    inside = [next(uses) for _ in range(node.depth)]
     way.entered[inside[0].number] = x
     left = [Known.exactly(use.values.a) for use in inside]
     for i, use in enumerate(inside):
@@ -39,7 +39,7 @@ def _(node: Node, way: Way, x: KnownFlow, uses: Iterator[Use]) -> KnownFlow:
 
 @down.register
 def _(node: Node, way: Way, d: Any, uses: Iterator[Use]) -> Any:
-    inside = [next(uses) for _ in range(depth(node))][::-1]
+    inside = [next(uses) for _ in range(node.depth)][::-1]
     x = way.entered[inside[0].number]
     left = mirroring(node, iter([Known.exactly(use.values.a) for use in inside]))
     _, entering = measured(way.of, _up, node, x, left)
@@ -90,18 +90,6 @@ _stand_in.defvjp(lambda x, a, sends, probe: (a, (x, a, sends)), lambda kept, d_a
 
 def _sent(x: Any, a: Any, sends: Any) -> Any:
     return sends, jnp.zeros_like(a), jax.tree.map(jnp.zeros_like, sends)
-
-
-def depth(node: Node) -> int:
-    """The number of uses of layers in a node."""
-    if isinstance(node, Layer):
-        return 1
-    if isinstance(node, Branches):
-        return sum(map(depth, node.nodes))
-    if isinstance(node, Repeat | Tied):
-        return node.n * depth(node.block)
-    assert isinstance(node, Wrapper), "the network was written out before, which knows no other composites"
-    return depth(node.block)
 
 
 def mirroring(node: Node, values: Iterator[Any]) -> Tree:

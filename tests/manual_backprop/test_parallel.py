@@ -73,7 +73,8 @@ def test_readings(at):
     assert_close(mb.clipped_gradients(net, *values, 0.5), clipped)
     spread = (rows**2).sum(1).mean() - (rows.mean(0) ** 2).sum()
     assert_close(mb.noise_scale(net, *values).covariance_trace, np.asarray(N / (N - 1) * spread), 1e-11)
-    assert jax.tree.structure(mb.squared_norms(net, *values, by_layer=True)) is not None
+    by_layer = jax.tree.leaves(mb.squared_norms(net, *values, by_layer=True))
+    assert_close(sum(leaf.reshape(-1, N).sum(0) for leaf in by_layer), norms)
     assert "nan" not in mb.diagnosis.table(mb.diagnose(net, *values))
 
 
