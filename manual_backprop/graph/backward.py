@@ -16,6 +16,7 @@ from manual_backprop.types import Tree
 
 STEP = 1.5  # distance between gradients, in inches, with room for a local derivative
 APART = 1.0  # distance between the gradients of two parameters
+MEAN = "(1/N) sum_n "  # before the derivative by a parameter (B3) (B4)
 
 
 def backward_graph(
@@ -24,8 +25,9 @@ def backward_graph(
     """Draw the products of the backward sweep: a gradient in every square, the local derivative on every arrow.
 
     The gradient at an arrow's head is the gradient at its tail times the derivative on the arrow, summed over all
-    arrows that end there. So (B1) and (B2) are the path from J to x; (B3), (B4) and (B6) are the ways up from it. It
-    is the graph of one example; over a batch, the gradients of parameters are means over the examples.
+    arrows that end there. So (B1) and (B2) are the path from J to x; (B3), (B4) and (B6) are the ways up from it. The
+    gradients on that path, delta among them, are those of one example, n. The arrows from delta to the gradients of
+    parameters carry (1/N) sum_n: each of these gradients is the mean over the N examples of a batch.
 
     Args:
         objective: J = L + s.
@@ -69,20 +71,22 @@ class _Backward(Assembly):
     def layer(self, piece: LayerPiece) -> None:
         """Draw (B2) along the line, or (B1) where dl/do arrives, and (B3), (B4) up from it."""
         parameters, slug, at = list(piece.parameters), piece.index.slug, piece.index
-        widest = max(2 * half_width_of(f"dL/d{name}^({at})") for name in ("a", *parameters))
-        slope, z = f"diag f_{at}'(z^({at}))", f"z^({at})"  # (C7)
-        apart, step = max(APART, widest + 0.1), max(STEP, widest + 0.055 * visible(slope) + 0.1)
-        middle = max(0.95, (len(parameters) - 1) / 2 * apart + widest / 2 + 0.05)
-        self.chunk(middle + step + widest / 2 + 0.15)
         labels = {name: f"{name}^({piece.weights})" for name in parameters}
         entering = list(piece.entering([signal.label for signal in self.signals]))
+        slope, z = f"diag f_{at}'(z^({at}))", f"z^({at})"  # (C7)
         labels |= dict(entering)
+        means = [MEAN + self._local(piece, name, labels, f"d{z}/d{labels[name]}") for name in parameters]
+        widest = max(2 * half_width_of(f"dL/d{name}^({at})") for name in ("a", *parameters))
+        apart, step = max(_apart(means), widest + 0.1), max(STEP, widest + 0.055 * visible(slope) + 0.1)
+        reach = (len(parameters) - 1) / 2 * apart + widest / 2 + 0.05
+        middle = max(0.95, reach)
+        self.chunk(middle + max(step + widest / 2 + 0.15, reach))
         left = middle - (len(parameters) - 1) / 2 * apart
         above = [self._parameter(piece, name, left + i * apart) for i, name in enumerate(parameters)]
         delta = self._gradient(f"delta_{slug}", f"delta^({at})", middle, role="signal", value=piece.values.deltas)
         self._deltas[delta] = bool(at.loops)
-        for name, key in zip(parameters, above, strict=True):  # placed first: they come last from J
-            self.arrow(delta, key, self._local(piece, name, labels, f"d{z}/d{labels[name]}"))
+        for key, local in zip(above, means, strict=True):  # placed first: they come last from J
+            self.arrow(delta, key, local)
         for signal, (name, label) in zip(self.signals, entering, strict=True):
             self.arrow(delta, signal.key, self._local(piece, name, labels | {name: label}, f"d{z}/d{label}"))
         after = self._gradient(f"da_{slug}", f"dL/da^({at})", middle + step, role="signal")
@@ -102,7 +106,7 @@ class _Backward(Assembly):
             tag, key = "" if theta else piece.label, f"d{out.letter}_{out.index.slug}"
             after = self._gradient(key, f"dL/d{out}", STEP + 0.2, role="signal", tag=tag, below=i)
             if theta:
-                self.arrow(after, theta, f"d{out}/dtheta")
+                self.arrow(after, theta, f"{MEAN}d{out}/dtheta")
             for signal in self.signals:
                 self.arrow(after, signal.key, f"d{out}/d{signal.label}")
             left.append(Signal(after, str(out)))
@@ -202,3 +206,10 @@ class _Backward(Assembly):
         for signal in self.signals:
             self.arrow(key, signal.key, local)
         self.signals = (Signal(key, ""),)
+
+
+def _apart(labels: Sequence[str]) -> float:
+    """The distance between the gradients of parameters: more than two arrows leave room for the labels between them."""
+    if len(labels) < 3:
+        return APART
+    return max(APART, *(2 * (0.065 * visible(label) + 0.1) for label in labels))  # halfway up it is half as wide

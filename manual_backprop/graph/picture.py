@@ -73,6 +73,7 @@ def math(label: str) -> str:
         (r"diag ", r"\\mathrm{diag}\\,"),
         ("‖·‖", r"\\Vert\\cdot\\Vert "),
         ("×", r"\\times "),
+        (r"\(1/N\) sum_\{n\}", r"\\frac{1}{N}\\Sigma_{n}\\,"),
         (r"partial l/", r"partial \\ell/"),
         (r"^l$", r"\\ell"),
         (r"(?<=\w)\+(?=\w)", "{+}"),

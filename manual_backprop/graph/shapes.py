@@ -86,7 +86,7 @@ def visible(label: str) -> float:
     """A label's approximate width in letters; superscripts count less."""
     raised = sum(len(part) for part in re.findall(r"\^\(([^)]*)\)", label))
     plain = re.sub(r"\^\([^)]*\)|[\^_]", "", label)
-    plain = re.sub(r"delta|lambda|theta", "d", plain)
+    plain = re.sub(r"delta|lambda|theta|\bsumn", "d", plain)
     return len(plain) + 0.75 * (raised + 1.2 * (raised > 0))
 
 
