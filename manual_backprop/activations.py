@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manual_backprop.precision import compiled, rounded_once
+from manual_backprop.types import came
 
 Elementwise = Float[Array, "*shape"]
 
@@ -211,9 +212,9 @@ def get(activation: str | Activation) -> Activation:
     if isinstance(activation, Activation):
         return activation
     if not isinstance(activation, str):
-        raise TypeError(
-            f"activation must be a name or an Activation row, got {type(activation).__name__} {activation!r}"
-        )
+        name = getattr(activation, "__name__", "")
+        known = f"write '{name}'" if name in TABLE else "one of your own is a row, mb.Activation(name, f, df)"
+        raise TypeError(f"activation must be a name or an Activation row, got {came(activation)}; {known}")
     if activation not in TABLE:
         raise ValueError(f"no activation is called {activation!r}; there are {', '.join(TABLE)}")
     return TABLE[activation]

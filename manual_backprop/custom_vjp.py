@@ -17,7 +17,7 @@ from manual_backprop.objective import Objective, per_example_scaled
 from manual_backprop.precision import accumulator
 from manual_backprop.readings.gradients import gradient_reader
 from manual_backprop.sweep import Rule, backpropagation, backward_sweep, checked_rule, forward_sweep
-from manual_backprop.types import Examples, Flow, Tree
+from manual_backprop.types import Examples, Flow, Tree, came
 
 
 def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Callable[..., Array]:
@@ -45,7 +45,7 @@ def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Calla
         return _objective(function, rule)
     if isinstance(function, Node):
         return _network(function, rule)
-    raise TypeError(f"as_custom_vjp takes an Objective or a network, got {type(function).__name__} {function!r}")
+    raise TypeError(f"as_custom_vjp takes an Objective or a network, got {came(function)}")
 
 
 def _network(net: Node, rule: Rule) -> Callable[..., Array]:
@@ -89,7 +89,7 @@ def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
     def backward(saved: Any, g: Any) -> tuple[Any, ...]:
         rule, params, x, y, lam, weights, output, trace = saved
         g = jnp.asarray(g)
-        d_output = loss.derivative(output, y)
+        d_output = loss.checked_derivative(output, y)
         reader = gradient_reader(weights)
         d_x, gradients = backward_sweep(net, params, trace, d_output, reader=reader, rule=rule)
         gradients = objective.add_penalty_gradient(gradients, params, lam)
@@ -99,7 +99,7 @@ def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
         if lam is not None:
             d_lam = objective.regularizer.d_lam(params)  # type: ignore[union-attr]
         if weights is not None:
-            d_weights = loss.value(output, y)
+            d_weights = loss.checked_value(output, y)
         scaled = jax.tree.map(
             lambda leaf: _times(g, leaf), (gradients, per_example_scaled(d_x, weights), d_y, d_lam, d_weights)
         )

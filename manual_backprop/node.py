@@ -11,7 +11,7 @@ parameters; others, such as a trace, mirror the uses of the parameters.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
-from manual_backprop.types import Flow, Shape, Tree, override
+from manual_backprop.types import Flow, Shape, Tree, came, override
 
 
 class Step(ABC):
@@ -134,6 +134,7 @@ class Node(ABC):
 
     def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Tree:
         """Draw parameters; `dtype` defaults to JAX's default float."""
+        require_key(key)
         return self.map(lambda layer, own: layer.init(own, dtype), self.keys(key))
 
     def out_shape(self, in_shape: Shape) -> Shape:
@@ -209,6 +210,9 @@ class Branches(Composite):
     nodes: tuple[Node, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.nodes, Iterable):
+            one_tuple = f"the nodes of {type(self).__name__} are one tuple, {type(self).__name__}((first, second))"
+            raise TypeError(f"{one_tuple}, got {came(self.nodes)}")
         object.__setattr__(self, "nodes", tuple(self.nodes))
         if not self.nodes:
             raise ValueError(f"{type(self).__name__} needs at least one node, got none")
@@ -283,7 +287,19 @@ def require_node(owner: str, node: object) -> None:
         TypeError: says what came.
     """
     if not isinstance(node, Node):
-        raise TypeError(f"{owner} is made of layers and composites, got {type(node).__name__} {node!r}")
+        hint = "; several in turn are one node, Serial((first, second))" if isinstance(node, tuple | list) else ""
+        raise TypeError(f"{owner} is made of layers and composites, got {came(node)}{hint}")
+
+
+def require_key(key: Any) -> None:
+    """Refuse anything but a key, such as the number of a seed.
+
+    Raises:
+        TypeError: says what came.
+    """
+    kind = getattr(key, "dtype", None)
+    if kind is None or not (jnp.issubdtype(kind, jax.dtypes.prng_key) or kind == jnp.uint32):
+        raise TypeError(f"key must be a JAX key, such as jax.random.key(0), got {came(key)}")
 
 
 def add(one: Flow, other: Flow) -> Flow:

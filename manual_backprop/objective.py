@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from manual_backprop import validate
-from manual_backprop.losses import Loss
+from manual_backprop.losses import TABLE, Loss
 from manual_backprop.node import Node
 from manual_backprop.readings.gradients import gradient_reader
 from manual_backprop.regularizers import Frobenius
 from manual_backprop.sweep import Rule, backpropagation, backward_sweep, checked_rule, forward_sweep, read
-from manual_backprop.types import Coefficient, Examples, Flow, Leaf, Scalar, Targets, Tree, Weights
+from manual_backprop.types import Coefficient, Examples, Flow, Leaf, Scalar, Targets, Tree, Weights, came
 
 
 @jax.tree_util.register_dataclass
@@ -60,14 +60,29 @@ class Objective:
     regularizer: Frobenius | None = None
 
     def __post_init__(self) -> None:
-        for name, kind in (("net", Node), ("loss", Loss)):
-            if not isinstance(getattr(self, name), kind):
-                raise TypeError(
-                    f"Objective {name} must be a {kind.__name__}, got {getattr(self, name)!r}"
-                    + (" (a loss is an instance, such as mb.squared_error)" if name == "loss" else "")
-                )
+        if not isinstance(self.net, Node):
+            raise TypeError(
+                f"Objective net must be a network, a layer or composite such as mb.mlp gives, got {came(self.net)}"
+            )
+        if not isinstance(self.loss, Loss):
+            raise TypeError(
+                f"Objective loss must be a Loss, got {came(self.loss)}; a loss is an instance, such as mb.squared_error"
+                f" (there are {', '.join(TABLE)}), or one of a subclass of mb.Loss"
+            )
         if not (self.regularizer is None or isinstance(self.regularizer, Frobenius)):
-            raise TypeError(f"Objective regularizer must be Frobenius(lam) or None, got {self.regularizer!r}")
+            raise TypeError(f"Objective regularizer must be Frobenius(lam) or None, got {came(self.regularizer)}")
+
+    @classmethod
+    def required(cls, value: Any) -> "Objective":
+        """Return an objective, checked to be one.
+
+        Raises:
+            TypeError: anything else, such as a network, which has no loss.
+        """
+        if not isinstance(value, cls):
+            hint = "; with a loss a network becomes one, mb.Objective(net, loss)" if isinstance(value, Node) else ""
+            raise TypeError(f"expected an Objective, got {came(value)}{hint}")
+        return value
 
     def __call__(
         self,
@@ -117,7 +132,7 @@ class Objective:
         self, params: Tree, output: Array, y: Array, lam: Coefficient | None, weights: Array | None
     ) -> tuple[Scalar, Scalar]:
         """(L, s): the examples' losses summed with `weights` or averaged (J1), and the penalty (J2)."""
-        losses = self.loss.value(output, y)
+        losses = self.loss.checked_value(output, y)
         loss = jnp.mean(losses) if weights is None else jnp.sum(weights * losses)
         if self.regularizer is None:
             return loss, jnp.zeros_like(loss)
@@ -146,10 +161,10 @@ def backprop(
     It works under jit, vmap, scan and JAX's own transformations. Under jit, results that the caller does not use are
     not computed.
     """
-    params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
+    params, x, y, lam, weights = Objective.required(objective).checked(params, x, y, lam, weights)
     net = objective.net
     output, trace = forward_sweep(net, params, x)  # step 1
-    d_output = objective.loss.derivative(output, y)
+    d_output = objective.loss.checked_derivative(output, y)
     d_x, deltas = backward_sweep(net, params, trace, d_output, rule=checked_rule(rule))  # step 2
     gradients = read(net, gradient_reader(weights), (trace, deltas))  # step 3
     loss, penalty = objective.terms(params, output, y, lam, weights)
@@ -182,10 +197,11 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
 
     Raises:
         ValueError: argnums other than 0 and 1.
-        TypeError: argnums that are not integers.
+        TypeError: no objective, or argnums that are not integers.
     """
-    wanted = (argnums,) if isinstance(argnums, int) else tuple(argnums)
-    if not all(isinstance(i, int) for i in wanted):
+    Objective.required(objective)
+    wanted = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
+    if not all(isinstance(i, int) and not isinstance(i, bool) for i in wanted):
         raise TypeError(f"argnums must be an int or a sequence of ints, got {argnums!r}")
     if not wanted or not set(wanted) <= {0, 1}:
         raise ValueError(f"argnums may name 0 (params) and 1 (x), got {argnums!r}")
@@ -202,7 +218,7 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
         params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
         net = objective.net
         output, trace = forward_sweep(net, params, x, lean=True)
-        d_output = objective.loss.derivative(output, y)
+        d_output = objective.loss.checked_derivative(output, y)
         reader, way = gradient_reader(weights), checked_rule(rule)
         d_x, gradients = backward_sweep(net, params, trace, d_output, reader=reader, rule=way)
         loss, penalty = objective.terms(params, output, y, lam, weights)

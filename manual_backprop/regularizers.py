@@ -9,7 +9,7 @@ from jaxtyping import Array
 
 from manual_backprop.layers.base import Parameters
 from manual_backprop.precision import accumulator, compiled
-from manual_backprop.types import Coefficient, Scalar, Tree
+from manual_backprop.types import Coefficient, Scalar, Tree, require_number
 
 
 def _is_parameters(node: object) -> bool:
@@ -44,6 +44,7 @@ class Frobenius:
                 f"Frobenius(lam) is static and must be a Python number, got {self.lam}; a traced lambda goes"
                 " in at the call: objective(params, x, y, lam=...)"
             )
+        require_number("Frobenius lam", self.lam)
         if not (self.lam >= 0 and math.isfinite(self.lam)):
             raise ValueError(f"Frobenius lam must be finite and >= 0, got {self.lam}")
         object.__setattr__(self, "lam", float(self.lam))

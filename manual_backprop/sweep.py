@@ -14,7 +14,7 @@ from jaxtyping import Array
 from manual_backprop import validate
 from manual_backprop.layers.base import Layer, LayerTrace
 from manual_backprop.node import Node, Step, Walk, vmapped
-from manual_backprop.types import Examples, Flow, Tree, override
+from manual_backprop.types import Examples, Flow, Tree, came, override
 
 Reader = Callable[..., Any]
 """A contraction of a layer's `Factor`, or of its factors in several batches, to the value kept for its parameters."""
@@ -174,15 +174,16 @@ def backward(
 
     Raises:
         ValueError: `d_output`, `trace`, `params` or the rule's own arrays do not belong together.
-        TypeError: a `rule` that is no rule.
+        TypeError: a `rule` that is no rule, a trace that is none, or a `d_output` that is no array.
     """
     validate.params(net, params)
-    return backward_sweep(net, params, trace, d_output, rule=checked_rule(rule))
+    validate.of_network(net, trace, "backward takes (net, params, trace, d_output), the trace as from forward")
+    return backward_sweep(net, params, trace, validate.flow("d_output", d_output), rule=checked_rule(rule))
 
 
 def factors(net: Node, trace: Tree, deltas: Tree) -> Tree:
     """Each layer's pair (input, delta) as a `Factor`, from which step 3 starts (C2)."""
-    return read(net, lambda factor: factor, (trace, deltas))
+    return read(net, lambda factor: factor, validate.batch(net, trace, deltas))
 
 
 def checked_rule(value: Any) -> Rule:
@@ -192,6 +193,5 @@ def checked_rule(value: Any) -> Rule:
         TypeError: anything else, such as a rule's class or name.
     """
     if not isinstance(value, Rule):
-        came = f"the class {value.__name__}" if isinstance(value, type) else f"{type(value).__name__} {value!r}"
-        raise TypeError(f"rule must be an instance such as mb.rules.FeedbackAlignment(feedback), got {came}")
+        raise TypeError(f"rule must be an instance such as mb.rules.FeedbackAlignment(feedback), got {came(value)}")
     return value

@@ -10,11 +10,12 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from manual_backprop import objective as by_hand
+from manual_backprop.node import require_key
 from manual_backprop.objective import Objective
 from manual_backprop.precision import accumulator
 from manual_backprop.readings.gradients import gradients
 from manual_backprop.rules.feedback import KolenPollack
-from manual_backprop.types import Scalar, Tree
+from manual_backprop.types import Scalar, Tree, came, require_number
 
 State = Any  # of the optimizer
 ValueAndGrad = Callable[[Objective], Callable[..., tuple[Scalar, Any]]]
@@ -23,7 +24,8 @@ ValueAndGrad = Callable[[Objective], Callable[..., tuple[Scalar, Any]]]
 def _step(
     objective: Objective, optimizer: optax.GradientTransformation, value_and_grad: ValueAndGrad
 ) -> Callable[..., tuple[Tree, State, Scalar]]:
-    gradient = value_and_grad(objective)
+    gradient = value_and_grad(Objective.required(objective))
+    _require_optimizer(optimizer)
 
     def step(params: Tree, state: State, x: Array, y: Array, **given: Any) -> tuple[Tree, State, Scalar]:
         J, dJ = gradient(params, x, y, **given)  # steps 1, 2 and 3
@@ -31,6 +33,12 @@ def _step(
         return optax.apply_updates(params, updates), state, J  # (U1)
 
     return step
+
+
+def _require_optimizer(optimizer: Any) -> None:
+    """Refuse anything but an optax transformation, such as the function that makes one."""
+    if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise TypeError(f"optimizer must be an optax transformation, such as optax.sgd(0.1), got {came(optimizer)}")
 
 
 def make_step(
@@ -49,6 +57,9 @@ def make_step(
     Returns:
         step(params, state, x, y, *, lam=None, weights=None, rule=...) -> (params, state, J before the update). The
         memory of the given params and state is donated: they must not be used again.
+
+    Raises:
+        TypeError: no objective, or no optax transformation.
     """
     return jax.jit(_step(objective, optimizer, value_and_grad), donate_argnums=(0, 1))
 
@@ -68,7 +79,12 @@ def make_kolen_pollack_step(
     Returns:
         step(params, feedback, state, x, y) -> (params, feedback, state, J before the update). The memory of all
         arguments but x and y is donated: they must not be used again.
+
+    Raises:
+        TypeError: no objective, or no optax transformation.
     """
+    Objective.required(objective)
+    _require_optimizer(optimizer)
 
     @partial(jax.jit, donate_argnums=(0, 1, 2))
     def step(params: Tree, feedback: Tree, state: State, x: Array, y: Array) -> tuple[Tree, Tree, State, Scalar]:
@@ -96,10 +112,12 @@ def private_noise(max_norm: float, noise_multiplier: float, key: PRNGKeyArray) -
 
     Raises:
         ValueError: a max_norm or noise_multiplier that is negative or nan.
+        TypeError: one that is no number.
 
     Source: Abadi et al., arXiv:1607.00133.
     """
     for name, value in (("max_norm", max_norm), ("noise_multiplier", noise_multiplier)):
+        require_number(name, value)
         if not 0 <= value < float("inf"):
             raise ValueError(f"{name} must be finite and >= 0, got {value}")
     return optax.add_noise(eta=(noise_multiplier * max_norm) ** 2, gamma=0.0, key=key)
@@ -129,10 +147,13 @@ def make_epoch(
 
     Raises:
         ValueError: a batch size below 1.
+        TypeError: no objective, no optax transformation, or a batch size that is no int.
     """
+    step = _step(objective, optimizer, value_and_grad)
+    if not isinstance(batch_size, int):
+        raise TypeError(f"batch_size must be an int, got {came(batch_size)}")
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}")
-    step = _step(objective, optimizer, value_and_grad)
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def epoch(
@@ -142,6 +163,7 @@ def make_epoch(
         x: Float[Array, "N *features"],
         y: Shaped[Array, "N *targets"],
     ) -> tuple[Tree, State, Float[Array, " batches"]]:
+        require_key(key)
         rows, weights = _batches(key, x.shape[0], batch_size, accumulator(x.dtype))
 
         def one(carry: tuple[Tree, State], batch: tuple[Array, Array]) -> tuple[tuple[Tree, State], Scalar]:

@@ -1,5 +1,6 @@
 """Type names for trees that mirror a network, and for batches, weights and scalars."""
 
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Array, Float, Shaped
@@ -32,3 +33,25 @@ Targets = Shaped[Array, "N *targets"]
 Weights = Float[Array, " N"]
 Scalar = Float[Array, ""]
 Coefficient = float | Scalar
+
+
+def came(value: Any) -> str:
+    """Say in a few words what was given in the place of something else, for the text of an error."""
+    name = getattr(value, "__name__", None)
+    if isinstance(value, type):
+        return f"the class {name}"
+    if isinstance(value, str | int | float | None):
+        return f"{type(value).__name__} {value!r}" if value is not None else "None"
+    if hasattr(value, "dtype") and hasattr(value, "shape"):
+        return f"an array {value.dtype}{list(value.shape)}"
+    return f"the function {name}" if callable(value) and isinstance(name, str) else type(value).__name__
+
+
+def require_number(name: str, value: Any) -> None:
+    """Refuse anything but a number or a scalar array.
+
+    Raises:
+        TypeError: says what came.
+    """
+    if isinstance(value, bool) or not (isinstance(value, Real) or getattr(value, "shape", None) == ()):
+        raise TypeError(f"{name} must be a number, got {came(value)}")

@@ -16,7 +16,7 @@ from manual_backprop.layers.base import LayerTrace
 from manual_backprop.layers.factor import Factor
 from manual_backprop.node import Node
 from manual_backprop.precision import accumulator
-from manual_backprop.types import Examples, Flow, Tree
+from manual_backprop.types import Examples, Flow, Tree, came
 
 
 @lru_cache(maxsize=256)
@@ -30,6 +30,24 @@ def _output(net: Node, x: Flow) -> Flow:
     return net.output(x)
 
 
+@lru_cache(maxsize=256)
+def _layers(net: Node) -> Any:
+    """The structure of trees with one entry for each layer."""
+    return jax.tree.structure(net.map(lambda layer: 0))
+
+
+def network(value: Any) -> Node:
+    """Return a network, checked to be one.
+
+    Raises:
+        TypeError: anything else, such as an objective, whose network is `objective.net`, or arguments in another order.
+    """
+    if not isinstance(value, Node):
+        hint = "; the network of an objective is objective.net" if isinstance(getattr(value, "net", None), Node) else ""
+        raise TypeError(f"expected a network, a layer or composite such as mb.mlp gives, got {came(value)}{hint}")
+    return value
+
+
 def array(name: str, value: Any) -> Array:
     """`value` as a JAX float or integer array of the same dtype.
 
@@ -39,7 +57,11 @@ def array(name: str, value: Any) -> Array:
     if isinstance(value, jax.Array):
         return value
     if not isinstance(value, np.ndarray | np.generic):
-        raise TypeError(f"{name} must be an array, got {type(value).__name__}; wrap it in jnp.asarray")
+        raise TypeError(f"{name} must be an array, got {came(value)}; wrap it in jnp.asarray")
+    if not (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool):
+        raise TypeError(
+            f"{name} must hold numbers, got {value.dtype}; number text and objects first, by np.unique for one"
+        )
     kept = jax.dtypes.canonicalize_dtype(value.dtype)
     if kept != value.dtype and jnp.issubdtype(value.dtype, jnp.inexact):
         raise TypeError(
@@ -93,7 +115,7 @@ def params(net: Node, params: Tree) -> Tree:
         ValueError: another structure or shape than `net.init` gives.
         TypeError: not float arrays, or dtypes that differ.
     """
-    expected = _expected(net)
+    expected = _expected(network(net))
     same_structure("params", params, "the network's init", expected)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     dtypes = set()
@@ -119,6 +141,8 @@ def inputs(net: Node, tree: Tree, x: Any) -> tuple[Tree, Examples]:
         TypeError: not float arrays, or dtypes that differ.
     """
     tree = params(net, tree)
+    if isinstance(x, tuple) and not x:
+        raise ValueError("x is an empty tuple, expected a batch (N, *features), or a tuple of these for several inputs")
     x = tuple(_examples(f"x[{i}]", part) for i, part in enumerate(x)) if isinstance(x, tuple) else _examples("x", x)
     if len({part.shape[0] for part in jax.tree.leaves(x)}) > 1:
         raise ValueError(f"the parts of x have {[part.shape[0] for part in x]} examples; they must agree in number")
@@ -213,15 +237,35 @@ def batch(net: Any, trace: Tree, deltas: Tree) -> tuple[Tree, Tree]:
         ValueError: deltas of another structure than the trace's.
         TypeError: no network, or a trace that holds anything but `LayerTrace`.
     """
-    if not isinstance(net, Node):
-        hint = "; its network is objective.net" if hasattr(net, "net") else ""
-        raise TypeError(f"readings take (net, trace, deltas), got {type(net).__name__} for the network{hint}")
-    layers = jax.tree.leaves(trace, is_leaf=_is_layer)
-    if not all(_is_layer(layer) for layer in layers):
-        strangers = sorted({type(layer).__name__ for layer in layers if not _is_layer(layer)})
-        raise TypeError(f"the trace holds {', '.join(strangers)}; readings take (net, trace, deltas), as from backprop")
+    of_network(net, trace, "readings take (net, trace, deltas), as from backprop")
     same_structure("deltas", deltas, "the trace", jax.tree.map(lambda layer: layer.z, trace, is_leaf=_is_layer))
     return trace, deltas
+
+
+def of_network(net: Any, trace: Tree, order: str) -> None:
+    """Refuse a trace that is none, or that is of another network; `order` says what the caller takes.
+
+    Raises:
+        ValueError: a trace of another structure than the network's.
+        TypeError: no network, or a trace that holds anything but `LayerTrace`.
+    """
+    layers, structure = jax.tree.flatten(trace, is_leaf=_is_layer)
+    strangers = sorted({type(layer).__name__ for layer in layers if not _is_layer(layer)})
+    if strangers:
+        raise TypeError(f"the trace holds {', '.join(strangers)}; {order}")
+    if structure != _layers(network(net)):
+        raise ValueError(f"the trace is of another network than {net}: it has {structure}; {order}")
+
+
+def flow(name: str, value: Any) -> Flow:
+    """Arrays that flow between nodes: one, or a tuple of them, in which None is a zero.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(value, tuple):
+        return tuple(None if part is None else flow(f"{name}[{i}]", part) for i, part in enumerate(value))
+    return array(name, value)
 
 
 def _is_layer(node: object) -> bool:
@@ -235,12 +279,12 @@ def non_negative(name: str, value: Any, dtype: Any) -> Array:
         ValueError: not a scalar; or negative or nan, where its value is known. A traced one becomes nan instead.
         TypeError: no number, or an array of another dtype.
     """
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         if not value >= 0:
             raise ValueError(f"{name} must be >= 0, got {value}")
         return jnp.asarray(value, dtype)
     if not isinstance(value, jax.Array | np.ndarray | np.generic):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}")
+        raise TypeError(f"{name} must be a number, got {came(value)}")
     value = _floating(name, value)
     if value.shape != ():
         raise ValueError(f"{name} is {list(value.shape)}, expected a scalar")
@@ -260,11 +304,13 @@ def coefficient(value: Any, dtype: Any) -> Array | float:
         ValueError: not a scalar; or negative or not finite, where its value is known.
         TypeError: not a float of the precision of sums.
     """
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         value = float(value)
         if not 0 <= value < float("inf"):
             raise ValueError(f"lam must be finite and >= 0, got {value}")
         return value
+    if not isinstance(value, jax.Array | np.ndarray | np.generic):
+        raise TypeError(f"lam must be a number, or a scalar array, got {came(value)}")
     value = _floating("lam", value)
     wide = accumulator(dtype)
     if value.shape != ():

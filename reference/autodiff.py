@@ -20,6 +20,7 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
     Returns:
         A function (params, x, y, *, lam=None, weights=None) -> (J, gradient).
     """
+    Objective.required(objective)
 
     def J(params: Tree, x: Any, y: Array, *, lam: Any = None, weights: Any = None) -> Array:
         return model.value(objective, params, x, y, lam=lam, weights=weights)
@@ -38,6 +39,8 @@ def d_x(objective: Objective, params: Tree, x: Any, y: Array) -> Array:
 
 
 def _deltas_and_d_x(objective: Objective, params: Tree, x: Any, y: Array) -> tuple[Tree, Array]:
+    Objective.required(objective)
+
     def summed(added: Tree, x: Any) -> Array:
         return model.example_losses(objective, params, x, y, added)[0].sum()
 
@@ -54,7 +57,7 @@ def _of_floats(d_x: Any) -> Any:
 
 def d_lam(objective: Objective, params: Tree, lam: Any = None) -> Array:
     """ds/dlam; zero without a regulariser."""
-    if objective.regularizer is None:
+    if Objective.required(objective).regularizer is None:
         return jnp.zeros_like(model.penalty(objective, params))
     return jax.grad(lambda lam: model.penalty(objective, params, lam))(_lam(objective, params, (), lam))
 
@@ -81,6 +84,7 @@ def backprop(
     the derivatives at z and x are divided by the example's share, 1/N. Where weights are given, one of them may be 0,
     so the sum of the losses is pulled back instead.
     """
+    Objective.required(objective)
     n, given = model.examples(x), weights is not None
     weights = weights if given else jnp.full(n, 1 / n, model.float_type(params, x))
 
@@ -106,6 +110,7 @@ def backprop(
 
 def per_example_gradients(objective: Objective, params: Tree, x: Any, y: Array) -> Tree:
     """dL_n/dparams of every example by vmap of jax.grad: N in front of every leaf's shape."""
+    Objective.required(objective)
 
     def one(params: Tree, x: Any, y: Array) -> Array:
         x, y = jax.tree.map(lambda leaf: leaf[None], (x, y))
@@ -119,6 +124,7 @@ def hessian_vector_product(
     objective: Objective, params: Tree, x: Any, y: Array, v: Tree, *, lam: Any = None, weights: Any = None
 ) -> Tree:
     """H v by jax.jvp of jax.grad."""
+    Objective.required(objective)
 
     def gradient(params: Tree) -> Tree:
         return jax.grad(model.value, argnums=1)(objective, params, x, y, lam=lam, weights=weights)
@@ -130,6 +136,7 @@ def gauss_newton_vector_product(
     objective: Objective, params: Tree, x: Any, y: Array, v: Tree, *, lam: Any = None, weights: Any = None
 ) -> Tree:
     """G v by jvp of the outputs, jvp of the loss's gradient and vjp of the outputs, plus the penalty's own part."""
+    Objective.required(objective)
     n = model.examples(x)
     weights = jnp.full(n, 1 / n, model.float_type(params, x)) if weights is None else weights
 

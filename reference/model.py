@@ -168,7 +168,7 @@ def _sum_outputs(terms: Array) -> Float[Array, " N"]:
 @singledispatch
 def losses(loss: Loss, o: Array, y: Array) -> Float[Array, " N"]:
     """l(o_n, y_n) of every example."""
-    return loss.value(o, y)
+    return loss.checked_value(o, y)
 
 
 @losses.register

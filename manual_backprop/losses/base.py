@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from manual_backprop.precision import accumulator
+from manual_backprop.types import came
 
 Outputs = Float[Array, "N *outputs"]
 Targets = Shaped[Array, "N *targets"]
@@ -25,6 +27,26 @@ class Loss(ABC):
     @abstractmethod
     def derivative(self, o: Outputs, y: Targets) -> Outputs:
         """dl(o_n, y_n)/do_n of every example, in o's dtype (B1)."""
+
+    def checked_value(self, o: Outputs, y: Targets) -> Float[Array, " N"]:
+        """The result of `value`, refused unless it has one number for each example; this adds no operation.
+
+        Raises:
+            TypeError: no floats.
+            ValueError: another shape than (N,), which a mean or a product with weights would take without a word.
+        """
+        how = "one number for each example, summed over its other axes; the mean over examples is the objective's"
+        return self._as_due("value", self.value(o, y), o.shape[:1], None, how)
+
+    def checked_derivative(self, o: Outputs, y: Targets) -> Outputs:
+        """The result of `derivative`, refused unless it has the shape and the dtype of the outputs.
+
+        Raises:
+            TypeError: another dtype, or no array.
+            ValueError: another shape.
+        """
+        how = "dl/do of every example, like the outputs and with no 1/N in it"
+        return self._as_due("derivative", self.derivative(o, y), o.shape, o.dtype, how)
 
     def hessian_product(self, o: Outputs, y: Targets, d_o: Outputs) -> Outputs:
         """H_n d_o_n of every example, with H_n = d^2 l/do do^T at (o_n, y_n), in o's dtype.
@@ -86,6 +108,23 @@ class Loss(ABC):
             f"{name} has no {method.partition('(')[0]}, which {asked_by} ask for;"
             f" write {name}.{method} of every example"
         )
+
+    def checked_hessian_product(self, o: Outputs, y: Targets, d_o: Outputs) -> Outputs:
+        """The result of `hessian_product`, refused like that of `derivative`."""
+        how = "H_n d_o_n of every example, like the outputs"
+        return self._as_due("hessian_product", self.hessian_product(o, y, d_o), o.shape, o.dtype, how)
+
+    def _as_due(self, method: str, found: Any, shape: tuple[int, ...], dtype: Any, how: str) -> Any:
+        """The result of a method, refused if it has another shape or dtype than is due; None is any dtype of floats."""
+        due = f"{dtype or 'floats'}{list(shape)}"
+        if not isinstance(found, jax.Array | np.ndarray | np.generic):
+            raise TypeError(f"{type(self).__name__}.{method} must return an array {due}, got {came(found)}: {how}")
+        text = f"{type(self).__name__}.{method} returned {found.dtype}{list(found.shape)}, expected {due}"
+        if found.shape != shape:
+            raise ValueError(f"{text}: {how}")
+        if not jnp.issubdtype(found.dtype, jnp.floating) or (dtype is not None and found.dtype != dtype):
+            raise TypeError(f"{text}; convert it with .astype")
+        return found
 
     def check(self, o: jax.ShapeDtypeStruct, y: Array) -> None:
         """Refuse targets that do not fit outputs of that shape and dtype.

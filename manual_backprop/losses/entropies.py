@@ -84,6 +84,11 @@ class SoftmaxCrossEntropy(Loss):
         if not jnp.issubdtype(y.dtype, jnp.integer):
             if y.shape == o.shape[:-1]:
                 raise TypeError(f"{self}: labels must be integers, got {y.dtype}; convert y with .astype(int)")
+            if y.shape == (*o.shape[:-1], 1) != o.shape:
+                raise ValueError(
+                    f"{self}: y is {y.dtype}{list(y.shape)}; labels must be integers {list(o.shape[:-1])}, so take"
+                    " y[..., 0].astype(int), and target distributions must be like the outputs"
+                )
             super().check(o, y)
             check_range(self, "target distributions", y, 1)
             return

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from manual_backprop.losses.base import Elementwise, Outputs, Targets, check_given, sum_outputs, widened
 from manual_backprop.precision import accumulator
+from manual_backprop.types import require_number
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Huber(Elementwise):
     threshold: float = 1.0
 
     def __post_init__(self) -> None:
+        require_number("Huber threshold", self.threshold)
         if not self.threshold > 0:
             raise ValueError(f"Huber threshold must be > 0, got {self.threshold}")
 

@@ -1,16 +1,36 @@
 """Composites that join different nodes, and `mlp`, the fully connected network of the note (F3)."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import reduce, wraps
+from typing import Any, TypeVar
 
+from manual_backprop import activations
 from manual_backprop.activations import Activation
 from manual_backprop.layers.dense import Dense
 from manual_backprop.layers.product import Product
 from manual_backprop.node import Branches, Node, Step, Wrapper, add
-from manual_backprop.types import Flow, Tree, override
+from manual_backprop.types import Flow, Tree, came, override
+
+Kind = TypeVar("Kind", bound=type[Branches])
 
 
+def nodes_in_one_tuple(kind: Kind) -> Kind:
+    """Let a composite of several nodes refuse nodes that are given one by one, in words instead of by their number."""
+    build = kind.__init__
+
+    @wraps(build)
+    def __init__(self: Branches, *fields: Any, **named: Any) -> None:  # noqa: N807
+        if len(fields) > 1 and isinstance(fields[0], Node):
+            name, each = kind.__name__, ", ".join(map(came, fields))
+            raise TypeError(f"the nodes of {name} are one tuple: write {name}((first, second)), got {each}")
+        build(self, *fields, **named)
+
+    kind.__init__ = __init__  # type: ignore[method-assign]
+    return kind
+
+
+@nodes_in_one_tuple
 @dataclass(frozen=True)
 class Serial(Branches):
     """Nodes one after the other: the composition (F3). Parameters, trace and deltas are tuples."""
@@ -76,6 +96,7 @@ class Residual(Wrapper):
         return add(d, d_branch), found
 
 
+@nodes_in_one_tuple
 @dataclass(frozen=True)
 class Parallel(Branches):
     """x -> (f_1(x), ..., f_k(x)): one input for several nodes, whose outputs are a tuple; dL/dx adds up."""
@@ -118,15 +139,20 @@ def mlp(
         output_activation: f_L; the identity where the loss takes logits.
 
     Raises:
-        ValueError: fewer than two sizes, a size below 1, or as many activations as there are not hidden
-            layers.
+        ValueError: fewer than two sizes, a size below 1, a name that no activation has, or more or fewer activations
+            than hidden layers.
+        TypeError: sizes that are not a sequence, or an activation that is neither a name nor a row.
     """
+    if not isinstance(sizes, Iterable) or isinstance(sizes, str):
+        raise TypeError(
+            f"mlp sizes are one sequence from the inputs to the outputs, as in mlp((4, 5, 3)), got {came(sizes)}"
+        )
     sizes = tuple(sizes)
     if len(sizes) < 2:
         raise ValueError(f"mlp sizes must name at least inputs and outputs, got {sizes}")
     hidden = len(sizes) - 2
-    if isinstance(activation, str | Activation):
-        activation = (activation,) * hidden
+    if isinstance(activation, str) or not isinstance(activation, Sequence):
+        activation = (activations.get(activation),) * hidden
     if len(activation) != hidden:
         raise ValueError(f"mlp{sizes} has {hidden} hidden layers, got {len(activation)} activations for them")
     rows = (*activation, output_activation)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from manual_backprop import validate
+from manual_backprop.node import require_key
 from manual_backprop.objective import Objective
 from manual_backprop.readings.gradients import gradient_reader, second_moment
 from manual_backprop.sweep import backward_sweep, forward_sweep
@@ -48,10 +49,10 @@ def gauss_newton_vector_product(
         TypeError: dtypes that differ.
         NotImplementedError: a loss without `hessian_product`.
     """
-    params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
+    params, x, y, lam, weights = Objective.required(objective).checked(params, x, y, lam, weights)
     validate.like("v", v, "params", params)
     output, d_output, kept = tangent_sweep(objective.net, params, x, v, None)
-    curved = objective.loss.hessian_product(output, y, d_output)
+    curved = objective.loss.checked_hessian_product(output, y, d_output)
     trace = jax.tree.map(lambda layer: layer.trace, kept, is_leaf=lambda node: isinstance(node, TangentTrace))
     _, product = backward_sweep(objective.net, params, trace, curved, reader=gradient_reader(weights))
     return objective.add_penalty_gradient(product, v, lam)
@@ -78,11 +79,11 @@ def hessian_vector_product(
         TypeError: dtypes that differ.
         NotImplementedError: a loss without `hessian_product`.
     """
-    params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
+    params, x, y, lam, weights = Objective.required(objective).checked(params, x, y, lam, weights)
     validate.like("v", v, "params", params)
     net, loss = objective.net, objective.loss
     output, d_output, kept = tangent_sweep(net, params, x, v, None)
-    error = Pair(loss.derivative(output, y), loss.hessian_product(output, y, d_output))
+    error = Pair(loss.checked_derivative(output, y), loss.checked_hessian_product(output, y, d_output))
     _, product = net.backward(Tangent(gradient_change(weights)), error, along(net, params, v), kept)
     return objective.add_penalty_gradient(product, v, lam)
 
@@ -124,7 +125,7 @@ def fisher_deltas(
     """
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
-    params, x, y, _, _ = objective.checked(params, x, y, None, None)
+    params, x, y, _, _ = Objective.required(objective).checked(params, x, y, None, None)
     output, trace = forward_sweep(objective.net, params, x)
     columns = _columns(objective, output, y, labels, key, samples)
 
@@ -143,11 +144,12 @@ def _columns(
     if labels == "all":
         return loss.hessian_root(output, y)
     if labels == "given":
-        return loss.derivative(output, y)[None]
-    if not isinstance(samples, int) or samples < 1:
+        return loss.checked_derivative(output, y)[None]
+    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
         raise ValueError(f"samples must be an int >= 1, got {samples!r}")
     if key is None:
         raise ValueError('labels="sampled" draws from the model: give it a key, such as jax.random.key(0)')
+    require_key(key)
     drawn = jax.vmap(lambda own: loss.sample_derivative(own, output))(jax.random.split(key, samples))
     return drawn / jnp.sqrt(jnp.asarray(samples, drawn.dtype))
 
@@ -171,7 +173,7 @@ def fisher_diagonal(
     """
     if labels not in LABELS:
         raise ValueError(f"labels must be one of {', '.join(LABELS)}, got {labels!r}")
-    params, x, y, _, weights = objective.checked(params, x, y, None, weights)
+    params, x, y, _, weights = Objective.required(objective).checked(params, x, y, None, weights)
     net = objective.net
     output, trace = forward_sweep(net, params, x)
     columns = _columns(objective, output, y, labels, key, samples)
@@ -196,7 +198,7 @@ def gauss_newton_diagonal(
     weights: Weights | None = None,
 ) -> Tree:
     """The diagonal of the matrix of `gauss_newton_vector_product`, exact, regulariser included."""
-    params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
+    params, x, y, lam, weights = Objective.required(objective).checked(params, x, y, lam, weights)
     diagonal = fisher_diagonal(objective, params, x, y, weights=weights)
     ones = jax.tree.map(jnp.ones_like, diagonal)
     return objective.add_penalty_gradient(diagonal, ones, lam)

@@ -11,7 +11,7 @@ from manual_backprop import validate
 from manual_backprop.layers.base import Layer, LayerTrace
 from manual_backprop.node import Node
 from manual_backprop.precision import accumulator
-from manual_backprop.types import Leaf, Tree
+from manual_backprop.types import Leaf, Tree, require_number
 
 
 @jax.tree_util.register_dataclass
@@ -69,6 +69,7 @@ def diagnose(net: Node, trace: Tree, deltas: Tree, *, threshold: float = 0.01) -
     Raises:
         ValueError: a threshold that is not positive; deltas that are not the trace's.
     """
+    require_number("threshold", threshold)
     if not threshold > 0:
         raise ValueError(f"threshold must be > 0, got {threshold}")
 

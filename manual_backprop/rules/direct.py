@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
+from manual_backprop import validate
 from manual_backprop.layers.base import Layer, LayerTrace, Parameters
 from manual_backprop.network import Serial
-from manual_backprop.node import Node
+from manual_backprop.node import Node, require_key
 from manual_backprop.sweep import Rule
 from manual_backprop.types import Flow, Leaf, Tree, override
 
@@ -87,9 +88,11 @@ def direct_feedback(net: Node, key: PRNGKeyArray, dtype: DTypeLike | None = None
 
     Raises:
         ValueError: `net` does not end in a layer, or has layers with weights that are not dense.
+        TypeError: no network, or no key.
     """
     dtype = jnp.zeros(()).dtype if dtype is None else dtype
-    last, _ = _last_layer(net, None)
+    require_key(key)
+    last, _ = _last_layer(validate.network(net), None)
 
     def draw(layer: Layer, own: PRNGKeyArray) -> Array | None:
         if not layer.weights:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from manual_backprop.rules.on_delta import Site
+from manual_backprop.types import require_number
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Noise:
     scale: float
 
     def __post_init__(self) -> None:
+        require_number("Noise scale", self.scale)
         if not 0 <= self.scale < float("inf"):
             raise ValueError(f"Noise scale must be >= 0, got {self.scale!r}")
 
@@ -92,6 +94,7 @@ class StraightThrough:
     limit: float = float("inf")
 
     def __post_init__(self) -> None:
+        require_number("StraightThrough limit", self.limit)
         if not self.limit > 0:
             raise ValueError(f"StraightThrough limit must be > 0, got {self.limit!r}")
 

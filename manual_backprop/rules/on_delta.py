@@ -6,12 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from manual_backprop.layers.base import Layer, LayerTrace
-from manual_backprop.node import Branches, Node, Wrapper
-from manual_backprop.sweep import Rule, backpropagation
-from manual_backprop.types import Flow, Tree, override
+from manual_backprop.node import Branches, Node, Wrapper, require_key
+from manual_backprop.sweep import Rule, backpropagation, checked_rule
+from manual_backprop.types import Flow, Tree, came, override
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class OnDelta(Rule):
 
     Raises (when used):
         ValueError: edits that do not mirror the network; a delta of another shape or dtype; a key that is missing.
+        TypeError: an edit that returns no array, or that is a class; a key that is none; a rule beneath that is none.
     """
 
     edits: Any = field(metadata={"static": True})
@@ -71,12 +73,13 @@ class OnDelta(Rule):
 
     @override
     def carried(self, net: Node, params: Tree, trace: Tree, d_output: Flow) -> Tree:
-        beneath = self.beneath.carried(net, params, trace, d_output)
+        beneath = checked_rule(self.beneath).carried(net, params, trace, d_output)
         return _with_edits(self.edits, net, self._keys(net), beneath)
 
     def _keys(self, net: Node) -> Tree:
         if self.key is None:
             return net.map(lambda layer: None)
+        require_key(self.key)
         typed = jnp.issubdtype(self.key.dtype, jax.dtypes.prng_key)
         return net.keys(self.key if typed else jax.random.wrap_key_data(self.key))
 
@@ -101,6 +104,11 @@ class OnDelta(Rule):
         if carried.edit is None:
             return delta
         edited = carried.edit(Site(layer, trace, d_a, delta, carried.key))
+        if not isinstance(edited, jax.Array | np.ndarray):
+            raise TypeError(
+                f"{layer}: the edit returned {came(edited)}; it must return the new delta, an array"
+                f" {delta.dtype}{list(delta.shape)}"
+            )
         if edited.shape != delta.shape or edited.dtype != delta.dtype:
             raise ValueError(
                 f"{layer}: the edit made {edited.dtype}{list(edited.shape)} of a delta that is"
@@ -119,10 +127,12 @@ on_delta = OnDelta
 
 def _with_edits(edits: Any, net: Node, *trees: Tree) -> Tree:
     """An `Edited` for every layer: from a tuple each node gets its own edit, from one edit all layers get that."""
+    if isinstance(edits, type):
+        raise TypeError(f"an edit is a function or an instance such as edits.TopK(3), got {came(edits)}")
     if edits is None or callable(edits):
         return net.map(lambda layer, *each: Edited(edits, *each), *trees)
     if not isinstance(edits, tuple):
-        raise ValueError(f"edits are a function, None, or a tuple of these, got {type(edits).__name__}")
+        raise ValueError(f"edits are a function, None, or a tuple of these, got {came(edits)}")
     if isinstance(net, Wrapper):
         return _with_edits(edits, net.block, *trees)
     if not isinstance(net, Branches) or len(net.nodes) != len(edits):

@@ -18,9 +18,9 @@ def directional_derivative(
     dparams: Tree,
 ) -> Scalar:
     """DJ along `dparams`, from one forward pass: (1/N) sum_n <dl/do_n, do_n> + <ds/dW, dW>."""
-    params, x, y, _, _ = objective.checked(params, x, y, None, None)
+    params, x, y, _, _ = Objective.required(objective).checked(params, x, y, None, None)
     output, d_output, _ = tangent_sweep(objective.net, params, x, dparams, None)
-    along_loss = jnp.vdot(objective.loss.derivative(output, y), d_output) / validate.count(x)
+    along_loss = jnp.vdot(objective.loss.checked_derivative(output, y), d_output) / validate.count(x)
     if objective.regularizer is None:
         return along_loss
     slope = objective.regularizer.gradient(params)
@@ -33,6 +33,7 @@ def gradient_by_forward_propagation(objective: Objective, params: Tree, x: Examp
     The backward sweep gives the same in one pass. This function shows how much that saves, and it is a second way to
     compute the same numbers by hand.
     """
+    Objective.required(objective)
     leaves, structure = jax.tree.flatten(params)
 
     def derivative(position: int, index: Array) -> Scalar:

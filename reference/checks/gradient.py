@@ -15,7 +15,7 @@ from reference.checks.projections import Plan
 from reference.checks.witness_rows import chosen_ways, witness_rows
 from reference.compare import compare_leaf
 from reference.report import Report, Row
-from reference.tolerance.rounding import Measured, measure
+from reference.tolerance.rounding import Measured, measure, require_samples
 from reference.xla import quick
 
 Tree = Any
@@ -68,6 +68,7 @@ def check_gradient(
         reference.CallFailed: `fun` or `grad_fun` raised.
     """
     names = known_transforms(TRANSFORMS[:2] if transforms is None else transforms)
+    require_samples(samples)
     if witnesses:
         chosen_ways(witnesses)
     numbers = chosen(argnums, len(args))

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from manual_backprop.layers import AffineLayer, Factor, Layer
-from manual_backprop.node import shape_of
+from manual_backprop.node import Node, shape_of
+from manual_backprop.types import came
 from reference import model
 from reference.checks import layer_quantities as quantities
 from reference.checks import layer_witness as witness
@@ -48,7 +49,9 @@ def check_layer(layer: Layer, params: Tree, a_in: Any, *, seed: int = 0) -> Repo
         ValueError: a_in is not a batch of two or more examples that the layer takes.
     """
     if not isinstance(layer, Layer):
-        raise TypeError(f"check_layer checks one layer, an instance of a subclass of Layer, got {layer!r}")
+        told = "; a network is proven by reference.check(mb.Objective(net, loss), params, x, y)"
+        hint = told if isinstance(layer, Node) else ""
+        raise TypeError(f"check_layer checks one layer, an instance of a subclass of Layer, got {came(layer)}{hint}")
     a_in = _examples(layer, a_in)
     params = jax.tree.map(wide, params)
     run, notes = _Run(layer, Rows()), _zeros(params)

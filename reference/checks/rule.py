@@ -16,7 +16,7 @@ from reference.checks.linear_rows import Rule, Trial, Vector, against, combined,
 from reference.checks.rule_subject import like, output_of, primal_rows, rule_of, rule_under_test, tangents_like
 from reference.compare import compare_leaf
 from reference.report import Report, Row
-from reference.tolerance.rounding import Measured, measure
+from reference.tolerance.rounding import Measured, measure, require_samples
 from reference.xla import quick
 
 Tree = Any
@@ -59,6 +59,7 @@ def check_vjp(
         reference.CallFailed: `f`'s plain function raised, or JAX cannot differentiate it.
     """
     transforms = known_transforms(transforms)
+    require_samples(samples)
     held = rule_of(f, jax.custom_vjp, raw)
     rule = rule_under_test(f, held, raw, args, argnums, nondiff_argnums, dtype)
     types = [kind for _, kind in rule.outputs]
@@ -112,6 +113,7 @@ def check_jvp(
         TypeError, ValueError, reference.CallFailed: as `check_vjp`.
     """
     transforms = known_transforms(transforms)
+    require_samples(samples)
     held = rule_of(f, jax.custom_jvp, raw)
     rule = rule_under_test(f, held, raw, args, argnums, nondiff_argnums, dtype)
     names = [name for name, _ in rule.outputs]

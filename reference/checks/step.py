@@ -18,7 +18,8 @@ from reference.equations.bounds import Arithmetic
 from reference.equations.chain import layer_values
 from reference.equations.rows import Equation, equations
 from reference.report import Report, Row
-from reference.tolerance.rounding import SAMPLES, Measured, measure
+from reference.tolerance.formats import require_floats
+from reference.tolerance.rounding import SAMPLES, Measured, measure, require_samples
 
 Tree = Any
 Backprop = Callable[..., Step]
@@ -68,7 +69,8 @@ def check(
         equation that fails is the cause.
 
     Raises:
-        ValueError, TypeError: inputs that the objective refuses, or a step of the wrong structure or shapes.
+        ValueError, TypeError: no objective, inputs that the objective refuses, no precision, samples below 1, or a
+            step of the wrong structure or shapes.
     """
     judge = prepare(
         objective,
@@ -176,6 +178,9 @@ def prepare(
     compiler_options: dict[str, Any] | None = None,
 ) -> Judge:
     """The reference's side of `check`, for callers that check many steps; arguments as there."""
+    Objective.required(objective)
+    require_samples(samples)
+    require_floats(dtype)
     with jax.enable_x64(True):
         params, x, y = rounded = _cast((params, x, y), dtype)
         named = {"lam": lam, "weights": weights}
@@ -208,7 +213,9 @@ def _cast(tree: Tree, dtype: DTypeLike) -> Tree:
 
 
 def _as_sums(value: Any, dtype: DTypeLike) -> Any:
-    """Lambda and weights in the precision of sums, float32 or wider."""
+    """Lambda and weights in the precision of sums, float32 or wider; what is no number is left to be refused."""
+    if not isinstance(value, int | float | np.ndarray | np.generic | jax.Array):
+        return value
     return np.asarray(value, "float64" if jnp.dtype(dtype) == jnp.float64 else "float32")
 
 

@@ -15,6 +15,20 @@ def unit_roundoff(dtype: DTypeLike) -> float:
     return float(jnp.finfo(dtype).eps) / 2
 
 
+def require_floats(dtype: Any) -> None:
+    """Refuse a precision that is not a floating-point type.
+
+    Raises:
+        ValueError: says what came.
+    """
+    try:
+        known = jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:  # no dtype has that name
+        known = False
+    if not known:
+        raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype!r}")
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Format:

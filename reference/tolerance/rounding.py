@@ -41,6 +41,16 @@ class Measured:
         return any(np.isinf(leaf).any() for leaf in jax.tree.leaves(self.tolerance))
 
 
+def require_samples(samples: Any) -> None:
+    """Refuse a number of samples that leaves no spread to measure.
+
+    Raises:
+        ValueError: says what came.
+    """
+    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
+        raise ValueError(f"samples must be an int >= 1, got {samples!r}: the tolerance is their spread")
+
+
 def measure(
     function: Callable[..., Any],
     *args: Any,
@@ -61,6 +71,9 @@ def measure(
 
     Returns:
         The value and the tolerance of every entry.
+
+    Raises:
+        ValueError: samples below 1.
     """
     return meter(function, *args, samples=samples, seed=seed, compiler_options=compiler_options)(dtype, *args)
 
@@ -73,6 +86,7 @@ def meter(
     compiler_options: dict[str, Any] | None = None,
 ) -> Callable[..., Measured]:
     """Compile `measure` once for arguments like these; return a function (dtype, *args) -> Measured."""
+    require_samples(samples)
     with jax.enable_x64(True):
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*jax.tree.map(_in_float64, like))
         run = jax.jit(_sampled(closed), compiler_options=compiler_options)
