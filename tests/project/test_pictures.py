@@ -3,10 +3,12 @@
 import importlib.util
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jax
 import matplotlib
 import pytest
+from matplotlib.textpath import TextPath
 
 ROOT = Path(__file__).resolve().parents[2]
 _spec = importlib.util.spec_from_file_location("docs_pictures", ROOT / "docs" / "pictures.py")
@@ -47,3 +49,16 @@ def test_measured_pictures_can_be_made_again(name, theme):
         assert f"fill: {pictures.COLOURS[theme]['paper']}" in svg  # the paper
         assert f"fill: {pictures.COLOURS[theme]['ink']}" in svg  # titles and labels
     assert re.search(r'viewBox="[\d. ]+"', made)[0] == re.search(r'viewBox="[\d. ]+"', stored(name, theme))[0]
+
+
+def test_no_text_of_the_front_picture_is_clipped():
+    root = ElementTree.parse(ROOT / "docs/_static/data_flow.svg").getroot()
+    left, top, width, height = map(float, root.attrib["viewBox"].split())
+    texts = [element for element in root.iter() if element.tag.endswith("}text")]
+    assert len(texts) > 10
+    for element in texts:
+        words, x, y = "".join(element.itertext()), float(element.attrib["x"]), float(element.attrib["y"])
+        size = 12.5 if element.attrib["class"] == "c" else 16  # as docs/_static/pages.css has it
+        half = TextPath((0, 0), words, size=size).get_extents().width / 2  # each is centred at x
+        assert left <= x - half < x + half <= left + width, words
+        assert top + size <= y <= top + height - size / 3, words
