@@ -8,8 +8,9 @@ So is every d2f: sigmoid'' is -sigmoid'(z) tanh(z/2), where 1 - 2 a would cancel
 """
 
 import math
+import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,11 @@ _SELU_ALPHA = 1.6732632423543772848170429916717
 _SELU_SCALE = 1.0507009873554804934193349852946
 _LEAKY_SLOPE = 0.01
 _GELU_CUBIC = 0.044715
+
+
+def by_name(value: object) -> str:
+    """The repr of a value, in which a function is its name alone, without the address that differs in every run."""
+    return re.sub(r" at 0x[0-9a-f]+", "", re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", repr(value)))
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,13 @@ class Activation:
     kinks: tuple[tuple[float, float], ...] = ()
     initializer: str = "glorot"
     d2f: Callable[[Array, Array], Array] | None = field(default=None, kw_only=True)
+
+    def __repr__(self) -> str:
+        if TABLE.get(self.name) is self:
+            return f"activations.{self.name}"
+        given = [(each.name, getattr(self, each.name), each.default) for each in fields(self)[1:]]
+        said = [f"{name}={by_name(value)}" for name, value, default in given if value != default]
+        return f"{type(self).__name__}({', '.join([repr(self.name), *said])})"
 
 
 def _logistic(z: Array) -> Array:

@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__getattr__("__all__")})
+    """The public names and the modules that are loaded, not what this file imports for itself."""
+    modules = {name for name, value in globals().items() if getattr(value, "__name__", "") == f"reference.{name}"}
+    return sorted({name for name in globals() if name.startswith("__")} | modules | {*__getattr__("__all__")})
 
 
 def __getattr__(name: str) -> Any:

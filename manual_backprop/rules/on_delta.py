@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
+from manual_backprop.activations import by_name
 from manual_backprop.layers.base import Layer, LayerTrace
 from manual_backprop.node import Branches, Node, Wrapper, require_key
 from manual_backprop.sweep import Rule, backpropagation, checked_rule
@@ -70,6 +71,10 @@ class OnDelta(Rule):
     edits: Any = field(metadata={"static": True})
     key: Any = None
     beneath: Rule = backpropagation
+
+    def __repr__(self) -> str:
+        given = {"edits": self.edits, "key": self.key, "beneath": self.beneath}
+        return f"{type(self).__name__}({', '.join(f'{name}={by_name(value)}' for name, value in given.items())})"
 
     @override
     def carried(self, net: Node, params: Tree, trace: Tree, d_output: Flow) -> Tree:
