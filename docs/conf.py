@@ -68,21 +68,7 @@ myst_dmath_double_inline = True
 # MathJax comes as plain files inside a package, and only what a page loads is copied: TeX in, HTML and its fonts out.
 MATHJAX = Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static" / "mathjax"  # type: ignore
 mathjax_path = "mathjax/tex-chtml.js"
-mathjax3_config = {
-    "options": {"enableMenu": False},
-    "tex": {
-        "macros": {
-            "vz": r"\boldsymbol{z}",
-            "va": r"\boldsymbol{a}",
-            "vb": r"\boldsymbol{b}",
-            "vx": r"\boldsymbol{x}",
-            "vy": r"\boldsymbol{y}",
-            "vo": r"\boldsymbol{o}",
-            "vW": r"\boldsymbol{W}",
-            "vdelta": r"\boldsymbol{\delta}",
-        },
-    },
-}
+mathjax3_config = {"options": {"enableMenu": False}}
 
 html_theme = "furo"
 html_title = "manual-backprop"

@@ -209,7 +209,8 @@ def test_every_equation_is_cited_in_code_and_in_a_test(tag):
 
     assert any(map(cites, BY_HAND)), f"({tag}) is not cited in manual_backprop"
     assert any(cites(p) for p in TESTS if p.name != Path(__file__).name), f"({tag}) is not cited in a test"
-    assert f"({tag})" in (ROOT / "README.md").read_text(encoding="utf-8"), f"({tag}) is not in the README's table"
+    table = re.findall(r"^\| (\(\w\d\)) \|", (ROOT / "docs/equations.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert f"({tag})" in table, f"({tag}) is not in the table of docs/equations.md"
 
 
 def _spread(match: re.Match) -> str:
@@ -242,14 +243,9 @@ def test_locks_have_no_addresses():
     assert all(re.fullmatch(r"[\w.-]+==[\w.]+( ; .+)?", line) for line in pins if line)
 
 
-def test_the_readme_is_short_and_its_example_runs():
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 320
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    assert blocks
-    done = in_its_own_process("\n".join(blocks))
-    assert done.returncode == 0, done.stderr
-    assert "PROVEN" in done.stdout
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_a_readme_is_short(name):
+    assert len((ROOT / name).read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_modules_stay_small():

@@ -1,10 +1,11 @@
-"""The documentation's pages: nothing public is missing, links lead somewhere, and the front page's program runs.
+"""The documentation's pages: nothing public is missing, links lead somewhere, and their programs run.
 
 Sphinx itself (`.ci/run`) says whether the pages build; this says what it would not miss.
 """
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Iterator
 from importlib import import_module
@@ -14,6 +15,7 @@ from types import ModuleType
 from urllib.parse import unquote
 
 import pytest
+from helpers import in_its_own_process
 from markdown_it import MarkdownIt
 
 import manual_backprop as mb
@@ -111,6 +113,9 @@ def test_every_module_has_its_place(path, places, homes):
 
 def test_every_page_is_in_the_contents():
     contents = (DOCS / "index.md").read_text(encoding="utf-8")
+    for path in [*DOCS.glob("*.md"), *DOCS.glob("zh-CN/*.md")]:
+        page = path.relative_to(DOCS).with_suffix("")
+        assert f"\n{page}\n" in contents or path.name == "index.md", path
     for path in API:
         assert f"\n{path.relative_to(DOCS).with_suffix('')}\n" in contents, path
         if path.name != "index.md":
@@ -129,7 +134,7 @@ def test_every_command_is_on_its_page():
 @pytest.mark.parametrize("tag", sorted({*TAGS, "G1"}))
 def test_every_equation_is_typeset_under_its_tag(tag):
     text = (DOCS / "equations.md").read_text(encoding="utf-8")
-    assert re.search(rf"\(eq-{tag}\)=\n(?:(?!\n\n).)*\\tag\{{{tag}\}}", text, re.DOTALL)
+    assert re.search(rf'<a id="eq-{tag}"></a>\n\n\$\$(?:(?!\n\n).)*\\tag\{{{tag}\}}\$\$', text, re.DOTALL)
 
 
 def markdown(path: Path) -> str:
@@ -173,12 +178,93 @@ def test_links_lead_somewhere(path):
 
 
 def test_the_test_for_links_can_fail():
-    text = "# A b's\n\n[1](#a-bs) [2](#c) [3](README.md) [4](nowhere.md) [5](README.md#the-equations) [6](README.md#x)"
+    text = "# A b's\n\n[1](#a-bs) [2](#c) [3](README.md) [4](nowhere.md) [5](README.md#two-commands) [6](README.md#x)"
     assert broken(ROOT / "x.md", text) == ["#c", "nowhere.md", "README.md#x"]
 
 
-def test_the_front_page_runs():
-    (program,) = re.findall(r"```python\n(.*?)```", (DOCS / "index.md").read_text(encoding="utf-8"), re.S)
-    told: dict[str, object] = {}
-    exec(program, told)
-    assert len(told["deltas"]) == 3  # type: ignore[arg-type]
+def lost_files(path: Path) -> list[str]:
+    """Files and folders of ours that a page names in code and that are not there."""
+    tokens = MarkdownIt("commonmark").enable("table").parse(markdown(path))
+    code = [child.content for token in tokens for child in token.children or [] if child.type == "code_inline"]
+    named = [text for text in code if re.fullmatch(r"(manual_backprop|reference|benchmarks|docs|tests)/[\w/.]*", text)]
+    return [text for text in named if not (ROOT / text).exists()]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=named)
+def test_files_that_a_page_names_are_there(path):
+    assert lost_files(path) == []
+
+
+def test_the_test_for_files_can_fail(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("In `reference/model.py`, `reference/nowhere.py` and `1/N`.", encoding="utf-8")
+    assert lost_files(page) == ["reference/nowhere.py"]
+
+
+PROGRAMS = [p for p in (ROOT / "README.md", *sorted(DOCS.glob("*.md"))) if "```python" in markdown(p)]
+NUMBER = r"-?\d+(?:\.\d+)?(?:e[-+]?\d+)?"
+
+
+def program(text: str) -> str:
+    """The Python of a page, every line at its own place, so that a traceback shows it."""
+    lines, inside = [], False
+    for line in text.splitlines():
+        inside = line != "```" and (inside or line == "```python")
+        lines.append(line if inside and line != "```python" else "")
+    return "\n".join(lines)
+
+
+def promised(text: str) -> list[str]:
+    """The lines that a page says its program prints: behind a `print`, and in a block after the word "prints"."""
+    blocks = re.findall(r"\bprints\n\n```\n(.*?)```", text, re.DOTALL)
+    behind = re.findall(r"^ *print\(.*\)  # (.*)$", program(text), re.MULTILINE)
+    return [*behind, *(line.strip() for block in blocks for line in block.splitlines())]
+
+
+def says(printed: str, line: str) -> bool:
+    """Whether that line is printed, where `...` stands for anything and numbers may differ by 2 %."""
+    parts = re.split(rf"({NUMBER}|\.\.\.)", line)
+    numbers = [float(part) for part in parts[1::2] if part != "..."]
+    kinds = [".*" if part == "..." else f"({NUMBER})" for part in parts[1::2]] + [""]
+    pattern = "".join(re.escape(text) + kind for text, kind in zip(parts[::2], kinds, strict=True))
+    found = (map(float, match.groups()) for match in re.finditer(pattern, printed))
+    return any(all(math.isclose(a, b, rel_tol=0.02) for a, b in zip(each, numbers, strict=True)) for each in found)
+
+
+def test_the_pages_programs_run_and_print_what_the_pages_say():
+    """Each page by itself, all in one process, with JAX as it is without the tests' settings."""
+    sources = {named(path): program(markdown(path)) for path in PROGRAMS}
+    sources["README.md"] += "\nassert all(layer.b.any() for layer in params), 'b = 0 hides a penalised bias'"
+    done = in_its_own_process(
+        f"for page, source in {sources!r}.items():\n"
+        "    print('page:', page, flush=True)\n"
+        "    exec(compile(source, page, 'exec'), {})\n"
+    )
+    assert done.returncode == 0, done.stderr
+    pages = re.split(r"^page: (.*)\n", done.stdout, flags=re.MULTILINE)[1:]
+    printed = dict(zip(pages[::2], pages[1::2], strict=True))
+    told = {named(path): promised(markdown(path)) for path in PROGRAMS}
+    assert {*printed} == {*told} and sum(map(len, told.values())) >= 14
+    missing = [(name, line) for name, lines in told.items() for line in lines if not says(printed[name], line)]
+    assert not missing, f"{missing} not in {printed}"
+
+
+@pytest.mark.parametrize(
+    ("printed", "line", "found"),
+    [
+        ("epoch 5: J = 0.2111\n", "epoch 5: J = 0.211", True),
+        ("epoch 5: J = 0.25\n", "epoch 5: J = 0.211", False),
+        ("PROVEN: 51 comparisons in float64", "PROVEN: 49 comparisons", False),
+        ("DIFFERS: 49 comparisons in float64, W[2, 1]", "DIFFERS: ... comparisons ... W[2, 1]", True),
+        ("PROVEN: 49 comparisons", "DIFFERS: 49 comparisons", False),
+        ("", "PROVEN: ...", False),
+    ],
+)
+def test_the_test_for_what_is_printed_can_fail(printed, line, found):
+    assert says(printed, line) is found
+
+
+def test_a_pages_program_and_promises_are_read():
+    text = "# A\n\n```python\nprint(1)  # 1\n```\n\nIt prints\n\n```\n  one\n```\n\n```sh\nls\n```\n"
+    assert program(text).strip() == "print(1)  # 1" and program(text).count("\n") == text.count("\n") - 1
+    assert promised(text) == ["1", "one"]

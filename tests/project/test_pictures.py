@@ -1,4 +1,4 @@
-"""The README's pictures: all there on both papers, the graphs as the library draws them now."""
+"""The pictures of the README and the pages: all there on both papers, the graphs as the library draws them now."""
 
 import importlib.util
 import re
@@ -31,13 +31,14 @@ def test_stored_graphs_are_what_is_drawn_now(name, theme):
         assert re.search(r'viewBox="[\d. ]+"', now)[0] == re.search(r'viewBox="[\d. ]+"', stored(name, theme))[0]
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_a_readme_or_the_graphs_page_shows_every_picture_on_both_papers(name):
-    shown = re.findall(r'(?:src|srcset)="docs/pictures/([\w.]+)"', (ROOT / name).read_text(encoding="utf-8"))
+@pytest.mark.parametrize("pages", [["README.md", "docs/*.md"], ["README.zh-CN.md", "docs/zh-CN/*.md"]])
+def test_the_pages_of_a_language_show_every_picture_on_both_papers(pages):
+    texts = [path.read_text(encoding="utf-8") for pattern in pages for path in ROOT.glob(pattern)]
+    shown = re.findall(r'(?:src|srcset)="(?:docs/|\.\./)?pictures/([\w.]+)"', "".join(texts))
     page = (ROOT / "docs/api/graph.md").read_text(encoding="utf-8")
     shown += re.findall(r'="\.\./pictures/((?:composite|gate)_[\w.]+)"', page)
-    there = [path.name for path in pictures.FOLDER.iterdir()]
-    assert sorted(shown) == sorted(there) == sorted(f"{p}.{theme}.svg" for p in pictures.PICTURES for theme in THEMES)
+    there = {path.name for path in pictures.FOLDER.iterdir()}
+    assert {*shown} == there == {f"{p}.{theme}.svg" for p in pictures.PICTURES for theme in THEMES}
 
 
 @pytest.mark.slow
