@@ -4,8 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from reference.reports import fragment
+
 Verdict = Literal["pass", "fail", "inconclusive"]
 MARKS: Mapping[Verdict, str] = {"pass": "ok", "fail": "DIFFERS", "inconclusive": "too noisy"}
+HEADER = ("quantity", "equation", "kind", "shape", "of tolerance", "would see", "where", "by hand", "witness", "")
+WOULD_SEE = "would see: the smallest relative fault that would have been seen"
+SHOWN = 8  # rows in a notebook
 
 
 class GradientMismatch(AssertionError):  # noqa: N818
@@ -86,6 +91,21 @@ class Row:
         if not (self.leading and self.where):
             return ", ".join(map(str, self.where)), ""
         return ", ".join(map(str, self.where[1:])), f"{self.leading} {self.where[0]}"
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as one line of a table; `HEADER` names the columns."""
+        return (
+            self.path,
+            f"{self.equation} layer {self.layer}" if self.layer else self.equation,
+            self.witness if self.kind == "witness" else self.kind,
+            "x".join(map(str, self.shape)) or "scalar",
+            f"{self.used:.2g}",
+            f"{self.power:.1g}",
+            " ".join(part.replace(", ", ",") for part in self.entry() if part),
+            f"{self.manual:.6g}",
+            f"{self.reference:.6g}",
+            MARKS[self.verdict],
+        )
 
     def explain(self) -> str:
         """The failure in words."""
@@ -190,26 +210,27 @@ class Report:
             f" ({worst.name()})"
         )
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.summary()}>"
+
     def __str__(self) -> str:
-        header = ("quantity", "equation", "kind", "shape", "of tolerance", "power", "where", "by hand", "witness", "")
-        lines = [
-            (
-                row.path,
-                f"{row.equation} layer {row.layer}" if row.layer else row.equation,
-                row.witness if row.kind == "witness" else row.kind,
-                "x".join(map(str, row.shape)) or "scalar",
-                f"{row.used:.2g}",
-                f"{row.power:.1g}",
-                " ".join(part.replace(", ", ",") for part in row.entry() if part),
-                f"{row.manual:.6g}",
-                f"{row.reference:.6g}",
-                MARKS[row.verdict],
-            )
-            for row in self.rows
-        ]
+        rows = plain_table(HEADER, [row.cells() for row in self.rows])
+        return "\n".join([self._title(), "", rows, "", WOULD_SEE, *self.notes, self.summary()])
+
+    def _repr_html_(self) -> str:
+        """The summary, and below it the rows that are not proven, or the worst of those that are, for a notebook."""
+        unproven = [row for row in self.rows if not row.passed]
+        rows = (unproven or sorted(self.rows, key=lambda row: -row.used))[:SHOWN]
+        caption = f"{len(rows)} of {len(self.rows)} comparisons, those with the largest share of their tolerance"
+        if unproven:
+            caption = f"{len(rows)} of {len(unproven)} comparisons that are not proven, in the order of computation"
+        table = fragment.table(caption, HEADER, [row.cells() for row in rows], [row.verdict for row in rows])
+        below = [fragment.paragraph(line) for line in (self._title(), WOULD_SEE if rows else "", *self.notes)]
+        return fragment.framed(self.verdict, self.summary(), table, *below)
+
+    def _title(self) -> str:
         batch = f", N = {self.n_examples}, lam = {self.lam:g}" if self.n_examples else ""
-        title = f"{self.subject}{batch}, {self.dtype}"
-        return "\n".join([title, "", plain_table(header, lines), "", *self.notes, self.summary()])
+        return f"{self.subject}{batch}, {self.dtype}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -12,10 +12,11 @@ from pathlib import Path
 import jax
 
 from reference.catalogue import networks, published
-from reference.catalogue.mutating import catalogue_mutation, subjects
+from reference.catalogue.mutating import Subject, catalogue_mutation, subjects
 from reference.catalogue.proving import Task, prove, tasks
 from reference.checks.step import check
 from reference.cli.files import BadInput, require_writable
+from reference.cli.flags import refuse
 from reference.cli.targets import current_folder_first, module, told
 from reference.cli.terminal import print_table, progress
 from reference.report import Report
@@ -26,25 +27,26 @@ from reference.xla import quick
 SHOWN_FAILURES = 10
 FORMATS = ("json", "junit", "markdown", "html")
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
+OF_A_TARGET = ("args", "gradient", "raw", "argnums", "dtype", "witnesses")
+OF_THE_CATALOGUE = ("imports", "only", "quick", "mutate", "list")
 
 
 def run(arguments: Namespace) -> int:
     """Run the command; return 0 if all is proven, 1 if something differs, 3 if undecided, 130 if interrupted.
 
     Raises:
-        BadInput: a report that cannot be written, a pattern that matches nothing, a target that cannot be checked, a
-            module that cannot be imported or that adds nothing to the catalogue.
+        BadInput: flags that do not go together, a report that cannot be written, a pattern that matches nothing, a
+            target that cannot be checked, a module that cannot be imported or that adds nothing to the catalogue.
     """
+    _require_consistent(arguments)
     files = {name: getattr(arguments, name) for name in FORMATS}
     for path in files.values():
         if path is not None:
             require_writable(Path(path))
-    if arguments.imports and arguments.target:
-        raise BadInput("--import adds to the catalogue, and with a TARGET that is not checked: leave one of them out")
     for name in arguments.imports:
         _add(name)
     if arguments.list:
-        print("\n".join(task.name for task in _tasks(arguments)))
+        print("\n".join(_broken(arguments) if arguments.mutate else [task.name for task in _tasks(arguments)]))
         return 0
     started = time.perf_counter()
     if arguments.target:
@@ -71,6 +73,15 @@ def run(arguments: Namespace) -> int:
         print("\n".join(github_annotations(whole)))
         write_step_summary(whole)
     return 130 if whole.partial else EXIT[whole.verdict]
+
+
+def _require_consistent(arguments: Namespace) -> None:
+    if arguments.target:
+        refuse(arguments, OF_THE_CATALOGUE, "cannot go with a TARGET, which is checked in the place of the catalogue")
+    else:
+        refuse(arguments, OF_A_TARGET, "cannot go without a TARGET, module:name of a function of yours: give it first")
+    if arguments.list:
+        refuse(arguments, FORMATS, "cannot go with --list, which names the networks and has no results to write")
 
 
 class _Found:
@@ -108,15 +119,30 @@ def _imported_before(name: str) -> bool:
 
 
 def _matching(arguments: Namespace) -> tuple[list[networks.Case], list[published.Example]]:
-    pattern = arguments.only
-    if pattern == "":
-        raise BadInput("--only takes a part of a network's name, got nothing; leave it out to check every network")
+    pattern = _pattern(arguments)
     cases = [c for c in networks.cases(arguments.seed, arguments.quick) if _matches(c.name, pattern)]
     with jax.enable_x64(True):
         examples = [e for e in published.examples() if _matches(e.name, pattern)]
     if not cases and not examples:
         raise BadInput(f"no network is called like {pattern!r}; `manual-backprop check --list` names them")
     return cases, examples
+
+
+def _pattern(arguments: Namespace) -> str | None:
+    if arguments.only == "":
+        raise BadInput("--only takes a part of a network's name, got nothing; leave it out to check every network")
+    return arguments.only
+
+
+def _broken(arguments: Namespace) -> dict[str, Subject]:
+    """The networks to mutate, by name."""
+    pattern = _pattern(arguments)
+    with jax.enable_x64(True):
+        every = subjects(arguments.seed)
+    chosen = {name: subject for name, subject in every.items() if _matches(name, pattern)}
+    if not chosen:
+        raise BadInput(f"no network to mutate is called like {pattern!r}; there are {', '.join(every)}")
+    return chosen
 
 
 def _tasks(arguments: Namespace) -> list[Task]:
@@ -154,10 +180,9 @@ def _catalogue(arguments: Namespace) -> _Found:
 def _mutated(arguments: Namespace) -> _Found:
     """Break our own gradients at every equation of their programs, and see whether the check detects it."""
     found = _Found()
-    with jax.enable_x64(True):
-        broken = subjects(arguments.seed)
+    broken = _broken(arguments)
     with progress("networks mutated", len(broken)) as advance:
-        scores = catalogue_mutation(arguments.quick, arguments.seed, advance, quick())
+        scores = catalogue_mutation(arguments.quick, arguments.seed, advance, quick(), tuple(broken))
     for name, score in scores.items():
         it = broken[name]
         lam, weights = it.given.get("lam"), it.given.get("weights")
@@ -208,7 +233,7 @@ def _print(results: Sequence[NetworkResult], figures: dict[str, list[published.F
             rows.append(
                 (f"published: {result.name}", "1", f"{own[1]} + {len(printed)} printed", f"{used:.2g}", "", where)
             )
-    header = ("what", "networks", "checks", "of tolerance", "power", "where")
+    header = ("what", "networks", "checks", "of tolerance", "would see", "where")
     print_table("Hand-written gradients against jax.grad", header, rows)
     print()
     anew = sum(any(note.startswith("drawn anew") for note in result.report.notes) for result in results)

@@ -5,9 +5,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from reference.report import plain_table
+from reference.reports import fragment
 
+SURVIVED = "SURVIVED: wrong, and the check passes"
+REFUTED = "NOT EQUIVALENT: accepted as right, but the check fails"
 UNCHANGED = "unchanged: right on these arguments; others (lambda or b not 0, N > 1, both sides of a kink) may tell"
-SHOWN = 5  # survivors in a summary
+HEADER = ("source", "equation", "broken", "line or claim")
+SHOWN = 5  # survivors in a summary, and in a notebook
 MutantVerdict = Literal["killed", "survived", "error", "unchanged", "equivalent"]
 
 
@@ -39,6 +43,10 @@ class Mutant:
 
     def __str__(self) -> str:
         return f"{self.source}: {self.primitive}: {self.what}: {self.code}"
+
+    def cells(self) -> tuple[str, ...]:
+        """The mutant as one line of a table; `HEADER` names the columns."""
+        return self.source, self.primitive, self.what, self.argument or self.code
 
 
 @dataclass(frozen=True)
@@ -116,17 +124,30 @@ class MutationScore:
         more = len(self.survivors) - len(lines)
         return "\n".join([self.headline(), *lines, *([f"  and {more} more in .survivors"] if more else [])])
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.headline()}>"
+
     def __str__(self) -> str:
         parts = []
         if self.survivors:
-            parts.append(_table("SURVIVED: wrong, and the check passes", self.survivors))
+            parts.append(_table(SURVIVED, self.survivors))
         if self.refuted:
-            parts.append(_table("NOT EQUIVALENT: accepted as right, but the check fails", self.refuted))
+            parts.append(_table(REFUTED, self.refuted))
         if self.having("equivalent"):
             parts.append(_grouped("equivalent: not wrong", self.having("equivalent")))
         if self.having("unchanged"):
             parts.append(_grouped(UNCHANGED, self.having("unchanged")))
         return "\n\n".join([*parts, "\n".join([*self.notes, self.headline()])])
+
+    def _repr_html_(self) -> str:
+        """The score, and below it the first survivors and the claims that are refuted, for a notebook."""
+        parts = []
+        for title, mutants in ((SURVIVED, self.survivors), (REFUTED, self.refuted)):
+            lines = [mutant.cells() for mutant in mutants[:SHOWN]]
+            parts.append(fragment.table(f"{title}: {len(lines)} of {len(mutants)}", HEADER, lines))
+        open_ = self.survivors or self.partial or not self.judged
+        verdict = "fail" if self.refuted else "inconclusive" if open_ else "pass"
+        return fragment.framed(verdict, self.headline(), *parts, *map(fragment.paragraph, self.notes))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -145,8 +166,7 @@ class MutationScore:
 
 
 def _table(title: str, mutants: tuple[Mutant, ...]) -> str:
-    lines = [(m.source, m.primitive, m.what, m.argument or m.code) for m in mutants]
-    return f"{title}\n{plain_table(('source', 'equation', 'broken', 'line or claim'), lines)}"
+    return f"{title}\n{plain_table(HEADER, [mutant.cells() for mutant in mutants])}"
 
 
 def _grouped(title: str, mutants: tuple[Mutant, ...]) -> str:

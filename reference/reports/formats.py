@@ -159,9 +159,9 @@ def _survivors(run: Run) -> list[str]:
 def _published(run: Run) -> list[str]:
     if not run.published:
         return []
-    lead = f"### Published figures: {len(run.published) - len(run.off_figures)} of {len(run.published)} reproduced"
+    lead = "### Published figures"
     missed = [f"- {_plain(figure_in_words(figure))}" for figure in run.off_figures[:LISTED]]
-    return [lead, "\n".join(missed)] if missed else [lead]
+    return [lead, _plain(f"{run.agreement()}."), *(["\n".join(missed)] if missed else [])]
 
 
 def _worst(network: NetworkResult) -> str:

@@ -9,12 +9,12 @@ from importlib.resources import files
 
 from reference.cli.files import BadInput
 from reference.mutation.report import Mutant, MutationScore
-from reference.report import MARKS, Verdict
+from reference.report import MARKS, WOULD_SEE, Verdict
 from reference.reports import heat_maps, plots
+from reference.reports.fragment import SYMBOLS
 from reference.reports.run import WORDS, NetworkResult, Pictures, Run
 from reference.reports.words import figure_in_words, visible
 
-SYMBOLS: dict[Verdict, str] = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
 _LEADS: dict[Verdict, str] = {"pass": "ALL PROVEN", "fail": "NOT PROVEN", "inconclusive": "INCONCLUSIVE"}
 # Opens the section that a link points into, and all sections for printing; newer browsers do both without it.
 _SCRIPT = """
@@ -85,6 +85,7 @@ def as_html(run: Run) -> str:
         mutated=any(network.mutation is not None for network in run.networks),
         rest=run.headline().partition(": ")[2],
         sections=[_section(f"n{i}", network) for i, network in enumerate(run.by_verdict, 1)],
+        would_see=WOULD_SEE.partition(": ")[2],
         missed=[figure_in_words(figure) for figure in run.off_figures],
         symbols=SYMBOLS,
         words=WORDS,

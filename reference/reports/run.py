@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from decimal import Decimal
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -131,7 +132,7 @@ class Published:
         figure: the name of the number.
         printed: the number as printed.
         ours: the number by hand.
-        passed: whether ours rounds to the printed digits.
+        passed: whether ours is within the tolerance of the printed digits.
     """
 
     name: str
@@ -139,6 +140,13 @@ class Published:
     printed: str
     ours: float
     passed: bool
+
+    @property
+    def exact(self) -> bool:
+        """Whether ours, rounded to as many places, is the printed number to its last digit."""
+        printed = Decimal(self.printed)
+        places = max(0, -int(printed.as_tuple().exponent))
+        return Decimal(f"{self.ours:.{places}f}") == printed
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,13 +202,22 @@ class Run:
 
     @property
     def off_figures(self) -> tuple[Published, ...]:
-        """The published figures to which ours do not round."""
+        """The published figures that ours miss."""
         return tuple(figure for figure in self.published if not figure.passed)
 
     @property
     def comparisons(self) -> int:
         """How many rows and figures there are."""
         return sum(len(network.report.rows) for network in self.networks) + len(self.published)
+
+    def agreement(self) -> str:
+        """How many of the published figures agree, and how many of these to their last digit, in words."""
+        passed = len(self.published) - len(self.off_figures)
+        exact = sum(figure.passed and figure.exact for figure in self.published)
+        return (
+            f"{passed} of {counted(len(self.published), 'number')} that others printed agree within the tolerance of"
+            f" their printed digits, {exact} of them to the last digit"
+        )
 
     def headline(self) -> str:
         """The verdict in one sentence."""

@@ -1,19 +1,8 @@
 """Texts that all formats share: rows and figures in a sentence, and text without unprintable characters."""
 
-import re
-
 from reference.report import Row
+from reference.reports.fragment import visible as visible
 from reference.reports.run import Published
-
-# Characters that XML 1.0 does not allow, and those that are invisible in a page or a terminal; tab and newline stay.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
-)
-
-
-def visible(text: str) -> str:
-    r"""The text with unprintable characters written out, such as a bell as \x07, which would be an error in XML."""
-    return _UNPRINTABLE.sub(lambda match: match.group().encode("unicode_escape").decode(), text)
 
 
 def row_in_words(row: Row) -> str:

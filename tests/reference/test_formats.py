@@ -18,6 +18,7 @@ from reference.cli.files import BadInput
 from reference.mutation.report import Mutant, MutationScore
 from reference.report import Report, Row
 from reference.reports import formats
+from reference.reports.html import as_html
 from reference.reports.run import NetworkResult, Pictures, Published, Run
 from reference.reports.words import visible
 
@@ -246,6 +247,35 @@ def test_markdown_says_the_verdict_first_then_why_and_how_to_run_it_again() -> N
     assert "dW was printed as 0.5, ours is 0.69999999999999996" in text
     assert "1 later failure in this network; the first is where to look" in text
     assert formats.as_markdown(PASSING).startswith("## ✅ ALL PROVEN")
+
+
+def test_published_figures_are_counted_as_they_are() -> None:
+    """To their last digit, within their tolerance alone, and missed, in each form that says how many."""
+    printed = [("0.298371109", 0.2983711087600027, True), ("0.13849856162855", 0.13849856162856, True)]
+    printed += [("-0.09", -0.0896, True), ("1.2e-05", 1.249e-5, True), ("0.5", 0.7, False)]
+    figures = tuple(Published("mazur", str(i), *figure) for i, figure in enumerate(printed))
+    assert [figure.exact for figure in figures] == [True, False, True, True, False]
+    run = replace(PASSING, published=figures)
+    said = (
+        "4 of 5 numbers that others printed agree within the tolerance of their printed digits, 3 of them to the last"
+    )
+    assert run.agreement() == f"{said} digit"
+    for text in (formats.as_markdown(run), as_html(run)):
+        assert said in text
+        assert "reproduced" not in text
+    assert as_html(run).count("✓ within its tolerance") == 1
+    for not_a_number in (math.nan, math.inf):
+        assert not Published("mazur", "W", "0.5", not_a_number, False).exact
+
+
+def test_the_smallest_fault_that_would_be_seen_is_called_so_everywhere() -> None:
+    report = sample().networks[0].report
+    meaning = "he smallest relative fault that would have been seen"
+    for text in (str(report), report._repr_html_(), as_html(sample())):
+        assert "would see" in text
+        assert text.count(meaning) == 1
+        assert not re.search(r"\bpower\b", text)
+    assert json.loads(formats.as_json(sample()))["networks"][0]["report"]["rows"][0]["power"] == 1e-14
 
 
 def test_a_fence_is_longer_than_any_in_the_text() -> None:
