@@ -193,10 +193,11 @@ assert all(place[a.tail] < place[a.head] or a.tail in given for a in graph.arrow
 # ## The way back 反向的图
 #
 # The same squares, with gradients in them and the arrows turned round. On every arrow stands a *local derivative*;
-# the gradient at its head is the one at its tail times that. At every $z$ sits the error term $\delta^{(l)}$. The
-# next notebook walks this graph with numbers.
+# the gradient at its head is the one at its tail times that. At every $z$ sits the error term $\delta^{(l)}$, one for
+# each example; on the way up to the gradient of a parameter the mean over the examples is taken. The next notebook
+# walks this graph with numbers.
 #
-# 同样的方块，里面换成梯度，箭头反过来。每条箭头上写着**局部导数**：箭头起点的梯度乘上它，就得到终点的梯度；每个 $z$ 处的梯度就是误差项 $\delta^{(l)}$。下一篇会带着具体数字走一遍这张图。
+# 同样的方块，里面换成梯度，箭头反过来。每条箭头上写着**局部导数**：箭头起点的梯度乘上它，就得到终点的梯度；每个 $z$ 处的梯度就是误差项 $\delta^{(l)}$，每个样本各有一个；向上到参数的梯度时，对样本取平均。下一篇会带着具体数字走一遍这张图。
 
 # %%
 mb.backward_graph(objective)

@@ -261,7 +261,7 @@ with tempfile.TemporaryDirectory() as folder:
     command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "--no-header", "--color=no", "-pno:cacheprovider"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 shown = re.sub(r" in [0-9.]+s.*", "", done.stdout.replace(str(folder), "."))
-print("\n".join(line.strip("= ")[:130] for line in shown.splitlines() if line.strip()))
+print("\n".join(line.strip("= ") for line in shown.splitlines() if line.strip()))
 assert "1 failed, 1 passed" in shown
 
 # %% [markdown]

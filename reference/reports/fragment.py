@@ -1,4 +1,4 @@
-"""A result as a piece of HTML for a notebook: one element, no script or style sheet, legible on light and dark paper."""
+"""A result as a piece of HTML for a notebook: one element, no script or style sheet, for light and dark paper."""
 
 import re
 from collections.abc import Mapping, Sequence

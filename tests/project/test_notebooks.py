@@ -1,5 +1,6 @@
 """The notebooks: each pair is one text, what is stored is fit to be read, and every one runs from its first cell."""
 
+import ast
 import copy
 import subprocess
 import sys
@@ -67,6 +68,30 @@ def test_the_script_says_nothing_of_the_tools_that_read_it(script: Path) -> None
     head = script.read_text(encoding="utf-8").partition("# %%")[0]
     assert head.startswith("# ---\n# jupyter:\n#   kernelspec:\n#     display_name: Python 3\n")
     assert "version" not in head
+
+
+CUT = ("join", "strip", "summary", "headline")
+
+
+def cut_texts(code: str) -> list[str]:
+    """The expressions that cut a text at a fixed width, in mid-word where it is longer."""
+    slices = [node for node in ast.walk(ast.parse(code)) if isinstance(getattr(node, "slice", None), ast.Slice)]
+    return [ast.unparse(node) for node in slices if node.slice.upper and getattr(_called(node), "attr", "") in CUT]
+
+
+def _called(node: Any) -> Any:
+    return getattr(node.value, "func", None)
+
+
+@each
+def test_no_printed_text_is_cut_in_mid_word(script: Path) -> None:
+    assert cut_texts(script.read_text(encoding="utf-8")) == []
+
+
+def test_the_test_for_cut_texts_can_fail() -> None:
+    assert cut_texts("print(f\"{name:24s}{', '.join(names)[:27]:30s}\")\nnames[:2]\nf(x)[0]") == [
+        "', '.join(names)[:27]"
+    ]
 
 
 SMALL = """# %% [markdown]
