@@ -56,7 +56,7 @@ def test_the_command_draws_an_objective_of_yours(capsys, tmp_path, monkeypatch):
     [
         ([], "give --sizes"),
         (["--sizes", "4"], "at least inputs and outputs"),
-        (["--sizes", "4,3", "--activation", "swoosh"], "no activation is called"),
+        (["--sizes", "4,3,3", "--activation", "swoosh"], "no activation is called"),
         (["--sizes", "4,3", "--out", "graph.jpg"], "write one of .svg"),
         (["--sizes", "4,3", "--out", "nowhere/graph.svg"], "does not exist"),
         (["a:b", "--sizes", "4,3"], "--sizes describe an MLP"),
