@@ -78,6 +78,7 @@ html_extra_path = ["_root"]  # index.html, which leads to docs/index.html
 html_copy_source = False
 html_show_sphinx = False
 templates_path: list[str] = []
+highlight_language = "none"  # a block without a language is what a program prints
 pygments_style = "friendly"
 pygments_dark_style = "github-dark"
 copybutton_exclude = ".linenos, .gp, .go"
@@ -92,7 +93,7 @@ def copy_mathjax(app: Sphinx, error: Exception | None) -> None:
 
 
 def copy_pictures(app: Sphinx, error: Exception | None) -> None:
-    """The README's <picture> elements are plain HTML to Sphinx, so it does not see to their files."""
+    """The <picture> elements of the pages are plain HTML to Sphinx, so it does not see to their files."""
     if error is None:
         copy_asset(HERE / "pictures", Path(app.outdir) / "docs" / "pictures", force=True)
 

@@ -1,5 +1,6 @@
-"""The README's pictures, each on light and on dark paper: `python docs/pictures.py` writes docs/pictures/*.svg.
+"""The pictures of the README and the pages, each on light and on dark paper.
 
+`python docs/pictures.py` writes docs/pictures/*.svg.
 Needs matplotlib (extra `cli`). The graphs are the same bytes wherever matplotlib is of the same
 version; in the others the last bits of rounding show, which differ from one processor to the next.
 """
