@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from markdown_it import MarkdownIt
 
+from reference.cli.check import _print as print_networks
 from reference.cli.files import BadInput
 from reference.mutation.report import Mutant, MutationScore
 from reference.report import Report, Row
@@ -250,7 +251,6 @@ def test_markdown_says_the_verdict_first_then_why_and_how_to_run_it_again() -> N
 
 
 def test_published_figures_are_counted_as_they_are() -> None:
-    """To their last digit, within their tolerance alone, and missed, in each form that says how many."""
     printed = [("0.298371109", 0.2983711087600027, True), ("0.13849856162855", 0.13849856162856, True)]
     printed += [("-0.09", -0.0896, True), ("1.2e-05", 1.249e-5, True), ("0.5", 0.7, False)]
     figures = tuple(Published("mazur", str(i), *figure) for i, figure in enumerate(printed))
@@ -268,12 +268,13 @@ def test_published_figures_are_counted_as_they_are() -> None:
         assert not Published("mazur", "W", "0.5", not_a_number, False).exact
 
 
-def test_the_smallest_fault_that_would_be_seen_is_called_so_everywhere() -> None:
+def test_the_smallest_fault_that_would_be_seen_is_called_so_everywhere(capsys: pytest.CaptureFixture[str]) -> None:
     report = sample().networks[0].report
-    meaning = "he smallest relative fault that would have been seen"
+    print_networks(PASSING.networks, {})
+    assert " of tolerance  would see  where" in capsys.readouterr().out
     for text in (str(report), report._repr_html_(), as_html(sample())):
         assert "would see" in text
-        assert text.count(meaning) == 1
+        assert text.count("he smallest relative fault that would have been seen") == 1
         assert not re.search(r"\bpower\b", text)
     assert json.loads(formats.as_json(sample()))["networks"][0]["report"]["rows"][0]["power"] == 1e-14
 
