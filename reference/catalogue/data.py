@@ -47,7 +47,8 @@ def raw(name: str) -> Dataset:
         from sklearn import datasets
     except ImportError as error:
         raise BadInput(
-            'the data ships with scikit-learn, which is not installed: pip install "manual-backprop[cli]"'
+            "the data ships with scikit-learn, which is not installed; in the clone of the repository, run"
+            ' python -m pip install -e ".[cli]"'
         ) from error
     x, y = getattr(datasets, f"load_{name}")(return_X_y=True)
     x = np.asarray(x, np.float64)

@@ -5,7 +5,7 @@ each formula of `manual_backprop` is broken at least once. A user's own family o
 is registered (`reference.catalogue.networks`).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,6 +70,7 @@ def catalogue_mutation(
     seed: int,
     advance: Callable[[str], None] | None = None,
     compiler_options: dict[str, Any] | None = None,
+    names: Collection[str] | None = None,
 ) -> dict[str, MutationScore]:
     """Break `manual_backprop.backprop` everywhere, and compare every number of the step with `jax.grad`'s.
 
@@ -81,6 +82,7 @@ def catalogue_mutation(
         seed: draws parameters, data, the sample, and the elements that are zeroed.
         advance: called after each network with its score in words.
         compiler_options: for XLA, as `jax.jit` takes them.
+        names: of the networks to break; None breaks all of them.
 
     Returns:
         The score of each network by its name. After an interrupt from the keyboard, the scores so far, the last one
@@ -89,6 +91,8 @@ def catalogue_mutation(
     scores: dict[str, MutationScore] = {}
     with jax.enable_x64(True):
         for name, subject in subjects(seed).items():
+            if names is not None and name not in names:
+                continue
             args = (subject.params, subject.x, subject.y, subject.given)
             scores[name] = mutation_score(
                 step_by_hand(subject.objective),

@@ -38,17 +38,24 @@ def _natural(text: str) -> int:
     return value
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
 def _rate(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text!r}")
     return value
 
 
 def _coefficient(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number, 0 or above, got {text}")
+        raise argparse.ArgumentTypeError(f"must be a number, 0 or above, got {text!r}")
     return value
 
 
@@ -61,11 +68,24 @@ def _argnums(text: str) -> int | tuple[int, ...]:
     return numbers if len(numbers) > 1 else numbers[0]
 
 
+class _Versions(argparse.Action):
+    """Prints our version and JAX's, without importing JAX."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"manual-backprop {version('manual-backprop')}, jax {version('jax')}")
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="manual-backprop",
         description="Backpropagation written by hand, and the proof by jax.grad that it is right.",
         epilog="exit status: 0 all proven, 1 something differs, 2 bad usage or input, 3 too noisy to tell",
+    )
+    parser.add_argument(
+        "--version", action=_Versions, nargs=0, dest=argparse.SUPPRESS, help="print our version and JAX's"
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -74,18 +94,24 @@ def _parser() -> argparse.ArgumentParser:
         help="prove every hand-written gradient right, on real data, or check a function of yours",
         description="Without TARGET: every equation of a catalogue of networks by itself, and z, a, loss, penalty, J,"
         " every delta, dW and db, dL/dx and ds/dlam end to end against jax.grad; and three published examples with"
-        " their printed digits. With TARGET: a jax.custom_vjp or jax.custom_jvp of yours, or with --gradient any"
-        " function and its gradient.",
+        " their printed digits. With TARGET: a jax.custom_vjp or jax.custom_jvp of yours, an Objective of yours, or"
+        " with --gradient any function and its gradient.",
     )
-    check.add_argument("target", nargs="?", metavar="TARGET", help="module:name of your function")
-    check.add_argument("--args", metavar="M:NAME", help="its arguments: a tuple, or a function that returns one")
+    check.add_argument("target", nargs="?", metavar="TARGET", help="module:name of your function or Objective")
+    check.add_argument(
+        "--args",
+        metavar="M:NAME",
+        help="its arguments: a tuple, or a function that returns one; of an Objective (params, x, y)",
+    )
     check.add_argument("--gradient", metavar="M:NAME", help="the gradient of TARGET that you wrote by hand")
     check.add_argument(
         "--raw", metavar="M:NAME", help="the plain function, where JAX cannot differentiate TARGET's own"
     )
     check.add_argument("--argnums", type=_argnums, metavar="I,I", help="which arguments to differentiate by")
     check.add_argument("--dtype", choices=("float64", "float32", "bfloat16", "float16"), help="to test TARGET in")
-    check.add_argument("--witnesses", action="store_true", help="differentiate TARGET in every other way too")
+    check.add_argument(
+        "--witnesses", action="store_true", help="with --gradient: differentiate TARGET in every other way too"
+    )
     check.add_argument(
         "--import",
         dest="imports",
@@ -113,9 +139,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--data", metavar="FILE.npz", help="arrays x (examples, features) and y (labels or values)")
     train.add_argument(
-        "--hidden", type=_widths, default=(128, 64), metavar="M,M", help="hidden widths (default 128,64)"
+        "--task",
+        choices=("classes", "values"),
+        help="what y is; needed where y holds whole numbers as floats, which may be either",
     )
-    train.add_argument("--activation", default="relu", help="of the hidden layers (default relu)")
+    train.add_argument("--hidden", type=_widths, metavar="M,M", help="hidden widths (default 128,64)")
+    train.add_argument("--activation", help="of the hidden layers (default relu)")
     train.add_argument("--optimizer", choices=("adam", "sgd", "momentum"), default="adam")
     train.add_argument("--learning-rate", type=_rate, default=3e-3, metavar="R", help="default 0.003")
     train.add_argument("--epochs", type=_natural, default=40, help="default 40")
@@ -141,8 +170,8 @@ def _parser() -> argparse.ArgumentParser:
     graph.add_argument("--backward", action="store_true", help="the gradients instead of the values")
     graph.add_argument("--open", type=_natural, metavar="N", help="levels of composites to open (default all)")
     graph.add_argument("--values", action="store_true", help="show shapes and norms, on a batch of 32 random examples")
-    graph.add_argument("--seed", type=_natural, default=0, help="draws parameters and batch of --values (default 0)")
-    graph.add_argument("--theme", choices=("light", "dark"), default="light", help="paper (default light)")
+    graph.add_argument("--seed", type=_natural, help="draws parameters and batch of --values (default 0)")
+    graph.add_argument("--theme", choices=("light", "dark"), help="paper of .svg and .png (default light)")
     graph.add_argument("--out", metavar="FILE", help=".svg, .png, .mmd (Mermaid) or .dot; without: Mermaid, printed")
     return parser
 

@@ -11,11 +11,13 @@ import jax
 import manual_backprop as mb
 from manual_backprop.graph import Graph, backward_graph, forward_graph
 from reference.cli.files import BadInput, require_writable, write_atomically
+from reference.cli.flags import refuse
 from reference.cli.targets import current_folder_first, named, told
 
 EXAMPLES = 32  # in the batch that --values shows
 MLP = {"activation": "tanh", "output_activation": "identity", "loss": "softmax_cross_entropy", "lam": 1e-4}
 FORMS = ".svg .png .mmd .dot"
+PICTURES = (".svg", ".png")
 
 
 def run(arguments: Namespace) -> int:
@@ -30,6 +32,10 @@ def run(arguments: Namespace) -> int:
             ending = f"ends in {out.suffix}" if out.suffix else "has no ending"
             raise BadInput(f"--out {out} {ending}; write one of {FORMS.replace(' ', ', ')}")
         require_writable(out)
+    if out is None or out.suffix not in PICTURES:
+        refuse(arguments, ["theme"], f"cannot go without a picture: write one, --out with {' or '.join(PICTURES)}")
+    if not arguments.values:
+        refuse(arguments, ["seed"], "cannot go without --values, whose batch it draws: add them, or leave it out")
     objective = _objective(arguments)
     graph = _graph(objective, arguments)
     if out is None:
@@ -37,7 +43,7 @@ def run(arguments: Namespace) -> int:
             sys.stdout.reconfigure(encoding="utf-8")
         print(graph.mermaid(), end="")
         return 0
-    content = _content(graph, out.suffix, arguments.theme)
+    content = _content(graph, out.suffix, arguments.theme or "light")
     write_atomically(out, lambda file: file.write(content))
     print(f"wrote {out}: {len(graph.vertices)} vertices, {len(graph.arrows)} arrows")
     return 0
@@ -47,9 +53,7 @@ def _objective(arguments: Namespace) -> mb.Objective:
     """The user's own objective, or an MLP of these sizes."""
     if arguments.target is not None:
         for_mlp = ("sizes", "activation", "output_activation", "loss", "lam")
-        asked = [f"--{name.replace('_', '-')}" for name in for_mlp if getattr(arguments, name) is not None]
-        if asked:
-            raise BadInput(f"{', '.join(asked)} describe an MLP of ours; an objective of yours has its own, not both")
+        refuse(arguments, for_mlp, "describe an MLP of ours; an objective of yours has its own, not both")
         with current_folder_first():
             found = named(arguments.target)
         if not isinstance(found, mb.Objective):
@@ -57,6 +61,8 @@ def _objective(arguments: Namespace) -> mb.Objective:
         return found
     if arguments.sizes is None:
         raise BadInput("give --sizes, such as --sizes 64,128,10, or module:name of an objective of yours")
+    if len(arguments.sizes) == 2:
+        refuse(arguments, ["activation"], "cannot go with two --sizes, between which there is no hidden layer")
     given = {name: value for name, value in vars(arguments).items() if value is not None}
     vars(arguments).update({**MLP, **given})
     try:
@@ -76,7 +82,7 @@ def _graph(objective: mb.Objective, arguments: Namespace) -> Graph:
         raise BadInput("--values draws a batch for an MLP of --sizes; for an objective of yours use Python")
     if arguments.loss == "binary_cross_entropy" and arguments.output_activation != "sigmoid":
         raise BadInput("binary_cross_entropy takes probabilities; to show values add --output-activation sigmoid")
-    of_params, of_x, of_y = jax.random.split(jax.random.key(arguments.seed), 3)
+    of_params, of_x, of_y = jax.random.split(jax.random.key(arguments.seed or 0), 3)
     x = jax.random.normal(of_x, (EXAMPLES, arguments.sizes[0]))
     return draw(objective, objective.net.init(of_params), x, _targets(of_y, arguments), opened=opened)
 

@@ -17,10 +17,12 @@ import manual_backprop as mb
 from reference import autodiff
 from reference.catalogue import data
 from reference.cli.files import BadInput, require_writable, write_atomically
+from reference.cli.flags import refuse
 from reference.cli.terminal import Advance, print_table, progress
 
 FORMAT = "manual-backprop/network/1"
 HELD_OUT = 0.2
+HIDDEN, ACTIVATION = (128, 64), "relu"
 # Relative to the first epoch's loss. The two runs round differently at every step, and training magnifies that. In
 # float32 the curves of the default run stay within 1e-6 of each other; with a gradient that is wrong by a part in a
 # thousand they differ by far more than this.
@@ -60,8 +62,13 @@ def run(arguments: Namespace) -> int:
     save = None if arguments.save is None else Path(arguments.save)
     if save is not None:
         require_writable(save)
-    dataset = _examples(arguments.data)
+        if arguments.data is not None and save.resolve() == Path(arguments.data).resolve():
+            raise BadInput(f"--save would write the network over the data in {save}: name another file")
+    dataset = _examples(arguments.data, arguments.task)
     loaded = None if arguments.load is None else load_network(Path(arguments.load))
+    if loaded:
+        held = f"{arguments.load} holds {loaded.net}"
+        refuse(arguments, ["hidden", "activation"], f"cannot go with --load, which brings its own network: {held}")
     split = _split(dataset, arguments.seed, loaded)
     net, params = (loaded.net, loaded.params) if loaded else _fresh(arguments, split)
     loss = mb.softmax_cross_entropy if split.classes else mb.squared_error
@@ -135,9 +142,11 @@ def _print(
     return agree
 
 
-def _examples(path: str | None) -> data.Dataset:
+def _examples(path: str | None, task: str | None) -> data.Dataset:
     """The digits, or the arrays x and y of a file."""
     if path is None:
+        if task is not None:
+            raise BadInput("--task says what y of --data is; without --data, the digits are classes: leave it out")
         return data.raw("digits")
     arrays = _read(Path(path))
     if not {"x", "y"} <= set(arrays):
@@ -145,11 +154,8 @@ def _examples(path: str | None) -> data.Dataset:
     x, y = arrays["x"], arrays["y"]
     if x.ndim != 2 or not np.issubdtype(x.dtype, np.number) or np.issubdtype(x.dtype, np.complexfloating):
         raise BadInput(f"x in {path} is {x.dtype}{list(x.shape)}; it must be real numbers (examples, features)")
-    if np.issubdtype(y.dtype, np.floating) and y.ndim == 1:
-        y = y[:, None]
-    if not (y.ndim == 1 and np.issubdtype(y.dtype, np.integer)) and not (
-        y.ndim == 2 and np.issubdtype(y.dtype, np.floating)
-    ):
+    whole, real = np.issubdtype(y.dtype, np.integer), np.issubdtype(y.dtype, np.floating)
+    if not (y.ndim == 1 and (whole or real)) and not (y.ndim == 2 and (real or (whole and task == "values"))):
         raise BadInput(
             f"y in {path} is {y.dtype}{list(y.shape)}; it must be integer labels (examples,) or floats"
             " (examples,) or (examples, outputs)"
@@ -161,10 +167,29 @@ def _examples(path: str | None) -> data.Dataset:
     for name, values in (("x", x), ("y", y)):
         if not np.isfinite(values).all():
             raise BadInput(f"{name} in {path} has {np.count_nonzero(~np.isfinite(values))} entries of nan or inf")
-    if np.issubdtype(y.dtype, np.integer) and y.min() < 0:
-        raise BadInput(f"labels in {path} must be 0 or above, got {y.min()}")
-    classes = int(y.max()) + 1 if np.issubdtype(y.dtype, np.integer) else 0
+    y, classes = _targets(path, y, task)
     return data.Dataset(Path(path).name, x.astype(np.float64), y, classes)
+
+
+def _targets(path: str, y: np.ndarray, task: str | None) -> tuple[np.ndarray, int]:
+    """Labels (examples,) and their number of classes, or values (examples, outputs) and 0."""
+    kind, whole = f"y in {path} is {y.dtype}{list(y.shape)}", bool((y == np.floor(y)).all())
+    if task is None and whole and y.ndim == 1 and np.issubdtype(y.dtype, np.floating):
+        raise BadInput(f"{kind} of whole numbers, which may be classes or values: say --task classes or --task values")
+    if task == "values" or (task is None and np.issubdtype(y.dtype, np.floating)):
+        return y.reshape(len(y), -1).astype(np.float64), 0
+    if y.ndim != 1 or not whole:
+        raise BadInput(
+            f"{kind}; labels must be whole numbers, one for each example: leave out --task classes for values"
+        )
+    if y.min() < 0:
+        raise BadInput(f"labels in {path} must be 0 or above, got {y.min():g}")
+    if y.max() >= len(y):
+        raise BadInput(
+            f"labels in {path} go up to {y.max():g}, more classes than its {len(y)} examples: number them from 0, or"
+            " say --task values"
+        )
+    return y.astype(np.int64), int(y.max()) + 1
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -197,9 +222,11 @@ def _split(dataset: data.Dataset, seed: int, loaded: "Network | None") -> Split:
 
 
 def _fresh(arguments: Namespace, split: Split) -> tuple[mb.Serial, Any]:
-    sizes = (split.x.shape[1], *arguments.hidden, split.outputs)
+    hidden = HIDDEN if arguments.hidden is None else arguments.hidden
+    if not hidden:
+        refuse(arguments, ["activation"], "cannot go with --hidden '', a network without hidden layers")
     try:
-        net = mb.mlp(sizes, activation=arguments.activation)
+        net = mb.mlp((split.x.shape[1], *hidden, split.outputs), activation=arguments.activation or ACTIVATION)
     except ValueError as error:
         raise BadInput(str(error)) from error
     return net, net.init(jax.random.key(arguments.seed), jnp.float32)
@@ -264,5 +291,5 @@ def load_network(path: Path) -> Network:
 
 def _require_fit(loaded: Network, split: Split) -> None:
     outputs = loaded.net.out_shape(split.x.shape[1:])[0]
-    if outputs < split.outputs:
+    if outputs < split.outputs or (outputs > split.outputs and not split.classes):
         raise BadInput(f"the network has {outputs} outputs but the data needs {split.outputs}")

@@ -19,11 +19,11 @@ def run(
     seed: int = 0,
     witnesses: str | Sequence[str] = (),
 ) -> Report:
-    """Check one of the user's functions, imported with the current folder first on the path.
+    """Check one of the user's functions or objectives, imported with the current folder first on the path.
 
     Args:
-        target: `module:name` of a jax.custom_vjp or a jax.custom_jvp; with `gradient`, of any function. The name may
-            have dots.
+        target: `module:name` of a jax.custom_vjp, a jax.custom_jvp or a `manual_backprop.Objective`; with `gradient`,
+            of any function. The name may have dots.
         args: `module:name` of a tuple, the arguments, or of a function without arguments that returns one.
         gradient: `module:name` of the gradient written by hand for `target`.
         raw: `module:name` of the plain function, if the one inside the rule cannot be differentiated.
@@ -34,19 +34,30 @@ def run(
 
     Raises:
         BadInput: a module or name that does not exist, a module that raises, arguments that are no tuple, a target
-            that cannot be checked, or a function that raises.
+            that cannot be checked, options that do not belong to it, or a function that raises.
     """
+    if gradient and raw:
+        raise BadInput("--raw is the plain function of a rule; with --gradient, TARGET itself is plain: leave one out")
+    if witnesses and not gradient:
+        raise BadInput(
+            "--witnesses differentiate a plain function, whose gradient --gradient names: add it, or leave them"
+        )
     with current_folder_first():
         function = _callable(target, "the target")
         given = _arguments(args)
         import jax
 
+        import manual_backprop as mb
         from reference.checks.faults import CallFailed
         from reference.checks.gradient import check_gradient
         from reference.checks.rule import check_jvp, check_vjp
 
         options: dict[str, Any] = {"dtype": dtype, "seed": seed}
         try:
+            if isinstance(function, mb.Objective) and not gradient:
+                if raw or argnums is not None:
+                    raise BadInput(f"{target} is an Objective, checked in all of its arguments: no --raw, no --argnums")
+                return _proven(function, args, given, **options)
             if gradient:
                 by_hand = _callable(gradient, "the gradient")
                 numbers = 0 if argnums is None else argnums
@@ -57,6 +68,15 @@ def run(
             return check(function, *given, **options)
         except (TypeError, ValueError, CallFailed) as error:
             raise BadInput(f"{target}: {error}") from error
+
+
+def _proven(objective: Any, args: str, given: tuple[Any, ...], dtype: str | None, seed: int) -> Report:
+    from reference.checks.step import check
+    from reference.xla import quick
+
+    if len(given) != 3:
+        raise BadInput(f"the arguments {args} of an Objective must be (params, x, y), got a tuple of {len(given)}")
+    return check(objective, *given, dtype=dtype or "float64", seed=seed, compiler_options=quick())
 
 
 def _require_rule(function: Any, target: str, raw: str) -> None:
@@ -83,7 +103,8 @@ def _holds(function: Any, kind: type) -> bool:
 def _callable(name: str, role: str) -> Any:
     found = named(name)
     if not callable(found):
-        raise BadInput(f"{role} {name} is not callable: it is {type(found).__name__}")
+        hint = "; of a network, check an objective: mb.Objective(net, loss)" if hasattr(found, "out_shape") else ""
+        raise BadInput(f"{role} {name} is not callable: it is {type(found).__name__}{hint}")
     return found
 
 

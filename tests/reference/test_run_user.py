@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,6 +33,14 @@ def loss(x, y): return jnp.sum(cube(x, y))
 def gradient(x, y): return x**3
 class plain:
     def cube(x, y): return x * x * x * y
+
+import manual_backprop as mb
+from reference.catalogue.networks import draw_params
+class Twice(mb.losses.SquaredError):
+    def derivative(self, o, y): return 2 * (o - y)
+net = mb.Dense(2, 1)
+objective = mb.Objective(net, Twice())
+step = (draw_params(net, 1.0, np.random.default_rng(0)), np.array([[1.0, 2.0], [0.5, -1.0]]), np.array([[3.0], [1.0]]))
 """
 
 
@@ -63,10 +72,30 @@ def test_a_pushforward_inside_jit_and_a_gradient(user: Path) -> None:
     assert run("usermodule:rules.right", "usermodule:example", raw="usermodule:plain.cube").passed
 
 
-def refusal(target: str, args: str) -> str:
+def test_an_objective_is_checked_equation_by_equation(user: Path) -> None:
+    report = run("usermodule:objective", "usermodule:step", dtype="float32")
+    assert (report.failures[0].equation, report.dtype) == ("(B1)", "float32")  # 2 (o - y) for o - y
+    assert all(row.passed for row in report.rows if row.path.startswith(("trace", "loss", "penalty")))
+
+
+def refusal(target: str, args: str, **options: Any) -> str:
     with pytest.raises(BadInput) as caught:
-        run(target, args)
+        run(target, args, **options)
     return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "options", "says"),
+    [
+        ("example", {}, "of an Objective must be (params, x, y), got a tuple of 2"),
+        ("step", {"argnums": 0}, "is an Objective, checked in all of its arguments: no --raw, no --argnums"),
+        ("step", {"raw": "usermodule:loss"}, "is an Objective"),
+        ("step", {"witnesses": "all"}, "--witnesses differentiate a plain function"),
+        ("step", {"gradient": "usermodule:gradient", "raw": "usermodule:loss"}, "TARGET itself is plain"),
+    ],
+)
+def test_what_does_not_go_with_an_objective(user: Path, args: str, options: dict[str, Any], says: str) -> None:
+    assert says in refusal("usermodule:objective", f"usermodule:{args}", **options)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +108,7 @@ def refusal(target: str, args: str) -> str:
         ("usermodule.sub:loss", "usermodule.sub"),
         ("usermodule:rules.wright", "usermodule.rules has no name 'wright'; did you mean right?"),
         ("usermodule:example", "the target usermodule:example is not callable: it is tuple"),
+        ("usermodule:net", "it is Dense; of a network, check an objective: mb.Objective(net, loss)"),
         ("usermodule:loss", "name the gradient that you wrote for it, --gradient usermodule:its_gradient"),
         ("broken:f", "importing broken raised ZeroDivisionError: division by zero at {folder}/broken.py:2"),
         ("needy:f", "importing needy raised ModuleNotFoundError: No module named 'not_installed"),
