@@ -49,7 +49,8 @@ def _rendered(graph: Diagram, theme: Theme, form: str, options: dict[str, Any]) 
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
-            "a picture needs matplotlib: pip install matplotlib; .mermaid() and .dot() do without"
+            "a picture needs matplotlib, which is not installed; in the clone of the repository, run"
+            ' python -m pip install -e ".[cli]"; .mermaid() and .dot() do without it'
         ) from error
     page = lay_out(graph)
     with matplotlib.rc_context():

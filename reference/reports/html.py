@@ -66,7 +66,8 @@ def as_html(run: Run) -> str:
         from markupsafe import Markup
     except ImportError as error:
         raise BadInput(
-            f"the HTML page needs {error.name}; install it with: pip install 'manual-backprop[cli]'"
+            f"the HTML page needs {error.name}, which is not installed; in the clone of the repository, run"
+            ' python -m pip install -e ".[cli]"'
         ) from error
 
     environment = jinja2.Environment(

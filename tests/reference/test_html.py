@@ -199,7 +199,7 @@ def test_a_hundred_networks_would_stay_below_six_megabytes() -> None:
 
 def test_a_missing_jinja2_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(BadInput, match="pip install"):
+    with pytest.raises(BadInput, match=r'python -m pip install -e "\.\[cli\]"'):
         as_html(PASSING)
 
 
