@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 # A check compiles a program and runs it once, so code that compiles fast beats fast code.
-_QUICK = {
+QUICK = {
     "xla_backend_optimization_level": 0,
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_parallel_codegen_split_count": 1,
@@ -15,7 +15,7 @@ _QUICK = {
 
 def quick() -> dict[str, Any] | None:
     """Options for quick compilation if this backend and this version of XLA know them, else None."""
-    return _QUICK if jax.default_backend() == "cpu" and _known(tuple(_QUICK.items())) else None
+    return QUICK if jax.default_backend() == "cpu" and _known(tuple(QUICK.items())) else None
 
 
 @cache

@@ -1,12 +1,19 @@
 """Strict everywhere: x64 on, no implicit promotion of dtypes or ranks, annotations enforced at run time."""
 
+import os
 from collections.abc import Iterator
 
 import jax
 import jaxtyping
 import pytest
 
+from reference.xla import QUICK
+
 pytest_plugins = "pytester"
+
+# The tests compile much and run little. Processes that they start inherit the variable; `helpers.OPTIMISED` undoes it.
+FLAGS = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
+os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *FLAGS])
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -10,36 +10,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import manual_backprop as mb
-import reference
 from manual_backprop import losses
-from reference.xla import quick
 
 N = 7
-FAST = quick()  # the tests compile much and run little
+OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}  # as users compile
 TOLERANCE = 1e-12  # relative to the largest entry of a leaf, float64
-
-
-def fast(function: Any, **given: Any) -> Any:
-    """`function` compiled, quickly."""
-    return jax.jit(function, compiler_options=FAST, **given)
-
-
-def quick_flags() -> str:
-    """XLA_FLAGS for another process to compile quickly too, besides those of this one."""
-    flags = [f"--{name}={str(value).lower()}" for name, value in (FAST or {}).items()]
-    return " ".join([*os.environ.get("XLA_FLAGS", "").split(), *flags])
 
 
 def in_its_own_process(code: str) -> subprocess.CompletedProcess:
     """Python on `code`, with x64 as JAX has it of itself."""
     environment = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_X64"}
-    environment["XLA_FLAGS"] = quick_flags()
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-
-
-def check(*args: Any, **given: Any) -> reference.Report:
-    """`reference.check`, compiled quickly."""
-    return reference.check(*args, compiler_options=FAST, **given)
 
 
 def generic(net: Any, seed: int = 0, dtype: Any = "float64", scale: float = 1.0) -> Any:

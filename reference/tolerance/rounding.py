@@ -4,8 +4,9 @@ The tolerance of an entry is SIGMAS times the spread of its Monte Carlo samples 
 A few samples give an uncertain spread for one entry, so a part of the whole leaf's spread is added.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -14,12 +15,14 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from reference.tolerance.formats import Format
+from reference.tolerance.identity import identity
 from reference.tolerance.monte_carlo import SAMPLES_AXIS, noises, perturbed
 
 Tree = Any
 SIGMAS = 6.0
 OF_THE_LEAF = 0.25
 SAMPLES = 16
+KEPT = 64  # compiled programs: whoever checks again with another precision or another fault waits once
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +88,14 @@ def meter(
     seed: int = 0,
     compiler_options: dict[str, Any] | None = None,
 ) -> Callable[..., Measured]:
-    """Compile `measure` once for arguments like these; return a function (dtype, *args) -> Measured."""
+    """Compile `measure` once for arguments like these; return a function (dtype, *args) -> Measured.
+
+    A program that was compiled before, for another precision or by another check, is not compiled again.
+    """
     require_samples(samples)
     with jax.enable_x64(True):
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*jax.tree.map(_in_float64, like))
-        run = jax.jit(_sampled(closed), compiler_options=compiler_options)
+        run = _compiled(_Program(identity(closed), closed), tuple(sorted((compiler_options or {}).items())))
     tree: Any = jax.tree.structure(shape)
 
     def measured(dtype: DTypeLike, *args: Any) -> Measured:
@@ -100,6 +106,19 @@ def meter(
         return Measured(tree.unflatten([value for value, _ in pairs]), tree.unflatten([tol for _, tol in pairs]))
 
     return measured
+
+
+@dataclass(frozen=True)
+class _Program:
+    """A jaxpr that is equal to every other jaxpr of the same program."""
+
+    identity: Hashable
+    closed: Any = field(compare=False)
+
+
+@lru_cache(maxsize=KEPT)
+def _compiled(program: _Program, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    return jax.jit(_sampled(program.closed), compiler_options=dict(options) or None)
 
 
 def _sampled(closed: Any) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.core import freeze
-from helpers import assert_close, batch, fast, generic, targets
+from helpers import assert_close, batch, generic, targets
 
 import manual_backprop as mb
 from manual_backprop import adapters, validate
@@ -115,7 +115,7 @@ def linear(d_in, d_out, **given):
 def compare(params, there, outputs, gradient):
     """Outputs and gradient of the other library against ours, brought `there`."""
     assert_close(mb.forward(NET, params, X)[0], outputs)
-    assert_close(there(fast(mb.value_and_grad(OBJECTIVE))(params, X, Y)[1]), gradient)
+    assert_close(there(jax.jit(mb.value_and_grad(OBJECTIVE))(params, X, Y)[1]), gradient)
 
 
 @pytest.mark.parametrize("wrap", [lambda v: v, lambda v: v["params"], freeze], ids=["variables", "params", "frozen"])
@@ -126,7 +126,7 @@ def test_linen(wrap):
         return Compact().apply(variables if "params" in variables else {"params": variables}, X)
 
     params = adapters.from_flax(variables, NET)
-    gradient = fast(jax.grad(lambda v: cross_entropy(apply(v))))(variables)
+    gradient = jax.jit(jax.grad(lambda v: cross_entropy(apply(v))))(variables)
     compare(params, lambda tree: adapters.to_flax(tree, variables), apply(variables), gradient)
     same_bits(adapters.to_flax(params, variables), variables)
     same_bits(adapters.from_flax(adapters.to_flax(params, variables), NET), params)
@@ -137,7 +137,7 @@ def test_nnx(kind):
     model = nnx_model({"list": Listed, "sequential": sequential, "attributes": Attributes}[kind])
     order = ("z", "m", "a") if kind == "attributes" else None
     graph, state = nnx.split(model)
-    gradient = fast(jax.grad(lambda state: cross_entropy(nnx.merge(graph, state)(X))))(state)
+    gradient = jax.jit(jax.grad(lambda state: cross_entropy(nnx.merge(graph, state)(X))))(state)
     for tree in (lambda state: state, nnx.to_pure_dict):
         like = tree(state)
         params = adapters.from_flax(like, NET, order=order)
@@ -249,7 +249,7 @@ def test_the_torch_gradient_is_that_of_its_own_forward():
         return x
 
     params = adapters.from_torch_state_dict(state, NET)
-    gradient = fast(jax.grad(lambda state: cross_entropy(outputs(state))))(state)
+    gradient = jax.jit(jax.grad(lambda state: cross_entropy(outputs(state))))(state)
     compare(params, lambda tree: adapters.to_torch_state_dict(tree, state), outputs(state), gradient)
 
 
@@ -453,11 +453,11 @@ def test_a_step_in_place_does_not_reach_what_was_imported(monkeypatch):
 def test_under_jit():
     variables, model = linen(), equinox_mlp()
 
-    @fast
+    @jax.jit
     def flax_gradient(variables):
         return adapters.to_flax(mb.value_and_grad(OBJECTIVE)(adapters.from_flax(variables, NET), X, Y)[1], variables)
 
-    theirs = fast(jax.grad(lambda v: cross_entropy(Compact().apply(v, X))))(variables)
+    theirs = jax.jit(jax.grad(lambda v: cross_entropy(Compact().apply(v, X))))(variables)
     assert_close(flax_gradient(variables), theirs)
 
     @eqx.filter_jit
@@ -468,7 +468,9 @@ def test_under_jit():
     with pytest.raises(ValueError, match="after layers/0 the model applies .*relu"):
         by_hand(equinox_mlp(activation=jax.nn.relu))
     state = state_dict()
-    same_bits(fast(lambda s: adapters.from_torch_state_dict(s, NET))(state), adapters.from_torch_state_dict(state, NET))
+    same_bits(
+        jax.jit(lambda s: adapters.from_torch_state_dict(s, NET))(state), adapters.from_torch_state_dict(state, NET)
+    )
     with pytest.raises(TypeError, match="do not exist under jit; call it on the result"):
         jax.jit(lambda params: adapters.to_torch_state_dict(params, state))(generic(NET))
 

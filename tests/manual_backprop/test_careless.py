@@ -20,8 +20,10 @@ NET = mb.mlp((6, 5, 5, 4))
 NETWORK = r"expected a network, .*, got Objective; the network of an objective is objective.net"
 OBJECTIVE = r"expected an Objective, got Serial; with a loss a network becomes one, mb.Objective\(net, loss\)"
 OBJECT = mb.Objective(NET, mb.squared_error, mb.Frobenius(0.1))
+ONE_LOGIT = mb.Objective(mb.Dense(6, 1), mb.softmax_cross_entropy)
 SGD = optax.sgd(0.1)
 KEY = jax.random.key(0)
+X = np.ones((7, 6))
 PAIR = (mb.Dense(2, 2), mb.Dense(2, 2))
 
 
@@ -52,6 +54,9 @@ def at():
         (lambda: mb.Serial(nodes=3), TypeError, "got int 3"),
         (lambda: mb.Serial([mb.Dense]), TypeError, "made of layers and composites, got the class Dense"),
         (lambda: mb.Residual(PAIR), TypeError, r"several in turn are one node, Serial\(\(first, second\)\)"),
+        (lambda: mb.Repeat(PAIR[0], 2, "no"), TypeError, "recompute must be True or False, got str 'no'"),
+        (lambda: mb.Activation(jnp.tanh, jnp.cos, "tanh"), TypeError, r"the order is Activation\(name, f, df\)"),
+        (lambda: mb.Activation("own", "tanh", jnp.cos), TypeError, "Activation f must be a function, got str 'tanh'"),
         (lambda: mb.Objective(at()[0], mb.squared_error), TypeError, "net must be a network, .*, got tuple"),
         (lambda: mb.Objective(mb.Dense, mb.squared_error), TypeError, "got the class Dense"),
         (lambda: mb.Objective(NET, "mse"), TypeError, r"got str 'mse'; .*\(there are squared_error, huber, .*\)"),
@@ -71,16 +76,23 @@ def at():
         (lambda: training.make_epoch(OBJECT, SGD, 4.0), TypeError, "batch_size must be an int, got float 4.0"),
         (lambda: OBJECT(*arguments(x=())), ValueError, "x is an empty tuple"),
         (lambda: OBJECT(*arguments(y=np.array(["a"] * 7))), TypeError, "y must hold numbers, got <U1"),
+        (lambda: ONE_LOGIT(*arguments(params=generic(ONE_LOGIT.net), y=jnp.zeros(7, int))), ValueError, "over one logit"),
         (lambda: OBJECT(*arguments(), lam="0.1"), TypeError, "lam must be a number, or a scalar array, got str '0.1'"),
         (lambda: OBJECT(*arguments(), lam=True), TypeError, "got bool True"),
         (lambda: OBJECT(*arguments(), weights="mean"), TypeError, "weights must be an array, got str 'mean'"),
+        (lambda: OBJECT(*arguments(x=np.ma.masked_less(X, 0))), TypeError, "x has a mask, which JAX would drop"),
+        (lambda: mb.clip_weights([1.0], 1.0), TypeError, "squared must be an array, got list"),
         (lambda: mb.factors(NET, *at()[:2]), TypeError, "the trace holds ArrayImpl; readings take"),
         (lambda: mb.backward(NET, at()[0], at()[3], [1.0]), TypeError, "d_output must be an array, got list"),
         (lambda: mb.backward(NET, at()[0], at()[3][:1], at()[2]), ValueError, "of another network than .*Dense"),
         (lambda: mb.backward(NET, at()[0], (at()[2], at()[3]), at()[2]), TypeError, "the trace as from forward"),
         (lambda: reference.check_layer(NET, *at()[:2]), TypeError, "got Serial; a network is proven by"),
-        (lambda: reference.check(OBJECT, *at()[:3], dtype="int32"), ValueError, "must be float64, .*, got 'int32'"),
+        (lambda: reference.check(OBJECT, *at()[:3], dtype="int32"), ValueError, "floating-point .*, got 'int32'"),
         (lambda: reference.check(OBJECT, *at()[:3], dtype="float8"), ValueError, "got 'float8'"),
+        (lambda: reference.check_gradient(jnp.sum, jnp.ones_like), ValueError, "give them, the point to check at"),
+        (lambda: reference.check_gradient(jnp.sum, jnp.ones_like, X, dtype="float8"), ValueError, "got 'float8'"),
+        (lambda: reference.check_gradient(jnp.sum, jnp.ones_like, X, witnesses=True), ValueError, "got True"),
+        (lambda: reference.check_gradient(jnp.vdot, jax.value_and_grad(jnp.vdot), X, X), ValueError, "say value=True"),
         (lambda: reference.check(OBJECT, *at()[:3], lam="x"), TypeError, "lam must be a number"),
         (lambda: reference.check(OBJECT, *at()[:3], weights=[1.0] * 7), TypeError, "must be an array, got list"),
     ],
@@ -247,3 +259,25 @@ def test_the_checks_of_a_loss_add_no_operation():
     o, y = jnp.ones((7, 4)), jnp.zeros((7, 4))
     for plain, checked in ((Own().value, Own().checked_value), (Own().derivative, Own().checked_derivative)):
         assert str(jax.make_jaxpr(checked)(o, y)) == str(jax.make_jaxpr(plain)(o, y))
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "says"),
+    [
+        ({"f": lambda z: jnp.sum(z, 1, keepdims=True)}, ValueError, r"f\(z\) is float64\[7, 1\] but z is .*\[7, 4\]"),
+        ({"f": lambda z: z.astype("float32")}, TypeError, r"f\(z\) is float32\[7, 4\] but z is float64"),
+        ({"f": lambda z: None}, TypeError, r"f\(z\) must be an array like z, got None"),
+        ({"df": lambda z, a: z[:, :1]}, ValueError, r"df\(z, a\) is float64\[7, 1\] .* it must be elementwise"),
+        ({"df": lambda z, a: 1.0}, TypeError, r"df\(z, a\) must be an array like z, got float 1.0"),
+        ({"df": lambda z: z}, TypeError, r"activation 'own' is called as df\(z, a\), got a function of others"),
+        ({"d2f": lambda z, a: z[:1]}, ValueError, r"d2f\(z, a\) is float64\[1, 4\] but z is"),
+    ],
+)
+def test_an_activation_of_ones_own_that_is_not_elementwise(row, error, says):
+    """A column, or a row, would be broadcast and give a wrong J or gradient."""
+    same = mb.activations.tanh
+    own = mb.Activation("own", row.get("f", same.f), row.get("df", same.df), d2f=row.get("d2f", same.d2f))
+    objective = mb.Objective(mb.Dense(6, 4, own), mb.squared_error)
+    params = generic(objective.net)
+    with pytest.raises(error, match=says):
+        jax.eval_shape(partial(mb.hessian_vector_product, objective), params, X, at()[2], params)

@@ -8,7 +8,7 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, fast, generic, targets
+from helpers import assert_close, generic, targets
 from test_readings import NET as NESTED
 
 import manual_backprop as mb
@@ -61,7 +61,7 @@ def test_products_equal_those_of_autodiff(name, case):
         given = {"lam": jnp.asarray(0.3), "weights": weights}
         return ours(objective, params, x, y, v, **given), theirs(objective, params, x, y, v, **given)
 
-    by_hand, by_autodiff = fast(both)(*args)
+    by_hand, by_autodiff = jax.jit(both)(*args)
     assert jax.tree.structure(by_hand) == jax.tree.structure(by_autodiff)
     assert_close(*(jax.flatten_util.ravel_pytree(tree)[0] for tree in (by_hand, by_autodiff)))
 
@@ -69,7 +69,7 @@ def test_products_equal_those_of_autodiff(name, case):
 def test_products_without_lam_or_weights_and_without_jit():
     objective, *args = problem(SMALL, mb.softmax_cross_entropy)
     for ours, theirs in PRODUCTS.values():
-        assert_close(ours(objective, *args), fast(partial(theirs, objective))(*args))
+        assert_close(ours(objective, *args), jax.jit(partial(theirs, objective))(*args))
 
 
 def matrix(product: Any, objective: Any, params: Any, x: Any, y: Any) -> np.ndarray:
@@ -79,14 +79,14 @@ def matrix(product: Any, objective: Any, params: Any, x: Any, y: Any) -> np.ndar
     def column(v: Any) -> Any:
         return jax.flatten_util.ravel_pytree(product(objective, params, x, y, unravel(v)))[0]
 
-    return np.asarray(fast(jax.vmap(column))(jnp.eye(flat.size)))
+    return np.asarray(jax.jit(jax.vmap(column))(jnp.eye(flat.size)))
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_gauss_newton_diagonal(loss):
     objective, params, x, y, _ = problem(SMALL, loss)
     G = matrix(autodiff.gauss_newton_vector_product, objective, params, x, y)
-    ours = fast(partial(mb.gauss_newton_diagonal, objective))(params, x, y)
+    ours = jax.jit(partial(mb.gauss_newton_diagonal, objective))(params, x, y)
     assert_close(jax.flatten_util.ravel_pytree(ours)[0], np.diag(G))
 
 
@@ -99,7 +99,7 @@ def test_fisher_diagonals_by_their_labels():
     step = mb.backprop(without, params, x, y)
     empirical = mb.fisher_diagonal(objective, params, x, y, labels="given")
     assert_close(empirical, mb.second_moment(without.net, step.trace, step.deltas))
-    many = fast(lambda key: mb.fisher_diagonal(objective, params, x, y, labels="sampled", key=key, samples=3000))
+    many = jax.jit(lambda key: mb.fisher_diagonal(objective, params, x, y, labels="sampled", key=key, samples=3000))
     sampled, again = (jax.flatten_util.ravel_pytree(many(jax.random.key(k)))[0] for k in (0, 1))
     off = np.linalg.norm(sampled - np.diag(G)) / np.linalg.norm(np.diag(G))
     assert off < 0.05 and not np.array_equal(sampled, again)
@@ -111,7 +111,7 @@ def test_fisher_deltas_make_up_the_fisher_matrix():
     objective, params, x, y, _ = problem(SMALL, mb.softmax_cross_entropy)
     without = mb.Objective(objective.net, objective.loss)
     G = matrix(autodiff.gauss_newton_vector_product, without, params, x, y)
-    trace, deltas = fast(partial(mb.fisher_deltas, objective))(params, x, y)
+    trace, deltas = jax.jit(partial(mb.fisher_deltas, objective))(params, x, y)
     rows = jax.vmap(lambda column: mb.per_example_gradients(objective.net, trace, column))(deltas)
     rows = np.concatenate([np.asarray(g).reshape(g.shape[0] * N, -1) for g in jax.tree.leaves(rows)], 1)
     assert_close(rows.T @ rows / N, G)
@@ -122,7 +122,7 @@ def test_kfac_direction_solves_the_damped_kronecker_system():
     step = mb.backprop(objective, params, x, y)
     trace, deltas = mb.fisher_deltas(objective, params, x, y)
     factors = mb.kronecker_factors(objective.net, trace, deltas, columns=True)
-    direction = fast(mb.kfac_direction)(factors, step.gradients, jnp.asarray(0.05))
+    direction = jax.jit(mb.kfac_direction)(factors, step.gradients, jnp.asarray(0.05))
     for factor, gradient, found in zip(factors, step.gradients, direction, strict=True):
         joint = np.concatenate([gradient.W, gradient.b[:, None]], 1)
         system = np.kron(factor.G, factor.A) + 0.05 * np.eye(joint.size)
@@ -134,7 +134,7 @@ def test_kfac_direction_under_repeat():
     net = mb.Serial((mb.Repeat(mb.Dense(3, 3, "tanh"), 2), mb.Dense(3, 2)))
     objective, params, x, y, _ = problem(net, mb.softmax_cross_entropy)
 
-    @fast
+    @jax.jit
     def everything(params: Any) -> Any:
         gradients = mb.value_and_grad(objective)(params, x, y)[1]
         trace, deltas = mb.fisher_deltas(objective, params, x, y)

@@ -9,7 +9,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import pytest
-from helpers import NETWORKS, assert_close, fast, problem
+from helpers import NETWORKS, assert_close, problem
 
 import manual_backprop as mb
 import reference
@@ -34,8 +34,8 @@ def test_every_float_gets_its_cotangent(loss):
     if loss is mb.softmax_cross_entropy:
         y = jax.nn.softmax(jnp.sin(jnp.arange(4.0 * len(y)).reshape(len(y), 4)))
     args = (params, x, y, lam, weights)
-    ours = fast(jax.grad(mb.as_custom_vjp(objective), argnums=(0, 1, 2, 3, 4)))(*args)
-    theirs = fast(jax.grad(by_grad(objective), argnums=(0, 1, 2, 3, 4)))(*args)
+    ours = jax.jit(jax.grad(mb.as_custom_vjp(objective), argnums=(0, 1, 2, 3, 4)))(*args)
+    theirs = jax.jit(jax.grad(by_grad(objective), argnums=(0, 1, 2, 3, 4)))(*args)
     assert_close(ours, theirs)
 
 
@@ -43,26 +43,26 @@ def test_every_float_gets_its_cotangent(loss):
 def test_jit_of_grad_and_the_gradient_by_hand(name):
     objective, params, x, y = problem(name)
     J = mb.as_custom_vjp(objective)
-    value, gradient = fast(jax.value_and_grad(J))(params, x, y)
-    expected = fast(mb.value_and_grad(objective))(params, x, y)
+    value, gradient = jax.jit(jax.value_and_grad(J))(params, x, y)
+    expected = jax.jit(mb.value_and_grad(objective))(params, x, y)
     assert_close((value, gradient), expected, 1e-14)
-    scaled = fast(jax.grad(lambda p: jnp.sin(3 * J(p, x, y))))(params)
+    scaled = jax.jit(jax.grad(lambda p: jnp.sin(3 * J(p, x, y))))(params)
     assert_close(scaled, jax.tree.map(lambda g: 3 * jnp.cos(3 * value) * g, gradient))
 
 
 def test_vmap_of_grad_gives_every_example():
     objective, params, x, y = problem("mlp", lam=None)
     J = mb.as_custom_vjp(objective)
-    each = fast(jax.vmap(jax.grad(lambda p, x, y: J(p, x[None], y[None])), (None, 0, 0)))(params, x, y)
-    assert_close(each, fast(lambda *args: autodiff.per_example_gradients(objective, *args))(params, x, y))
+    each = jax.jit(jax.vmap(jax.grad(lambda p, x, y: J(p, x[None], y[None])), (None, 0, 0)))(params, x, y)
+    assert_close(each, jax.jit(lambda *args: autodiff.per_example_gradients(objective, *args))(params, x, y))
 
 
 def test_hessian_is_forward_over_our_backward():
     objective, params, x, y = problem("mlp", mb.softmax_cross_entropy)
     flat, unravel = jax.flatten_util.ravel_pytree(params)
     J = mb.as_custom_vjp(objective)
-    ours = fast(jax.hessian(lambda p: J(unravel(p), x, y)))(flat)
-    theirs = fast(jax.hessian(lambda p: by_grad(objective)(unravel(p), x, y)))(flat)
+    ours = jax.jit(jax.hessian(lambda p: J(unravel(p), x, y)))(flat)
+    theirs = jax.jit(jax.hessian(lambda p: by_grad(objective)(unravel(p), x, y)))(flat)
     assert_close(ours, theirs)
 
 
@@ -85,7 +85,7 @@ def test_a_network_by_itself(name):
     def both(params: Any, x: Any) -> Any:
         return [jax.vjp(f, params, x)[1](cotangent) for f in (net, outputs)]
 
-    assert_close(*fast(both)(params, x))
+    assert_close(*jax.jit(both)(params, x))
 
 
 def test_it_passes_our_own_check_of_rules():
@@ -109,9 +109,9 @@ def test_cotangents_keep_the_dtype(dtype):
     objective, params, x, y = problem("mlp")
     params, x, y = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x, y))
     J = mb.as_custom_vjp(objective)
-    gradient = fast(jax.grad(J, argnums=(0, 1, 2, 3)))(params, x, y, jnp.float32(0.1))
+    gradient = jax.jit(jax.grad(J, argnums=(0, 1, 2, 3)))(params, x, y, jnp.float32(0.1))
     assert {leaf.dtype for leaf in jax.tree.leaves(gradient[:3])} == {jnp.dtype(dtype)}
-    expected = fast(mb.value_and_grad(objective))(params, x, y)[1]
+    expected = jax.jit(mb.value_and_grad(objective))(params, x, y)[1]
     assert_close(gradient[0], expected, float(jnp.finfo(dtype).eps))
 
 
@@ -119,9 +119,9 @@ def test_cotangents_keep_the_dtype(dtype):
 def test_under_another_rule_the_cotangents_are_the_rules(name):
     objective, params, x, y = problem(name)
     rule = mb.rules.FeedbackAlignment(objective.net.init(jax.random.key(5)))
-    ours = fast(jax.grad(mb.as_custom_vjp(objective, rule)))(params, x, y)
-    assert_close(ours, fast(lambda p, r: mb.value_and_grad(objective)(p, x, y, rule=r)[1])(params, rule))
-    outside = fast(jax.grad(lambda p, r: mb.as_custom_vjp(objective, r)(p, x, y)))(params, rule)
+    ours = jax.jit(jax.grad(mb.as_custom_vjp(objective, rule)))(params, x, y)
+    assert_close(ours, jax.jit(lambda p, r: mb.value_and_grad(objective)(p, x, y, rule=r)[1])(params, rule))
+    outside = jax.jit(jax.grad(lambda p, r: mb.as_custom_vjp(objective, r)(p, x, y)))(params, rule)
     assert_close(outside, ours)
 
 
@@ -168,7 +168,8 @@ sharded = jax.jit(jax.shard_map(gradient, mesh=mesh, **where))
 ours, alone = (f(params, x, y, jnp.asarray(0.2)) for f in (sharded, jax.grad(J, argnums=(0, 1, 3))))
 jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14), ours, alone)
 """
-    flags = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    two = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    flags = {**os.environ, "XLA_FLAGS": two, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=flags)
     assert done.returncode == 0, done.stderr
 
@@ -176,4 +177,4 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-1
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_value_is_the_objectives(name):
     objective, *args = problem(name)
-    assert_close(fast(mb.as_custom_vjp(objective))(*args), fast(objective)(*args), 1e-15)
+    assert_close(jax.jit(mb.as_custom_vjp(objective))(*args), jax.jit(objective)(*args), 1e-15)

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import NETWORKS, assert_close, batch, fast, generic, problem, sizes
+from helpers import NETWORKS, assert_close, batch, generic, problem, sizes
 
 import manual_backprop as mb
 from manual_backprop.textbook import forward_mode
@@ -19,12 +19,12 @@ def test_pushforward_equals_jax_jvp_of_the_reference(name):
     d_in = sizes(net)[0]
     params, dparams = generic(net), generic(net, seed=7)
     x, dx = batch(d_in), batch(d_in, seed=8)
-    ours = fast(partial(mb.pushforward, net))(params, x, dparams, dx)
+    ours = jax.jit(partial(mb.pushforward, net))(params, x, dparams, dx)
 
     def output(params, x):
         return model.outputs(net, params, x)
 
-    assert_close(ours, fast(partial(jax.jvp, output))((params, x), (dparams, dx)), 1e-13)
+    assert_close(ours, jax.jit(partial(jax.jvp, output))((params, x), (dparams, dx)), 1e-13)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -34,10 +34,10 @@ def test_pushforward_and_backward_are_transposes(name):
     d_in = sizes(net)[0]
     params, dparams = generic(net), generic(net, seed=7)
     x, dx = batch(d_in), batch(d_in, seed=8)
-    output, d_output = fast(partial(mb.pushforward, net))(params, x, dparams, dx)
+    output, d_output = jax.jit(partial(mb.pushforward, net))(params, x, dparams, dx)
     cotangent = batch(output.shape[1], seed=9)
 
-    @fast
+    @jax.jit
     def backward(params, x):
         trace = mb.forward(net, params, x)[1]
         d_x, deltas = mb.backward(net, params, trace, cotangent)
@@ -52,16 +52,16 @@ def test_pushforward_and_backward_are_transposes(name):
 @pytest.mark.parametrize("lam", [None, 0.1])
 def test_the_whole_gradient_by_forward_propagation_equals_the_sweep(name, lam):
     objective, params, x, y = problem(name, lam=lam)
-    by_forward = fast(partial(forward_mode.gradient_by_forward_propagation, objective))
-    assert_close(by_forward(params, x, y), fast(mb.value_and_grad(objective))(params, x, y)[1])
+    by_forward = jax.jit(partial(forward_mode.gradient_by_forward_propagation, objective))
+    assert_close(by_forward(params, x, y), jax.jit(mb.value_and_grad(objective))(params, x, y)[1])
 
 
 @pytest.mark.parametrize("name", ["mlp", "nested"])
 def test_a_directional_derivative_costs_one_pass_and_equals_jvp(name):
     objective, params, x, y = problem(name)
     direction = generic(objective.net, seed=11)
-    _, along = fast(lambda p, v: jax.jvp(lambda p: model.value(objective, p, x, y), (p,), (v,)))(params, direction)
-    ours = fast(partial(forward_mode.directional_derivative, objective))(params, x, y, direction)
+    _, along = jax.jit(lambda p, v: jax.jvp(lambda p: model.value(objective, p, x, y), (p,), (v,)))(params, direction)
+    ours = jax.jit(partial(forward_mode.directional_derivative, objective))(params, x, y, direction)
     assert_close(ours, along, 1e-12)
 
 

@@ -16,7 +16,7 @@ import reference
 from manual_backprop.layers.base import Parameters
 from reference import autodiff
 from reference.model import ACTIVATIONS
-from tests.helpers import assert_close, batch, fast, generic
+from tests.helpers import assert_close, batch, generic
 from tests.reference.test_layer_check import Convolution, X
 
 BLOCK = mb.Residual(mb.Serial((mb.Dense(4, 3, "tanh"), mb.Dense(3, 4, "sigmoid"))))
@@ -141,7 +141,7 @@ def assert_gradients(objective, params, x, y, drawn=None, n=0):
         return *computed(objective.net, *graphs, *given), by_autodiff
 
     with jax.numpy_rank_promotion("allow"):
-        forward_J, values, (J, gradients, deltas, d_x) = fast(both_ways)(params, x, y)
+        forward_J, values, (J, gradients, deltas, d_x) = jax.jit(both_ways)(params, x, y)
     assert_close(forward_J, J)
     for number, block in by_layer(objective.net, gradients).items():
         assert_close(values[f"dW_{number}"], block.W)
@@ -327,7 +327,7 @@ def test_a_closed_box_without_weights_has_no_penalty():
 def test_values_are_those_of_the_step():
     net = mb.Serial((mb.Dense(4, 5, "tanh"), mb.Residual(mb.Dense(5, 5)), mb.Dense(5, 3)))
     objective, params, x, y = problem(net, 6)
-    step = fast(lambda *a: mb.backprop(objective, *a))(params, x, y)
+    step = jax.jit(lambda *a: mb.backprop(objective, *a))(params, x, y)
     forward = mb.forward_graph(objective, params, x, y)
     backward = mb.backward_graph(objective, params, x, y)
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import NETWORKS, assert_close, batch, fast, generic, problem
+from helpers import NETWORKS, assert_close, batch, generic, problem
 
 import manual_backprop as mb
 from manual_backprop.textbook import jacobians
@@ -22,7 +22,7 @@ def denominator_layout(jacobian: jax.Array, rank_of_output: int) -> jax.Array:
 
 @cache
 def compiled(objective: mb.Objective) -> Any:
-    return fast(partial(mb.backprop, objective))
+    return jax.jit(partial(mb.backprop, objective))
 
 
 def rand(*shape: int, seed: int = 0) -> jax.Array:
@@ -36,7 +36,7 @@ def test_each_local_derivative_equals_jax_jacobian():
     assert_close(jacobians.dz_db(z), denominator_layout(jax.jacobian(lambda b: W @ a + b)(b), 1), 0)  # (C4)
     assert_close(jacobians.dz_da(W), denominator_layout(jax.jacobian(lambda a: W @ a + b)(a), 1), 0)  # (C6)
     for row in mb.activations.TABLE.values():
-        ours, by_z = fast(lambda z, row=row: (jacobians.da_dz(row, z, row.f(z)), jax.jacobian(row.f)(z)))(z)
+        ours, by_z = jax.jit(lambda z, row=row: (jacobians.da_dz(row, z, row.f(z)), jax.jacobian(row.f)(z)))(z)
         assert_close(ours, denominator_layout(by_z, 1), 1e-14)  # (C7)
     assert_close(jacobians.da_dz("tanh", z, jnp.tanh(z)), jnp.diag(1 - jnp.tanh(z) ** 2), 1e-14)
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, batch, check, fast, generic
+from helpers import assert_close, batch, generic
 
 import manual_backprop as mb
+import reference
 from manual_backprop import rules
 from manual_backprop.layers import Factor, Layer, Parameters
 from reference import autodiff, model
@@ -49,15 +50,15 @@ def problem(name: str, lam: float | None = 0.1) -> tuple[mb.Objective, Any, Any,
 def at(request: Any) -> Any:
     """(net, trace, deltas), every example's gradient by the reference, one row each, and the problem."""
     objective, params, x, y = problem(request.param, lam=None)
-    step = fast(partial(mb.backprop, objective))(params, x, y)
-    each = fast(partial(autodiff.per_example_gradients, objective))(params, x, y)
+    step = jax.jit(partial(mb.backprop, objective))(params, x, y)
+    each = jax.jit(partial(autodiff.per_example_gradients, objective))(params, x, y)
     rows = np.concatenate([np.asarray(leaf).reshape(N, -1) for leaf in jax.tree.leaves(each)], axis=1)
     return (objective.net, step.trace, step.deltas), each, rows, (objective, params, x, y)
 
 
 @pytest.mark.parametrize("name", list(NETS))
 def test_every_equation_and_number_is_proven(name):
-    check(*problem(name)).raise_if_failed()
+    reference.check(*problem(name)).raise_if_failed()
 
 
 def test_readings(at):
@@ -101,15 +102,15 @@ def test_second_order(at):
         (mb.hessian_vector_product, autodiff.hessian_vector_product),
         (mb.gauss_newton_vector_product, autodiff.gauss_newton_vector_product),
     ):
-        by_hand = fast(partial(ours, objective))(params, x, y, v, weights=weights)
-        assert_close(by_hand, fast(partial(theirs, objective))(params, x, y, v, weights=weights), 1e-11)
+        by_hand = jax.jit(partial(ours, objective))(params, x, y, v, weights=weights)
+        assert_close(by_hand, jax.jit(partial(theirs, objective))(params, x, y, v, weights=weights), 1e-11)
 
 
 def test_jax_grad_of_the_exported_objective_is_our_sweep(at):
     *_, (objective, params, x, y) = at
     J = mb.as_custom_vjp(objective)
-    by_jax = fast(jax.grad(J, argnums=(0, 1)))(params, x, y)
-    assert_close(by_jax, fast(autodiff.value_and_grad(objective, (0, 1)))(params, x, y)[1])
+    by_jax = jax.jit(jax.grad(J, argnums=(0, 1)))(params, x, y)
+    assert_close(by_jax, jax.jit(autodiff.value_and_grad(objective, (0, 1)))(params, x, y)[1])
 
 
 def test_a_gate_is_passed_by_its_true_transpose_under_any_rule():
@@ -282,7 +283,7 @@ def test_integers_have_no_error_term():
     params = generic(net)
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 8, (N, 3)))
     y = jnp.asarray(np.random.default_rng(1).normal(size=(N, 3, 2)))
-    report = check(objective, params, ids, y)
+    report = reference.check(objective, params, ids, y)
     report.raise_if_failed()
     assert any(row.equation == "(B4)" and row.layer == 1 for row in report.rows)
     step = mb.backprop(objective, params, ids, y)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import FAST, assert_close
+from helpers import assert_close
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,9 +37,7 @@ def problems(draw):
 
 def of_objective(function):
     """`function(objective, ...)`, compiled once for each objective and shape, not once for each example."""
-    return jax.jit(
-        lambda objective, *args, **kw: function(objective, *args, **kw), static_argnums=0, compiler_options=FAST
-    )
+    return jax.jit(lambda objective, *args, **kw: function(objective, *args, **kw), static_argnums=0)
 
 
 BY_HAND, BY_GRAD = of_objective(mb.backprop), of_objective(reference.backprop)

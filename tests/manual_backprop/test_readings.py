@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, fast, generic
+from helpers import assert_close, generic
 
 import manual_backprop as mb
 from manual_backprop.layers import Affine, Dense, Factor
@@ -67,9 +67,9 @@ def readings(net: Any, trace: Any, deltas: Any, weights: Any = WEIGHTS) -> dict[
 def case(request) -> tuple[Any, Any, np.ndarray, dict[str, Any]]:
     """(step by hand, vmap(grad)'s gradients, the same as rows, every reading)."""
     args = problem(SHAPES[request.param])
-    step = fast(partial(mb.backprop, OBJECTIVE))(*args)
-    theirs = fast(partial(autodiff.per_example_gradients, OBJECTIVE))(*args)
-    return step, theirs, flat(theirs), fast(partial(readings, NET))(step.trace, step.deltas)
+    step = jax.jit(partial(mb.backprop, OBJECTIVE))(*args)
+    theirs = jax.jit(partial(autodiff.per_example_gradients, OBJECTIVE))(*args)
+    return step, theirs, flat(theirs), jax.jit(partial(readings, NET))(step.trace, step.deltas)
 
 
 def test_per_example_gradients(case):
@@ -102,7 +102,7 @@ def test_tied_parameters_are_summed_over_uses_before_they_are_squared(case):
 def test_clipped_sum_is_that_of_optax(case):
     """With a bound below, among and above the norms; and one that is traced."""
     step, theirs, rows, found = case
-    clip = fast(partial(mb.clipped_gradients, NET))
+    clip = jax.jit(partial(mb.clipped_gradients, NET))
     for quantile, number in ((0.0, N - 1), (0.5, N // 2), (1.0, 0)):
         bound = np.quantile(np.linalg.norm(rows, axis=1), quantile)
         expected, clipped = optax.per_example_global_norm_clip(jax.tree.leaves(theirs), bound)
@@ -137,9 +137,9 @@ def test_gram_of_one_batch_and_between_two(case):
     step, _, rows, found = case
     assert_close(found["gram"], rows @ rows.T)
     params, x, y = problem((4, *step.output.shape[1:-1]), seed=5)
-    other = fast(partial(mb.backprop, OBJECTIVE))(params, x, y)
-    theirs = flat(fast(partial(autodiff.per_example_gradients, OBJECTIVE))(params, x, y))
-    between = fast(partial(mb.gram, NET))(step.trace, step.deltas, (other.trace, other.deltas))
+    other = jax.jit(partial(mb.backprop, OBJECTIVE))(params, x, y)
+    theirs = flat(jax.jit(partial(autodiff.per_example_gradients, OBJECTIVE))(params, x, y))
+    between = jax.jit(partial(mb.gram, NET))(step.trace, step.deltas, (other.trace, other.deltas))
     assert_close(between, rows @ theirs.T)
 
 
@@ -226,7 +226,7 @@ def test_a_family_without_a_fast_form_gets_every_reading(shape):
         steps = (mb.backprop(mb.Objective(n, mb.softmax_cross_entropy), params, x, y) for n in (NET, net))
         return tuple(readings(n, step.trace, step.deltas) for n, step in zip((NET, net), steps, strict=True))
 
-    known, general = fast(both)(*args)
+    known, general = jax.jit(both)(*args)
     for name in known:
         assert_close(general[name], known[name])
 
@@ -239,7 +239,7 @@ def test_kronecker_factors_refuse_a_family_that_is_no_outer_product():
 
 def test_readings_without_jit():
     at, _, _ = chain((N,))
-    eager, compiled = readings(*at), fast(partial(readings, CHAIN))(*at[1:])
+    eager, compiled = readings(*at), jax.jit(partial(readings, CHAIN))(*at[1:])
     for name in eager:
         assert_close(eager[name], compiled[name])
 
@@ -255,7 +255,7 @@ def test_readings_keep_the_dtype_and_sum_in_float32(dtype):
         weights = WEIGHTS.astype("float32")
         return readings(CHAIN, trace, deltas, weights)
 
-    found = fast(narrow)(params, x)
+    found = jax.jit(narrow)(params, x)
     for name, value in found.items():
         gradient = "gradient" in name or name == "clipped_weighted" or name == "weighted"
         expected = jnp.dtype(dtype) if gradient else jnp.dtype("float32")
@@ -283,8 +283,8 @@ def test_a_private_step_is_optaxs_without_its_vmap():
     ours = optax.chain(mb.training.private_noise(1.0, 0.0, key), optax.scale(1 / N))
     theirs = optax.contrib.differentially_private_aggregate(1.0, 0.0, key)
     with jax.numpy_dtype_promotion("standard"):
-        update, _ = fast(lambda *at: ours.update(mb.clipped_gradients(net, *at, 1.0), ours.init(params)))(*at)
-        expected, _ = fast(lambda *at: theirs.update(mb.per_example_gradients(net, *at), theirs.init(params)))(*at)
+        update, _ = jax.jit(lambda *at: ours.update(mb.clipped_gradients(net, *at, 1.0), ours.init(params)))(*at)
+        expected, _ = jax.jit(lambda *at: theirs.update(mb.per_example_gradients(net, *at), theirs.init(params)))(*at)
     assert_close(update, expected)
 
 
@@ -328,7 +328,7 @@ def test_bad_input_says_what_is_wrong():
 
 def test_a_traced_clip_that_is_negative_gives_nan():
     at = chain((N,))[0]
-    clipped = fast(lambda bound: mb.clipped_gradients(*at, bound))(jnp.asarray(-1.0))
+    clipped = jax.jit(lambda bound: mb.clipped_gradients(*at, bound))(jnp.asarray(-1.0))
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(clipped))
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, fast, generic
+from helpers import assert_close, generic
 
 import manual_backprop as mb
 from manual_backprop import rules
@@ -33,7 +33,7 @@ def problem(net: Any, positions: tuple[int, ...] = ()) -> tuple[Any, Any, jax.Ar
     return mb.Objective(net, mb.squared_error), generic(net, 0), x, y
 
 
-@partial(fast, static_argnums=0)
+@partial(jax.jit, static_argnums=0)
 def stepped(objective: mb.Objective, params: Any, x: Any, y: Any, rule: Any) -> mb.Step:
     """The step under a rule, compiled once for all tests of an objective and a kind of rule."""
     return mb.backprop(objective, params, x, y, rule=rule)
@@ -92,13 +92,13 @@ def test_rules_with_other_weights_equal_jax_grad_of_lying_layers(net):
         "frozen": (rules.SignSymmetry(B), signs(params, B)),
     }
 
-    @fast
+    @jax.jit
     def ours(params: Any, rule: Any) -> Any:
         step = mb.backprop(objective, params, x, y, rule=rule)
         lean = mb.value_and_grad(objective, (0, 1))(params, x, y, rule=rule)[1]
         return (step.gradients, step.d_x / N), lean
 
-    theirs = fast(jax.grad(partial(by_lying, net), argnums=(0, 2)))
+    theirs = jax.jit(jax.grad(partial(by_lying, net), argnums=(0, 2)))
     for rule, feedback in cases.values():
         full, lean = ours(params, rule)
         assert_close(full, theirs(params, feedback, x, y))
@@ -108,7 +108,7 @@ def test_rules_with_other_weights_equal_jax_grad_of_lying_layers(net):
 def test_feedback_that_is_the_parameters_is_backpropagation():
     objective, params, x, y = problem(NET)
 
-    @fast
+    @jax.jit
     def both(params: Any) -> Any:
         by_rule = mb.backprop(objective, params, x, y, rule=rules.FeedbackAlignment(params))
         return by_rule, mb.backprop(objective, params, x, y)
@@ -125,7 +125,7 @@ def test_direct_feedback_equals_jax_grad_layer_by_layer():
     output, entered = step.output, (x, step.trace[0].a, step.trace[1].a)
     error = output * (1 - output) * (output - y)  # delta of the output, not dl/do
 
-    @fast
+    @jax.jit
     def alone(params: Any) -> Any:
         return tuple(jax.grad(of_layer)(params[layer], layer) for layer in range(3))
 
@@ -169,11 +169,11 @@ def test_direct_feedback_where_the_last_layer_stands_elsewhere_too():
 def test_readings_under_another_rule():
     """Norms of feedback alignment's per-example gradients, and their clipped sum."""
     step = stepped(*problem(NET), rules.FeedbackAlignment(generic(NET, 7)))
-    each = fast(partial(mb.per_example_gradients, NET))(step.trace, step.deltas)
+    each = jax.jit(partial(mb.per_example_gradients, NET))(step.trace, step.deltas)
     rows = np.concatenate([np.asarray(g).reshape(N, -1) for g in jax.tree.leaves(each)], 1)
     norms = np.linalg.norm(rows, axis=1)
-    assert_close(fast(partial(mb.squared_norms, NET))(step.trace, step.deltas), norms**2)
-    clipped = fast(partial(mb.clipped_gradients, NET))(step.trace, step.deltas, jnp.asarray(np.median(norms)))
+    assert_close(jax.jit(partial(mb.squared_norms, NET))(step.trace, step.deltas), norms**2)
+    clipped = jax.jit(partial(mb.clipped_gradients, NET))(step.trace, step.deltas, jnp.asarray(np.median(norms)))
     expected = np.minimum(1, np.median(norms) / norms) @ rows
     assert_close(jax.flatten_util.ravel_pytree(clipped)[0], expected)
 
@@ -248,7 +248,7 @@ def test_straight_through_is_jaxs_own_idiom():
         return 0.5 * jnp.sum((a @ params[1].W.T + params[1].b[None] - y) ** 2) / N
 
     assert np.any(found.gradients[0].W)
-    assert_close(found.gradients, fast(jax.grad(J))(params))
+    assert_close(found.gradients, jax.jit(jax.grad(J))(params))
 
 
 def test_guided_backpropagation_lets_through_what_is_positive():

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from helpers import assert_close, batch, fast
+from helpers import assert_close, batch
 from test_activations import DTYPES, EXACT_SLOPE, ROWS, SELU_ALPHA, SELU_SCALE, _assert_right, _sigmoid, points
 
 import manual_backprop as mb
@@ -73,7 +73,7 @@ def test_the_exact_curvature_is_the_derivative_of_the_exact_slope(row):
 def test_d2f_equals_jax_nn_differentiated_twice_also_where_it_jumps(row):
     z = jnp.concatenate([jnp.linspace(-6, 6, 101), jnp.asarray([0.0])])
     twice = jax.vmap(jax.grad(jax.grad(model.ACTIVATIONS[row.name])))
-    ours, witness = fast(lambda z: (curvature(row, z), twice(z)))(z)
+    ours, witness = jax.jit(lambda z: (curvature(row, z), twice(z)))(z)
     # Absolute: jax.nn's own tails are less exact than ours, as the test above says.
     np.testing.assert_allclose(ours, witness, rtol=0, atol=1e-12)
     if row.name in JUMPS:
@@ -84,7 +84,7 @@ def test_d2f_equals_jax_nn_differentiated_twice_also_where_it_jumps(row):
 def test_the_points_where_slope_or_curvature_jumps_are_those_listed(row):
     h = 1e-7
     z = np.linspace(-4, 4, 81)
-    both = fast(lambda z: jnp.stack([row.df(z, row.f(z)), row.d2f(z, row.f(z))]))
+    both = jax.jit(lambda z: jnp.stack([row.df(z, row.f(z)), row.d2f(z, row.f(z))]))
     rise = np.abs(np.asarray(both(jnp.asarray(z + h)) - both(jnp.asarray(z - h)))).max(axis=0)
     jumps = {float(v) for v in np.round(z[rise > 1e-3], 9)}
     assert jumps == ({0.0} if row.name in JUMPS else set())
@@ -95,7 +95,7 @@ def test_d2f_is_finite_as_far_as_the_format_reaches(dtype):
     """Also where jax.grad of jax.nn twice gives nan, as for gelu_tanh from 1e103 on."""
     largest = float(jnp.finfo(dtype).max)
     z = jnp.asarray([-largest, -(largest**0.5), largest**0.5, largest], dtype)
-    for name, ours in fast(lambda z: {row.name: curvature(row, z) for row in ROWS})(z).items():
+    for name, ours in jax.jit(lambda z: {row.name: curvature(row, z) for row in ROWS})(z).items():
         assert bool((jnp.abs(ours) < 1e-4).all()), name
 
 
@@ -143,7 +143,7 @@ def hessians(loss: mb.Loss, o: jax.Array, y: jax.Array) -> jax.Array:
         return model.losses(loss, o[None], y[None])[0]
 
     size = o[0].size
-    return fast(lambda o, y: jax.vmap(jax.hessian(one))(o, y).reshape(len(o), size, size))(o, y)
+    return jax.jit(lambda o, y: jax.vmap(jax.hessian(one))(o, y).reshape(len(o), size, size))(o, y)
 
 
 def second_order(loss: mb.Loss, o: jax.Array, y: jax.Array, d_o: jax.Array) -> dict[str, jax.Array]:
@@ -159,14 +159,14 @@ def test_product_root_and_target_derivative_equal_those_by_jax(loss, kind, shape
     d_o = jnp.asarray(np.random.default_rng(5).normal(size=shape))
     exact = np.asarray(hessians(loss, o, y))
     assert np.abs(exact).max() > 0.01
-    ours = fast(lambda *given: second_order(loss, *given))(o, y, d_o)
+    ours = jax.jit(lambda *given: second_order(loss, *given))(o, y, d_o)
     product = np.einsum("nij,nj->ni", exact, np.asarray(d_o).reshape(len(o), size)).reshape(shape)
     assert_close(ours["product"], product)
     assert ours["root"].shape == (size, *shape)
     columns = np.asarray(ours["root"]).reshape(size, len(o), size)
     assert_close(np.einsum("kni,knj->nij", columns, columns), exact)
     if kind != "labels":
-        assert_close(ours["d_y"], fast(jax.grad(lambda y: model.losses(loss, o, y).sum()))(y))
+        assert_close(ours["d_y"], jax.jit(jax.grad(lambda y: model.losses(loss, o, y).sum()))(y))
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -175,15 +175,15 @@ def test_the_same_without_jit_and_under_vmap_over_directions(loss):
     y = next(iter(targets(loss, o).values()))
     directions = jnp.stack([o, o[::-1]])
     one_by_one = [second_order(loss, o, y, d_o) for d_o in directions]
-    products = fast(jax.vmap(lambda d_o: loss.hessian_product(o, y, d_o)))(directions)
+    products = jax.jit(jax.vmap(lambda d_o: loss.hessian_product(o, y, d_o)))(directions)
     assert_close(products, jnp.stack([each["product"] for each in one_by_one]))
-    assert_close(fast(loss.hessian_root)(o, y), one_by_one[0]["root"])
+    assert_close(jax.jit(loss.hessian_root)(o, y), one_by_one[0]["root"])
 
 
 def test_a_sequence_of_sequences_is_one_example():
     loss, o = mb.softmax_cross_entropy, outputs(mb.softmax_cross_entropy, 2, 2, 2, 3)
     y = jnp.zeros((2, 2, 2), int)
-    root = np.asarray(fast(loss.hessian_root)(o, y)).reshape(12, 2, 12)
+    root = np.asarray(jax.jit(loss.hessian_root)(o, y)).reshape(12, 2, 12)
     assert_close(np.einsum("kni,knj->nij", root, root), hessians(loss, o, y))
 
 
@@ -197,7 +197,7 @@ def test_column_c_of_the_softmax_root_is_the_derivative_under_label_c():
     loss, shape = mb.softmax_cross_entropy, (2, 3, C)
     o = outputs(loss, *shape)
 
-    @fast
+    @jax.jit
     def both(o: jax.Array) -> tuple[jax.Array, list[jax.Array]]:
         under = [loss.derivative(o, jnp.full(shape[:-1], c)) for c in range(C)]
         return loss.hessian_root(o, jnp.zeros(shape[:-1], int)), under
@@ -217,8 +217,8 @@ def test_every_dtype_is_kept_and_rounded_once(loss, dtype):
     o = outputs(loss, 3, 2, C, dtype=dtype)
     y = list(targets(loss, o).values())[-1]
     given = (o, y, o[::-1])
-    ours = fast(lambda *given: second_order(loss, *given))(*given)
-    exact = fast(lambda *given: second_order(loss, *given))(*(array.astype("float64") for array in given))
+    ours = jax.jit(lambda *given: second_order(loss, *given))(*given)
+    exact = jax.jit(lambda *given: second_order(loss, *given))(*(array.astype("float64") for array in given))
     eps = float(jnp.finfo(dtype).eps)
     for name, wide in exact.items():
         assert ours[name].dtype == jnp.dtype(dtype), name
@@ -241,7 +241,7 @@ def test_drawn_derivatives_have_mean_zero_and_the_fisher_information_for_second_
     loss, draws, shape = losses.TABLE[name], 20_000, (2, 2, 3)
     o = outputs(loss, *shape, dtype=dtype)
     many = jnp.broadcast_to(o, (draws, *o.shape)).reshape(-1, *o.shape[1:])
-    s = fast(loss.sample_derivative)(jax.random.key(11), many)
+    s = jax.jit(loss.sample_derivative)(jax.random.key(11), many)
     s = np.asarray(s, np.float64).reshape(draws, 2, 6)
     wide = o.astype("float64")
     if name == "binary_cross_entropy":
@@ -282,10 +282,10 @@ def test_sure_logits_keep_their_tails():
     o = jnp.asarray([[20.0, 0.0], [0.0, 20.0]], jnp.float32)
     d_o = jnp.asarray([[1.0, 0.0], [1.0, 0.0]], jnp.float32)
     h = float(_sigmoid(mpmath.mpf(20)) * _sigmoid(mpmath.mpf(-20)))
-    product = fast(mb.softmax_cross_entropy.hessian_product)(o, jnp.asarray([0, 0]), d_o)
+    product = jax.jit(mb.softmax_cross_entropy.hessian_product)(o, jnp.asarray([0, 0]), d_o)
     np.testing.assert_allclose(product, [[h, -h], [h, -h]], rtol=1e-6)
     o, one = jnp.asarray([[-80.0, 80.0]], jnp.float32), jnp.ones((1, 2), jnp.float32)
-    product = fast(mb.sigmoid_binary_cross_entropy.hessian_product)(o, one, one)
+    product = jax.jit(mb.sigmoid_binary_cross_entropy.hessian_product)(o, one, one)
     np.testing.assert_allclose(product, np.full((1, 2), float(mpmath.exp(-80))), rtol=1e-6)
 
 
@@ -295,9 +295,9 @@ def test_sure_logits_keep_their_tails():
 )
 def test_logits_of_ten_thousand_give_no_curvature_and_no_nan(loss, dtype):
     o, y = jnp.asarray([[1e4, -1e4], [-1e4, 1e4]], dtype), jnp.asarray([[1, 0], [1, 0]], dtype)
-    ours = fast(lambda *given: second_order(loss, *given))(o, y, jnp.ones_like(o))
+    ours = jax.jit(lambda *given: second_order(loss, *given))(o, y, jnp.ones_like(o))
     assert bool(jnp.isfinite(ours["d_y"]).all())
-    drawn = fast(loss.sample_derivative)(jax.random.key(0), o)
+    drawn = jax.jit(loss.sample_derivative)(jax.random.key(0), o)
     for array in (ours["product"], ours["root"], drawn):
         np.testing.assert_array_equal(np.asarray(array, np.float64), np.zeros(array.shape))
 
@@ -305,7 +305,7 @@ def test_logits_of_ten_thousand_give_no_curvature_and_no_nan(loss, dtype):
 def test_probabilities_of_zero_and_one():
     """0/0 = 0 where output and target agree, where jax.hessian gives nan; infinite where they do not."""
     loss, sure = mb.binary_cross_entropy, jnp.asarray([[0.0, 1.0]])
-    two, run = jnp.full((1, 2), 2.0), fast(lambda *given: second_order(loss, *given))
+    two, run = jnp.full((1, 2), 2.0), jax.jit(lambda *given: second_order(loss, *given))
     right, wrong = run(sure, sure, two), run(sure, 1 - sure, two)
     np.testing.assert_array_equal(right["product"], two)
     np.testing.assert_array_equal(right["root"][:, 0], np.eye(2))
@@ -329,14 +329,14 @@ def test_huber_on_its_threshold_takes_the_quadratic_side(threshold):
 
 def test_a_label_out_of_range_is_nan_under_jit_and_refused_outside_it():
     loss, o, y = mb.softmax_cross_entropy, batch(C), jnp.full(7, C)
-    assert bool(jnp.isnan(fast(loss.hessian_product)(o, y, o)).all())
-    assert bool(jnp.isnan(fast(loss.hessian_root)(o, y)).all())
+    assert bool(jnp.isnan(jax.jit(loss.hessian_product)(o, y, o)).all())
+    assert bool(jnp.isnan(jax.jit(loss.hessian_root)(o, y)).all())
     with pytest.raises(ValueError, match=r"labels for 4 logits must lie in 0..3, got 4 to 4"):
         loss.hessian_product(o, y, o)
     probability = jnp.asarray([[0.5, 1.5]])
     with pytest.raises(ValueError, match=r"outputs must lie in 0..1, got 0.5 to 1.5"):
         mb.binary_cross_entropy.sample_derivative(jax.random.key(0), probability)
-    drawn = fast(mb.binary_cross_entropy.sample_derivative)(jax.random.key(0), probability)
+    drawn = jax.jit(mb.binary_cross_entropy.sample_derivative)(jax.random.key(0), probability)
     np.testing.assert_array_equal(jnp.isnan(drawn), [[False, True]])
 
 
@@ -382,8 +382,8 @@ def test_a_loss_with_value_and_derivative_alone_goes_on_working_and_says_what_it
     loss, x, y = Quartic(), batch(3), batch(C, seed=2)
     objective = mb.Objective(mb.mlp((3, C)), loss)
     params = objective.net.init(jax.random.key(0), "float64")
-    _, ours = fast(mb.value_and_grad(objective))(params, x, y)
-    assert_close(ours, fast(jax.grad(objective))(params, x, y))
+    _, ours = jax.jit(mb.value_and_grad(objective))(params, x, y)
+    assert_close(ours, jax.jit(jax.grad(objective))(params, x, y))
     calls = {
         "hessian_product": (lambda: loss.hessian_product(y, y, y), "Hessian- and Gauss-Newton-vector products"),
         "hessian_root": (lambda: loss.hessian_root(y, y), "exact Gauss-Newton diagonals and Kronecker factors"),

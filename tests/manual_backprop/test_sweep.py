@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import NETWORKS, N, assert_close, batch, check, fast, generic, problem, sizes, targets
+from helpers import NETWORKS, N, assert_close, batch, generic, problem, sizes, targets
 from jax.test_util import check_grads
 
 import manual_backprop as mb
@@ -21,7 +21,7 @@ from reference.equations.chain import layer_values
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_quantity_equals_the_reference(name, lam):
     """(F1) (F2) (J3) (B1) (B2) (B3) (B4) (B5) (B6): z, a, L, s, J, delta, dW, db, dL/dx, ds/dlam."""
-    check(*problem(name, lam=lam)).raise_if_failed()
+    reference.check(*problem(name, lam=lam)).raise_if_failed()
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -32,7 +32,7 @@ def test_every_loss_meets_every_activation(loss, activation):
     objective = mb.Objective(net, loss, mb.Frobenius(0.1))
     params, x, y = generic(net), batch(5), targets(loss, 3)
     args = (params, x, y)
-    ours, theirs = (fast(partial(f, objective))(*args) for f in (mb.backprop, reference.backprop))
+    ours, theirs = (jax.jit(partial(f, objective))(*args) for f in (mb.backprop, reference.backprop))
     assert_close(ours.gradients, theirs.gradients)
     assert_close(ours.deltas, theirs.deltas)
     assert_close((ours.value, ours.d_x, ours.d_lam), (theirs.value, theirs.d_x, theirs.d_lam))
@@ -42,9 +42,9 @@ def test_every_loss_meets_every_activation(loss, activation):
 @pytest.mark.parametrize("argnums", [0, 1, (0,), (0, 1), (1, 0)])
 def test_value_and_grad_has_jax_value_and_grads_convention(name, argnums):
     objective, *args = problem(name)
-    ours = fast(mb.value_and_grad(objective, argnums))(*args)
-    assert_close(ours, fast(reference.value_and_grad(objective, argnums))(*args))
-    assert_close(ours, fast(jax.value_and_grad(objective, argnums))(*args))
+    ours = jax.jit(mb.value_and_grad(objective, argnums))(*args)
+    assert_close(ours, jax.jit(reference.value_and_grad(objective, argnums))(*args))
+    assert_close(ours, jax.jit(jax.value_and_grad(objective, argnums))(*args))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -66,7 +66,7 @@ def test_the_three_steps_by_their_public_names(name):
 def test_deltas_are_per_example_and_unscaled():
     """Row n of delta is the note's delta of example n alone, whatever the batch it came in (C5)."""
     objective, params, x, y = problem("nested")
-    step = fast(partial(mb.backprop, objective))
+    step = jax.jit(partial(mb.backprop, objective))
     together = step(params, x, y)
     for n in range(N):
         alone = step(params, x[n : n + 1], y[n : n + 1])
@@ -77,11 +77,11 @@ def test_deltas_are_per_example_and_unscaled():
 @pytest.mark.parametrize("name", NETWORKS)
 def test_weights_take_the_place_of_the_mean(name):
     objective, params, x, y = problem(name)
-    weighted = fast(lambda x, weights: mb.value_and_grad(objective, (0, 1))(params, x, y, weights=weights))
-    plain = fast(mb.value_and_grad(objective, (0, 1)))(params, x, y)
+    weighted = jax.jit(lambda x, weights: mb.value_and_grad(objective, (0, 1))(params, x, y, weights=weights))
+    plain = jax.jit(mb.value_and_grad(objective, (0, 1)))(params, x, y)
     assert_close(weighted(x, jnp.full(N, 1 / N)), plain, 1e-13)
     weights = jnp.asarray(np.random.default_rng(3).uniform(size=N)).at[2].set(0.0)
-    check(objective, params, x, y, weights=weights).raise_if_failed()
+    reference.check(objective, params, x, y, weights=weights).raise_if_failed()
     masked = weighted(x.at[2].set(99.0), weights)
     (J, (gradient, d_x)), (J_masked, (gradient_masked, d_x_masked)) = weighted(x, weights), masked
     assert_close((J_masked, gradient_masked), (J, gradient), 1e-13)
@@ -93,7 +93,7 @@ def test_a_lambda_given_at_the_call_takes_the_place_of_the_static_one():
     other = mb.Objective(objective.net, objective.loss, mb.Frobenius(0.7))
     assert_close(mb.value_and_grad(objective)(params, x, y, lam=0.7), mb.value_and_grad(other)(params, x, y), 0)
     assert_close(objective(params, x, y, lam=jnp.asarray(0.7)), other(params, x, y), 0)
-    check(objective, params, x, y, lam=0.7).raise_if_failed()
+    reference.check(objective, params, x, y, lam=0.7).raise_if_failed()
 
 
 @pytest.mark.parametrize("name", ["mlp", "nested"])
@@ -102,22 +102,22 @@ def test_sequences_have_positions_between_batch_and_features(name):
     d_in, d_out = sizes(net)
     rng = np.random.default_rng(4)
     x, y = jnp.asarray(rng.normal(size=(N, 3, d_in))), jnp.asarray(rng.normal(size=(N, 3, d_out)))
-    check(mb.Objective(net, mb.squared_error, mb.Frobenius(0.1)), generic(net), x, y).raise_if_failed()
+    reference.check(mb.Objective(net, mb.squared_error, mb.Frobenius(0.1)), generic(net), x, y).raise_if_failed()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_factors_know_every_examples_gradient(name):
     """`per_example` and `squared_norms` against vmap(jax.grad) of the reference."""
     objective, params, x, y = problem(name, lam=None)
-    step = fast(partial(mb.backprop, objective))(params, x, y)
+    step = jax.jit(partial(mb.backprop, objective))(params, x, y)
 
     def one(x, y):
         return jax.grad(lambda p: model.value(objective, p, x[None], y[None]))(params)
 
-    witness = fast(jax.vmap(one))(x, y)
+    witness = jax.jit(jax.vmap(one))(x, y)
     at = (step.trace, step.deltas)
-    per_example = fast(lambda *at: read(objective.net, lambda factor: factor.per_example(), at))(*at)
-    norms = fast(lambda *at: read(objective.net, lambda factor: factor.squared_norms(), at))(*at)
+    per_example = jax.jit(lambda *at: read(objective.net, lambda factor: factor.per_example(), at))(*at)
+    norms = jax.jit(lambda *at: read(objective.net, lambda factor: factor.squared_norms(), at))(*at)
     if "Repeat" not in repr(objective.net):
         assert_close(per_example, witness, 1e-13)
     total = sum(leaf.reshape(-1, N).sum(axis=0) for leaf in jax.tree.leaves(norms))
@@ -136,10 +136,10 @@ def test_repeat_keeps_or_rebuilds_with_one_result():
     x, y = batch(6), batch(6, seed=5)
     kept, rebuilt = mb.Repeat(block, 4, recompute=False), mb.Repeat(block, 4, recompute=True)
     params = generic(kept)
-    results = [fast(mb.value_and_grad(mb.Objective(net, mb.huber)))(params, x, y) for net in (kept, rebuilt)]
+    results = [jax.jit(mb.value_and_grad(mb.Objective(net, mb.huber)))(params, x, y) for net in (kept, rebuilt)]
     assert_close(*results, 1e-14)
     inner = mb.Repeat(mb.Repeat(mb.Dense(6, 6, "tanh"), 2, recompute=True), 3, recompute=False)
-    check(mb.Objective(inner, mb.huber), generic(inner), x, y).raise_if_failed()
+    reference.check(mb.Objective(inner, mb.huber), generic(inner), x, y).raise_if_failed()
 
 
 def test_repeat_is_the_serial_of_its_blocks():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import assert_close, batch, check, generic, targets
+from helpers import assert_close, batch, generic, targets
 
 import manual_backprop as mb
 import reference
@@ -39,7 +39,7 @@ def test_the_check_names_a_use_that_is_left_out():
         penalised = replace(two, W=two.W + 0.1 * params[1].W)
         return replace(step, gradients=(step.gradients[0], penalised, step.gradients[2]))
 
-    report = check(OBJECTIVE, *ARGS, backprop=forgetful)
+    report = reference.check(OBJECTIVE, *ARGS, backprop=forgetful)
     failed = {(row.equation, row.layer) for row in report.rows if row.verdict == "fail" and row.kind == "equation"}
     assert failed == {("(B4)", 2), ("(B3)", 2)}
     assert "(B4) of layer 2" in report.summary()
@@ -51,7 +51,7 @@ def test_the_check_proves_it(dtype):
     objective = mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(0.1))
     params = generic(net, scale=0.5, dtype=dtype)
     x, y = batch(3, dtype=dtype), targets(mb.softmax_cross_entropy, 2)
-    assert check(objective, params, x, y).verdict != "fail"
+    assert reference.check(objective, params, x, y).verdict != "fail"
 
 
 def test_its_derivatives_are_jaxs():

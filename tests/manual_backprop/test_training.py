@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, batch, fast, generic, problem
+from helpers import assert_close, batch, generic, problem
 
 import manual_backprop as mb
 import reference
@@ -34,7 +34,7 @@ def copy(tree):
 
 @cache
 def by_jax_grad(objective):
-    return fast(reference.value_and_grad(objective))
+    return jax.jit(reference.value_and_grad(objective))
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def by_jax_grad(objective):
 def test_steps_equal_a_loop_by_jax_grad(name, network):
     objective, params, x, y = problem(network)
     optimizer = OPTIMIZERS[name]
-    update = fast(optimizer.update)
+    update = jax.jit(optimizer.update)
     theirs, state = params, optimizer.init(params)
     step = training.make_step(objective, optimizer)
     ours, our_state = copy(params), optimizer.init(params)
@@ -75,7 +75,7 @@ def test_a_step_passes_lambda_and_weights_on():
     step = training.make_step(objective, optax.sgd(1.0))
     weights = jnp.arange(7.0)
     new, _, J = step(copy(params), optax.sgd(1.0).init(params), x, y, lam=0.5, weights=weights)
-    expected, gradient = fast(mb.value_and_grad(objective))(params, x, y, lam=0.5, weights=weights)
+    expected, gradient = jax.jit(mb.value_and_grad(objective))(params, x, y, lam=0.5, weights=weights)
     assert_close(J, expected)
     assert_close(new, jax.tree.map(jnp.subtract, params, gradient), 1e-12)
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import NETWORKS, assert_close, batch, check, fast, generic, in_its_own_process, problem, sizes, targets
+from helpers import NETWORKS, OPTIMISED, assert_close, batch, generic, in_its_own_process, problem, sizes, targets
 
 import manual_backprop as mb
 import reference
+from reference.checks.step import by_hand, prepare
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -17,8 +18,8 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 @pytest.mark.parametrize("name", NETWORKS)
 def test_jit(name):
     objective, *args = problem(name)
-    assert_close(fast(mb.value_and_grad(objective))(*args), mb.value_and_grad(objective)(*args), 1e-14)
-    assert_close(fast(partial(mb.backprop, objective))(*args), mb.backprop(objective, *args), 1e-14)
+    assert_close(jax.jit(mb.value_and_grad(objective))(*args), mb.value_and_grad(objective)(*args), 1e-14)
+    assert_close(jax.jit(partial(mb.backprop, objective))(*args), mb.backprop(objective, *args), 1e-14)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -26,7 +27,7 @@ def test_vmap_over_networks(name):
     objective, _, x, y = problem(name)
     several = [generic(objective.net, seed) for seed in range(3)]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *several)
-    ours = fast(jax.vmap(mb.value_and_grad(objective), (0, None, None)))(stacked, x, y)
+    ours = jax.jit(jax.vmap(mb.value_and_grad(objective), (0, None, None)))(stacked, x, y)
     one_by_one = [mb.value_and_grad(objective)(params, x, y) for params in several]
     assert_close(ours, jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one), 1e-13)
 
@@ -39,7 +40,7 @@ def test_vmap_over_examples_gives_per_example_gradients(name):
         return mb.value_and_grad(objective)(params, x[None], y[None])[1]
 
     witness = jax.vmap(lambda x, y: reference.value_and_grad(objective)(params, x[None], y[None])[1])
-    assert_close(fast(jax.vmap(one))(x, y), fast(witness)(x, y), 1e-13)
+    assert_close(jax.jit(jax.vmap(one))(x, y), jax.jit(witness)(x, y), 1e-13)
 
 
 def test_a_sweep_over_lambda_compiles_once():
@@ -82,7 +83,7 @@ def test_jvp_of_the_gradient_is_the_hessian_vector_product(name):
     objective, params, x, y = problem(name)
     v = generic(objective.net, seed=5)
     ours, witness = (
-        fast(lambda p, v, f=f: jax.jvp(lambda p: f(objective)(p, x, y)[1], (p,), (v,))[1])(params, v)
+        jax.jit(lambda p, v, f=f: jax.jvp(lambda p: f(objective)(p, x, y)[1], (p,), (v,))[1])(params, v)
         for f in (mb.value_and_grad, reference.value_and_grad)
     )
     assert_close(ours, witness, 1e-11)
@@ -94,8 +95,8 @@ def test_derivatives_of_the_hand_written_gradient_equal_jax_hessian(activation, 
     net = mb.mlp((3, 3, 2), activation)
     objective = mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(0.1))
     params, x, y = generic(net), batch(3), targets(objective.loss, 2)
-    ours = fast(mode(lambda p: mb.value_and_grad(objective)(p, x, y)[1]))(params)
-    witness = fast(jax.hessian(lambda p: reference.value_and_grad(objective)(p, x, y)[0]))(params)
+    ours = jax.jit(mode(lambda p: mb.value_and_grad(objective)(p, x, y)[1]))(params)
+    witness = jax.jit(jax.hessian(lambda p: reference.value_and_grad(objective)(p, x, y)[0]))(params)
     assert_close(ours, witness, 1e-10)
 
 
@@ -118,17 +119,25 @@ def test_every_dtype_keeps_itself_and_is_right(name, dtype):
     objective = mb.Objective(net, mb.squared_error, mb.Frobenius(0.1))
     params, x = generic(net, dtype=dtype, scale=0.5), batch(d_in, dtype=dtype)
     y = targets(objective.loss, d_out, dtype=dtype)
-    step = fast(partial(mb.backprop, objective))(params, x, y)
+    step = jax.jit(partial(mb.backprop, objective))(params, x, y)
     for leaf in jax.tree.leaves((step.trace, step.deltas, step.gradients, step.d_x)):
         assert leaf.dtype == jnp.dtype(dtype)
     assert step.value.dtype == (jnp.float64 if dtype == "float64" else jnp.float32)
-    check(objective, params, x, y, dtype=dtype).raise_if_failed()
+    reference.check(objective, params, x, y, dtype=dtype).raise_if_failed()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_optimised_programs_keep_within_the_same_tolerances(dtype):
+    """Every other test compiles quickly; fusion and contraction round otherwise."""
+    objective, *args = problem("mlp", mb.softmax_cross_entropy)
+    judge = prepare(objective, *args, dtype=dtype)
+    judge.report(*by_hand(judge, compiler_options=OPTIMISED)).raise_if_failed()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_one_example(name):
     """N = 1, where 1/N cannot show but shapes can go wrong."""
-    check(*problem(name, n=1)).raise_if_failed()
+    reference.check(*problem(name, n=1)).raise_if_failed()
 
 
 def test_eager_and_numpy_inputs():

@@ -1,5 +1,6 @@
 """CONTRIBUTING.md's layer, composite and rule, run as they stand there."""
 
+import os
 import re
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from helpers import assert_close, batch, check, fast, generic, quick_flags
+from helpers import assert_close, batch, generic
 
 import manual_backprop as mb
+import reference
 from reference import autodiff
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +39,7 @@ def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *command],
         cwd=folder,
-        env={"PYTHONPATH": str(ROOT), "PATH": "", "XLA_FLAGS": quick_flags()},
+        env={"PYTHONPATH": str(ROOT), "PATH": "", "XLA_FLAGS": os.environ["XLA_FLAGS"]},
         capture_output=True,
         text=True,
         check=False,
@@ -75,7 +77,7 @@ def test_the_composite_is_proven_in_every_sweep(damped):
     )
     objective = mb.Objective(net, mb.squared_error, mb.Frobenius(0.1))
     params, x, y = generic(net), batch(4), batch(2, seed=3)
-    report = check(objective, params, x, y)
+    report = reference.check(objective, params, x, y)
     report.raise_if_failed()
     assert {row.layer for row in report.rows if row.kind == "equation"} == {0, 1, 2, 3, 4}
     v = jax.tree.map(jnp.cos, params)
@@ -91,7 +93,7 @@ def test_the_network_and_the_composite_of_branches(tmp_path):
     net = mb.Serial((mb.Dense(4, 4, "tanh"), mean(branches), mb.Dense(4, 2)))
     objective = mb.Objective(net, mb.squared_error, mb.Frobenius(0.1))
     params, x, y = generic(net), batch(4), batch(2, seed=3)
-    check(objective, params, x, y).raise_if_failed()
+    reference.check(objective, params, x, y).raise_if_failed()
     v = jax.tree.map(jnp.cos, params)
     ours = mb.hessian_vector_product(objective, params, x, y, v)
     assert_close(ours, autodiff.hessian_vector_product(objective, params, x, y, v), 1e-12)
@@ -106,14 +108,14 @@ def test_a_rule_with_keys_draws_anew_for_every_layer_block_and_use(tmp_path):
     net = mb.Serial((mb.Repeat(mb.Dense(3, 3), 2), mb.Tied(mb.Dense(3, 3), 2), mb.Dense(3, 2)))
     objective = mb.Objective(net, mb.squared_error)
     params, x, y = generic(net), batch(3), batch(2, seed=3)
-    check(
+    reference.check(
         objective, params, x, y, backprop=partial(mb.backprop, rule=dropped(jax.random.key(0), 1.0))
     ).raise_if_failed()
 
     def d_x(key: jax.Array) -> jax.Array:
         return mb.backprop(objective, params, x, y, rule=dropped(key)).d_x
 
-    draws = fast(jax.vmap(d_x))(jax.random.split(jax.random.key(1), 4000))
+    draws = jax.jit(jax.vmap(d_x))(jax.random.split(jax.random.key(1), 4000))
     plain = mb.backprop(objective, params, x, y).d_x
     error = jnp.std(draws, axis=0) / 4000**0.5
     assert float(jnp.max(jnp.abs(jnp.mean(draws, axis=0) - plain) / error)) < 5

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, fast
+from helpers import assert_close
 
 from benchmarks.experiments import CLAIMS, Bound, Claim, Finding, alignment, curvature, examples, forward
 from benchmarks.experiments.__main__ import chosen, main
@@ -135,8 +135,8 @@ def test_the_loss_of_the_mean_has_its_own_derivative_and_hessian():
     loss = curvature.OfTheMean()
     rng = np.random.default_rng(0)
     o, y = jnp.asarray(rng.normal(size=(3, 4, 2))), jnp.asarray(rng.normal(size=(3, 2)))
-    assert_close(loss.derivative(o, y), fast(jax.grad(lambda o: loss.value(o, y).sum()))(o))
-    H = fast(jax.hessian(lambda o: loss.value(o[None], y[:1])[0]))(o[0]).reshape(8, 8)
+    assert_close(loss.derivative(o, y), jax.jit(jax.grad(lambda o: loss.value(o, y).sum()))(o))
+    H = jax.jit(jax.hessian(lambda o: loss.value(o[None], y[:1])[0]))(o[0]).reshape(8, 8)
     root = np.asarray(loss.hessian_root(o, y))[:, 0].reshape(2, 8)
     assert_close(root.T @ root, H)
     with pytest.raises(ValueError, match="y must be"):

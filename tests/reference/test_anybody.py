@@ -12,9 +12,7 @@ from flax import nnx
 from reference.checks.faults import CallFailed
 from reference.checks.gradient import check_gradient, nearby
 from reference.report import GradientMismatch, Report
-from tests import metered_once
 
-metered_once.install()
 RNG = np.random.default_rng(0)
 PARAMS = {"W": RNG.normal(size=(4, 3)), "b": RNG.normal(size=3)}
 X = RNG.normal(size=(5, 4))

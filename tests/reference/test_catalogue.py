@@ -19,9 +19,7 @@ from reference.catalogue import mutating, networks, proving
 from reference.mutation.score import mutation_score
 from reference.report import Report
 from reference.xla import quick
-from tests import metered_once
 
-metered_once.install()
 OWN = Path(__file__).parents[1] / "scaled_layer.py"
 Run = Callable[..., tuple[int, str, str]]
 

@@ -7,16 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import FAST, N, check, problem
+from helpers import N, problem
 
 import manual_backprop as mb
 import reference
 from reference.checks.step import prepare
 from reference.compare import compare_leaf
 from reference.report import GradientMismatch, InconclusiveCheck, Report
-from tests import metered_once
 
-metered_once.install()
 LAM = 0.1
 
 
@@ -33,7 +31,7 @@ def altered(change):
 def judge():
     """The right step and the reference's side, computed once for all faults."""
     objective, *args = problem("mlp", lam=LAM)
-    return prepare(objective, *args, compiler_options=FAST), mb.backprop(objective, *args), args
+    return prepare(objective, *args), mb.backprop(objective, *args), args
 
 
 def with_layer(step, index, **fields):
@@ -155,7 +153,7 @@ def test_a_wrong_value_and_grad_is_found():
     def value_and_grad(objective):
         return lambda *args, **given: jax.tree.map(lambda leaf: 2 * leaf, mb.value_and_grad(objective)(*args, **given))
 
-    report = check(objective, params, x, y, value_and_grad=value_and_grad)
+    report = reference.check(objective, params, x, y, value_and_grad=value_and_grad)
     assert report.failures[0].path == "value_and_grad.value"
     assert all(row.path.startswith("value_and_grad") for row in report.failures)
     assert "a constant factor of 2" in report.failures[0].cause
@@ -167,7 +165,7 @@ def test_wrong_derivatives_in_the_library_are_found(monkeypatch):
     wrong = replace(tanh, df=lambda z, a: 1.001 * tanh.df(z, a))
     objective = mb.Objective(mb.mlp((6, 5, 5, 4), (tanh, wrong)), mb.squared_error, mb.Frobenius(LAM))
     _, params, x, y = problem("mlp")
-    report = check(objective, params, x, y)
+    report = reference.check(objective, params, x, y)
     assert report.failures[0].path == "deltas[1]"
     assert "1.001" in report.failures[0].cause
     assert report.failures[0].equation == "(B2)"
@@ -179,7 +177,7 @@ def test_a_forward_formula_that_is_wrong_on_one_side_shows():
     wrong = replace(mb.activations.sigmoid, f=lambda z: 0.5 + z / 4)
     objective = mb.Objective(mb.mlp((6, 5, 4), wrong), mb.squared_error)
     params = (problem("mlp")[1][0], problem("mlp")[1][2])
-    report = check(objective, params, *problem("mlp")[2:])
+    report = reference.check(objective, params, *problem("mlp")[2:])
     assert report.failures[0].path == "trace[0].a"
 
 
@@ -192,7 +190,7 @@ def test_planted_faults_are_found_in_working_precision(fault, dtype):
     def in_dtype(step, params, x):
         return jax.tree.map(lambda leaf: leaf.astype(dtype), change(step, params, x))
 
-    report = check(objective, params, x, y, backprop=altered(in_dtype), dtype=dtype)
+    report = reference.check(objective, params, x, y, backprop=altered(in_dtype), dtype=dtype)
     assert first in [row.path for row in report.failures]
 
 
@@ -206,13 +204,13 @@ def test_a_rounding_that_crosses_a_kink_is_no_fault(dtype):
         params = jax.tree.map(
             lambda s, rng=rng: rng.normal(0, 0.3, s.shape), jax.eval_shape(net.init, jax.random.key(0))
         )
-        report = check(objective, params, rng.normal(size=(64, 20)), rng.normal(size=(64, 3)), dtype=dtype)
+        report = reference.check(objective, params, rng.normal(size=(64, 20)), rng.normal(size=(64, 3)), dtype=dtype)
         assert not report.failures, report.summary()
         assert {row.verdict for row in report.rows if row.kind == "equation"} == {"pass"}
 
 
 def test_report_says_what_was_compared():
-    report = check(*problem("mlp", lam=LAM))
+    report = reference.check(*problem("mlp", lam=LAM))
     paths = [row.path for row in report.rows]
     assert paths[:2] == ["trace[0].z", "trace[0].a"]
     assert {
@@ -267,7 +265,7 @@ def test_shapes_that_differ_are_an_error_and_not_a_broadcast():
         return replace(step, d_x=step.d_x[:1])
 
     with pytest.raises(ValueError, match=r"d_x is \[1, 6\] by hand but \[7, 6\]"):
-        check(*problem("mlp"), backprop=backprop)
+        reference.check(*problem("mlp"), backprop=backprop)
 
 
 def test_a_layer_that_the_reference_does_not_know_is_named():
@@ -288,4 +286,4 @@ def test_examples_that_cancel_are_no_fault_in_working_precision(dtype):
     params = (mb.Affine(jnp.zeros((1, 3)), jnp.zeros(1)),)
     y = jnp.asarray([[1.0], [-1.0], [0.7], [-0.7003], [0.3], [-0.3]])
     x = jnp.asarray(np.random.default_rng(0).normal(size=(6, 3)))
-    check(mb.Objective(net, mb.squared_error), params, x, y, dtype=dtype).raise_if_failed()
+    reference.check(mb.Objective(net, mb.squared_error), params, x, y, dtype=dtype).raise_if_failed()

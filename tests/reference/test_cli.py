@@ -15,9 +15,6 @@ from reference.catalogue import proving
 from reference.cli import check, train
 from reference.cli.files import BadInput, write_atomically
 from reference.reports import formats
-from tests import metered_once
-
-metered_once.install()
 
 
 @pytest.fixture(autouse=True)

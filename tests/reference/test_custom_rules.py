@@ -13,9 +13,7 @@ import pytest
 from reference.checks.faults import CallFailed
 from reference.checks.rule import check_jvp, check_vjp
 from reference.report import Report
-from tests import metered_once
 
-metered_once.install()
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(5, 4))
 P = {"s": RNG.normal(size=4), "b": RNG.normal(size=4)}

@@ -1,7 +1,6 @@
 """Published worked examples, to the digits that their sources printed."""
 
 import pytest
-from helpers import check
 
 from reference.catalogue import published
 
@@ -18,7 +17,7 @@ def test_every_printed_figure(name):
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_reference_agrees_on_them(name):
     example = EXAMPLES[name]
-    check(example.objective, example.params, example.x, example.y).raise_if_failed()
+    reference.check(example.objective, example.params, example.x, example.y).raise_if_failed()
 
 
 def test_a_figure_that_is_off_by_one_unit_fails():

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, batch, check, fast, generic
+from helpers import assert_close, batch, generic
 
 import manual_backprop as mb
+import reference
 from manual_backprop.layers import AffineLayer, Factor, Parameters
 from reference import autodiff, model
 from reference.equations import bounds, measured
@@ -118,7 +119,7 @@ def problem(name: str, broken: str = "", width: int = 6) -> tuple[mb.Objective, 
     ],
 )
 def test_a_family_of_ones_own_is_proven_equation_by_equation(name, dtype):
-    report = check(*problem(name), dtype=dtype)
+    report = reference.check(*problem(name), dtype=dtype)
     assert not report.failures, report.summary()
     assert report.passed or dtype in ("bfloat16", "float16")  # in which rounding may leave a row undecided
     kinds = {row.equation for row in report.rows if row.kind == "equation"}
@@ -137,7 +138,7 @@ NAMED = {
 @pytest.mark.parametrize("name", ["serial", "residual", "repeat", "tied", "gated"])
 def test_a_fault_in_each_method_is_named_by_equation_and_layer(name, broken):
     objective, params, x, y = problem(name, broken)
-    found = check(objective, params, x, y).failures[0]
+    found = reference.check(objective, params, x, y).failures[0]
     place = {"serial": {2}, "residual": {1}, "repeat": {1, 3}, "tied": {1, 2}, "gated": {1}}[name]
     if broken == "transport":  # what it sends down shows in the delta of the layer below, or in dL/dx
         place = {"serial": {1}, "residual": {0}, "repeat": {2}, "tied": {1}, "gated": {0}}[name]
@@ -158,7 +159,7 @@ def test_whose_transport_is_wrong_is_said():
     layers = list(net.nodes)
     layers[1] = Transposed(5, 5, "tanh")
     wrong = replace(objective, net=mb.Serial(tuple(layers)))
-    row = check(wrong, params, x, y).failures[0]
+    row = reference.check(wrong, params, x, y).failures[0]
     assert (row.equation, row.layer) == ("(B2)", 1)
     assert row.by == "2"
     assert "(B2) of layer 1, sent by the transport of layer 2: deltas[0]" in row.explain()
@@ -182,14 +183,14 @@ def test_measured_bounds_are_like_the_derived_ones():
 def test_every_reading_and_product_of_a_family_of_ones_own():
     """Norms, Gram matrix and Hessian-vector product by the general forms, against autodiff of the reference."""
     objective, params, x, y = problem("gated")
-    step = fast(partial(mb.backprop, objective))(params, x, y)
+    step = jax.jit(partial(mb.backprop, objective))(params, x, y)
     each = autodiff.per_example_gradients(replace(objective, regularizer=None), params, x, y)
     rows = np.concatenate([np.asarray(leaf).reshape(len(x), -1) for leaf in jax.tree.leaves(each)], axis=1)
     at = (objective.net, step.trace, step.deltas)
     assert_close(mb.squared_norms(*at), (rows**2).sum(1), 1e-12)
     assert_close(mb.gram(*at), rows @ rows.T, 1e-12)
     v = jax.tree.map(jnp.cos, params)
-    ours = fast(partial(mb.hessian_vector_product, objective))(params, x, y, v)
+    ours = jax.jit(partial(mb.hessian_vector_product, objective))(params, x, y, v)
     assert_close(ours, autodiff.hessian_vector_product(objective, params, x, y, v), 1e-11)
 
 
@@ -233,13 +234,13 @@ def averaged(broken: str = "") -> tuple[mb.Objective, Any, Any, Any]:
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_a_composite_of_ones_own_is_proven_equation_by_equation(dtype):
-    report = check(*averaged(), dtype=dtype)
+    report = reference.check(*averaged(), dtype=dtype)
     assert not report.failures, report.summary()
     assert report.passed or dtype == "bfloat16"
     assert {row.layer for row in report.rows if row.kind == "equation"} == set(range(9))
 
 
 def test_a_fault_in_the_joins_of_a_composite_is_seen_where_it_first_shows():
-    found = check(*averaged("backward")).failures[0]
+    found = reference.check(*averaged("backward")).failures[0]
     assert (found.kind, found.equation) == ("equation", "(B2)")
     assert found.layer == 7  # the last use within the composite

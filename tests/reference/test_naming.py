@@ -5,13 +5,12 @@ import pytest
 from benchmarks import confusion
 from benchmarks.faults import FAULTS
 from reference.checks.step import prepare
-from reference.xla import quick
 
 
 @pytest.fixture(scope="module")
 def judge():
     objective = confusion.NETWORKS["tanh, softmax"]
-    return prepare(objective, *confusion.problem(objective), compiler_options=quick())
+    return prepare(objective, *confusion.problem(objective))
 
 
 @pytest.mark.parametrize("name", FAULTS)

@@ -8,7 +8,6 @@ from xml.etree import ElementTree
 
 import jax
 import pytest
-from helpers import quick_flags
 
 PROJECT = """
 import jax, jax.numpy as jnp, numpy as np, pytest
@@ -71,7 +70,6 @@ def run(pytester: pytest.Pytester, *arguments: str, processes: int = 0) -> pytes
 
 @pytest.fixture
 def project(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    monkeypatch.setenv("XLA_FLAGS", quick_flags())  # for the processes that it starts
     # A run of pytest's own imports the plugin itself; another test may have imported it with types checked at run time.
     monkeypatch.delitem(sys.modules, "reference.pytest_plugin", raising=False)
     pytester.makeini("[pytest]\naddopts = --strict-markers\n")

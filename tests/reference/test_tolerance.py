@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import FAST, check, problem
+from helpers import problem
 
 import manual_backprop as mb
+import reference
 from benchmarks import evidence
 from reference import model
 from reference.checks.step import by_hand, prepare
@@ -145,7 +146,7 @@ def test_every_activation_keeps_within_its_bound_over_the_whole_range(name, dtyp
     rng = np.random.default_rng(0)
     z = np.concatenate([s * 10 ** rng.uniform(-8, 2, 4000) for s in (1, -1)]).astype(dtype)
     of = bounds.Arithmetic.of(dtype)
-    a, df = jax.jit(lambda z: (row.f(z), row.df(z, row.f(z))), compiler_options=FAST)(z)
+    a, df = jax.jit(lambda z: (row.f(z), row.df(z, row.f(z))))(z)
     wide = z.astype(np.float64)
     at = bounds.curve(model.ACTIVATIONS[name], wide, np.zeros_like(wide))
     one = bounds.Known.exactly(np.ones_like(wide))
@@ -161,12 +162,12 @@ def test_every_activation_keeps_within_its_bound_over_the_whole_range(name, dtyp
 def test_the_stated_power_is_true(dtype):
     """Every row that passes: its leaf times 1 + power fails, and so does 1 - power; a hundredth of it does not."""
     objective, *args = problem("mlp")
-    judge = prepare(objective, *args, dtype=dtype, compiler_options=FAST)
-    report = judge.report(*by_hand(judge, compiler_options=FAST))
+    judge = prepare(objective, *args, dtype=dtype)
+    report = judge.report(*by_hand(judge))
     assert report.verdict == "pass", report.summary()
     values = {path: leaf for path, leaf in named(judge.measured.value)}
     allowed = {path: leaf for path, leaf in named(judge.measured.tolerance)}
-    ours, _ = by_hand(judge, compiler_options=FAST)
+    ours, _ = by_hand(judge)
     beyond = 1.5 if dtype == "float64" else 1.001  # 1 + power is itself rounded
     checked = 0
     for path, leaf in named(ours):
@@ -201,8 +202,8 @@ def test_a_network_that_vanishes_in_float16_is_inconclusive_and_not_a_pass():
     net = mb.mlp((4, 4, 4, 4, 4, 1), "sigmoid")
     params = tuple(mb.Affine(np.full((o, 4), 2e-3) + 1e-4 * np.eye(o, 4), np.full(o, 0.1)) for o in (4, 4, 4, 4, 1))
     x, y = np.random.default_rng(0).normal(size=(4, 4)), np.zeros((4, 1))
-    assert check(mb.Objective(net, mb.squared_error), params, x, y).verdict == "pass"
-    report = check(mb.Objective(net, mb.squared_error), params, x, y, dtype="float16")
+    assert reference.check(mb.Objective(net, mb.squared_error), params, x, y).verdict == "pass"
+    report = reference.check(mb.Objective(net, mb.squared_error), params, x, y, dtype="float16")
     assert report.verdict == "inconclusive"
     with pytest.raises(InconclusiveCheck, match="rounding could hide a fault"):
         report.raise_if_failed()
@@ -221,8 +222,8 @@ def test_jax_grad_itself_keeps_within_what_is_measured(dtype):
         return jnp.mean(jnp.square(x))
 
     W, x = jax.tree.map(lambda leaf: rounded(leaf, dtype), (W, x))
-    measured = measure(jax.grad(J), W, x, dtype=dtype, compiler_options=FAST)
-    low = jax.jit(jax.grad(J), compiler_options=FAST)(*jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (W, x)))
+    measured = measure(jax.grad(J), W, x, dtype=dtype)
+    low = jax.jit(jax.grad(J))(*jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), (W, x)))
     for ours, value, allowed in zip(low, measured.value, measured.tolerance, strict=True):
         assert np.all(np.abs(np.asarray(ours).astype(np.float64) - value) <= allowed)
 
