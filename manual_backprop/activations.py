@@ -7,10 +7,12 @@ bfloat16 at z = 3, while sech(z)**2 from exp(-2|z|) is right to rounding as far 
 So is every d2f: sigmoid'' is -sigmoid'(z) tanh(z/2), where 1 - 2 a would cancel at 0.
 """
 
+import inspect
 import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,12 +55,65 @@ class Activation:
     initializer: str = "glorot"
     d2f: Callable[[Array, Array], Array] | None = field(default=None, kw_only=True)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(
+                f"Activation name must be a str, got {came(self.name)}; the order is Activation(name, f, df)"
+            )
+        for role, function in (("f", self.f), ("df", self.df), ("d2f", self.d2f)):
+            if not callable(function) and not (role == "d2f" and function is None):
+                raise TypeError(f"Activation {role} must be a function, got {came(function)}")
+
+    def value(self, z: Array) -> Array:
+        """The result of f, a (F2), refused unless it has the shape and dtype of z, since nothing is broadcast or cast.
+
+        Raises:
+            ValueError: another shape.
+            TypeError: another dtype, no array, or an f that takes other arguments.
+        """
+        return self._like(z, "f(z)", self.f, z)
+
+    def slope(self, z: Array, a: Array) -> Array:
+        """The result of df (C7), refused like that of f."""
+        return self._like(z, "df(z, a)", self.df, z, a)
+
+    def curvature(self, z: Array, a: Array) -> Array:
+        """The result of d2f, refused like that of f."""
+        return self._like(z, "d2f(z, a)", self.d2f, z, a)
+
+    def _like(self, z: Array, call: str, function: Any, *given: Array) -> Any:
+        try:
+            found = function(*given)
+        except TypeError as error:
+            if not _takes(function, len(given)):
+                raise TypeError(f"activation {self.name!r} is called as {call}, got a function of others") from error
+            raise
+        if not (hasattr(found, "shape") and hasattr(found, "dtype")):
+            raise TypeError(f"activation {self.name!r}: {call} must be an array like z, got {came(found)}")
+        text = f"activation {self.name!r}: {call} is {found.dtype}{list(found.shape)} but z is {z.dtype}{list(z.shape)}"
+        if found.shape != z.shape:
+            raise ValueError(f"{text}; it must be elementwise, one value for each entry of z")
+        if found.dtype != z.dtype:
+            raise TypeError(f"{text}; convert it with .astype(z.dtype)")
+        return found
+
     def __repr__(self) -> str:
         if TABLE.get(self.name) is self:
             return f"activations.{self.name}"
         given = [(each.name, getattr(self, each.name), each.default) for each in fields(self)[1:]]
         said = [f"{name}={by_name(value)}" for name, value, default in given if value != default]
         return f"{type(self).__name__}({', '.join([repr(self.name), *said])})"
+
+
+def _takes(function: Any, count: int) -> bool:
+    """Whether a function can be called with so many arguments; True where that is not known."""
+    try:
+        inspect.signature(function).bind(*range(count))
+    except TypeError:
+        return False
+    except ValueError:  # a built-in that tells no signature
+        return True
+    return True
 
 
 def _logistic(z: Array) -> Array:

@@ -70,7 +70,7 @@ class Sweep(Step):
     @override
     def forward(self, layer: Layer, x: Flow, own: Any) -> tuple[Array, LayerTrace]:
         z, saved = layer.net_input(self.rule.params(own), x)  # (F1)
-        a = layer.f.f(z)  # (F2)
+        a = layer.f.value(z)  # (F2)
         return a, LayerTrace(z, a, saved)
 
     @override

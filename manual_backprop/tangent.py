@@ -74,13 +74,13 @@ class Tangent(Step):
     def forward(self, layer: Layer, x: Flow, own: Pair) -> tuple[Pair, TangentTrace]:
         (a_in, da_in), (params, dparams) = parts(x), (own.value, own.change)
         z, saved = layer.net_input(params, a_in)
-        a = layer.f.f(z)
+        a = layer.f.value(z)
         if da_in is None and isinstance(layer, AffineLayer):
             dz = layer.pushforward_params(params, a_in, saved, dparams)
         else:
             da_in = parts(self.scannable(x))[1]
             dz = layer.pushforward(params, saved, dparams, da_in)
-        return Pair(a, layer.f.df(z, a) * dz), TangentTrace(LayerTrace(z, a, saved), dz, da_in)
+        return Pair(a, layer.f.slope(z, a) * dz), TangentTrace(LayerTrace(z, a, saved), dz, da_in)
 
     @override
     def backward(self, layer: Layer, d: Pair, own: Pair, kept: TangentTrace) -> tuple[Flow, Any]:
@@ -89,7 +89,7 @@ class Tangent(Step):
             raise ValueError(f"{layer}: no Hessian-vector product by hand, its activation {layer.f.name} has no d2f")
         delta = layer.error_term(trace, d.value)
         # R{f'(z) d_a} = f''(z) R{z} d_a + f'(z) R{d_a}
-        ddelta = layer.f.d2f(trace.z, trace.a) * kept.dz * d.value + layer.error_term(trace, d.change)
+        ddelta = layer.f.curvature(trace.z, trace.a) * kept.dz * d.value + layer.error_term(trace, d.change)
         # R{W^T delta} = W^T R{delta} + V^T delta
         d_in = layer.transport(params, trace.saved, delta)
         along = layer.transport(params, trace.saved, ddelta)

@@ -43,8 +43,8 @@ def network(value: Any) -> Node:
         TypeError: anything else, such as an objective, whose network is `objective.net`, or arguments in another order.
     """
     if not isinstance(value, Node):
-        hint = "; the network of an objective is objective.net" if isinstance(getattr(value, "net", None), Node) else ""
-        raise TypeError(f"expected a network, a layer or composite such as mb.mlp gives, got {came(value)}{hint}")
+        hint = "; its network is objective.net" if isinstance(getattr(value, "net", None), Node) else ""
+        raise TypeError(f"expected a layer or composite such as mb.mlp gives, got {came(value)} for the network{hint}")
     return value
 
 
@@ -56,6 +56,10 @@ def array(name: str, value: Any) -> Array:
     """
     if isinstance(value, jax.Array):
         return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} has a mask, which JAX would drop; fill its entries, or leave examples out by weights of 0"
+        )
     if not isinstance(value, np.ndarray | np.generic):
         raise TypeError(f"{name} must be an array, got {came(value)}; wrap it in jnp.asarray")
     if not (jnp.issubdtype(value.dtype, jnp.number) or value.dtype == bool):

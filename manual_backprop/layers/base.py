@@ -135,7 +135,7 @@ class Layer(Node):
 
     def error_term(self, trace: LayerTrace, d_a: Array) -> Array:
         """delta^(l) = f_l'(z^(l)) * dL/da^(l): (B1) at the output, (B2) below it."""
-        return self.f.df(trace.z, trace.a) * d_a
+        return self.f.slope(trace.z, trace.a) * d_a
 
     @override
     def forward(self, step: Step, x: Flow, owned: Any) -> tuple[Flow, Any]:

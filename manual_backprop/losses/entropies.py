@@ -80,7 +80,12 @@ class SoftmaxCrossEntropy(Loss):
         return _surprise(*widened(o)).astype(y.dtype)
 
     def check(self, o: jax.ShapeDtypeStruct, y: Array) -> None:
-        """Integer labels of o.shape[:-1] in [0, C), or distributions like o."""
+        """Integer labels of o.shape[:-1] in [0, C), or distributions like o; C is 2 or more."""
+        if o.shape[-1] == 1:
+            raise ValueError(
+                f"{self}: softmax over one logit is 1, whatever it is; give the network an output for each class, or"
+                " take sigmoid_binary_cross_entropy for yes or no"
+            )
         if not jnp.issubdtype(y.dtype, jnp.integer):
             if y.shape == o.shape[:-1]:
                 raise TypeError(f"{self}: labels must be integers, got {y.dtype}; convert y with .astype(int)")

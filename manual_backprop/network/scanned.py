@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from manual_backprop.node import Node, Step, Visit, Walk, Wrapper
-from manual_backprop.types import Flow, Leaf, Tree, override
+from manual_backprop.types import Flow, Leaf, Tree, came, override
 
 
 @jax.tree_util.register_dataclass
@@ -71,6 +71,11 @@ class Repeat(Chain):
     block: Node
     n: int
     recompute: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.recompute, bool):
+            raise TypeError(f"Repeat recompute must be True or False, got {came(self.recompute)}")
 
     def __str__(self) -> str:
         return f"{self.n} x [{self.block}]"

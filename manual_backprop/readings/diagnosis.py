@@ -74,7 +74,7 @@ def diagnose(net: Node, trace: Tree, deltas: Tree, *, threshold: float = 0.01) -
         raise ValueError(f"threshold must be > 0, got {threshold}")
 
     def of_layer(layer: Layer, at: LayerTrace, delta: Array) -> LayerDiagnosis:
-        flat = jnp.abs(layer.f.df(at.z, at.a)) < threshold
+        flat = jnp.abs(layer.f.slope(at.z, at.a)) < threshold
         dead = jnp.all(flat, axis=tuple(range(flat.ndim - 1)))
         wide = accumulator(at.z.dtype)
         return LayerDiagnosis(

@@ -96,6 +96,7 @@ def clip_weights(squared: Weights, max_norm: float | Scalar) -> Weights:
 
     Source: Abadi et al., arXiv:1607.00133.
     """
+    squared = validate.array("squared", squared)
     bound = validate.non_negative("max_norm", max_norm, squared.dtype)
     norm = jnp.sqrt(squared)
     return jnp.where(norm <= bound, jnp.ones_like(norm), bound / norm)

@@ -54,4 +54,4 @@ def dz_da(W: Float[Array, "d_out d_in"]) -> Float[Array, "d_in d_out"]:
 
 def da_dz(activation: str | Activation, z: Float[Array, " d"], a: Float[Array, " d"]) -> Float[Array, "d d"]:
     """da^(l)/dz^(l) = diag(f_l'(z^(l))) (C7)."""
-    return jnp.diag(activations.get(activation).df(z, a))
+    return jnp.diag(activations.get(activation).slope(z, a))

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
+from reference.tolerance.formats import require_floats
+
 Tree = Any
 Kind = Literal["moving", "data", "fixed"]
 
@@ -96,9 +98,9 @@ def take_apart(
         TypeError: there is no float leaf to differentiate by, or one is complex.
         ValueError: `dtype` is not a floating-point type, or a leaf is on a device that is not the default.
     """
+    if dtype is not None:
+        require_floats(dtype)
     wanted = None if dtype is None else jnp.dtype(dtype)
-    if wanted is not None and not jnp.issubdtype(wanted, jnp.floating):
-        raise ValueError(f"dtype is a floating-point type such as 'float32', got {wanted}")
     found, treedef = jax.tree_util.tree_flatten_with_path(args)
     kinds = ["fixed" if path[0].idx in fixed else _kind(leaf, path[0].idx in argnums) for path, leaf in found]
     names = ["args" + jax.tree_util.keystr(path) for path, _ in found]
@@ -142,8 +144,12 @@ def chosen(argnums: int | Sequence[int], count: int) -> tuple[int, ...]:
 
     Raises:
         TypeError: not integers.
-        ValueError: out of range, twice the same, or none.
+        ValueError: out of range, twice the same, or none; or there are no arguments.
     """
+    if count == 0:
+        raise ValueError(
+            "there are no arguments to differentiate by: give them, the point to check at, after the functions"
+        )
     numbers = (argnums,) if isinstance(argnums, int) else tuple(argnums)
     if not numbers or not all(isinstance(i, int) and not isinstance(i, bool) for i in numbers):
         raise TypeError(f"argnums is an integer or a sequence of them, got {argnums!r}")

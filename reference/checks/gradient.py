@@ -135,8 +135,14 @@ class _Subject:
                 f"argnums has {len(self.argnums)} numbers, so grad_fun returns a tuple of as many gradients,"
                 f" got {structure(result)}"
             )
-        trees = dict(zip(self.argnums, [result] if self.single else result, strict=True))
         args = self.given.build(self.given.fresh("moving"), self.given.fresh("data"))
+        due = structure(args[self.argnums[0]])
+        pair = self.single and isinstance(result, tuple) and len(result) == 2
+        if pair and structure(result[1]) == due != structure(result):
+            raise ValueError(
+                "grad_fun returns a pair: for (value, gradient), as from jax.value_and_grad, say value=True"
+            )
+        trees = dict(zip(self.argnums, [result] if self.single else result, strict=True))
         for i, tree in trees.items():
             faults.same_structure(tree, args[i], f"args[{i}]")
         return value, [leaf for i in sorted(trees) for leaf in jax.tree.leaves(faults.floats_only(trees[i]))]

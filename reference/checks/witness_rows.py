@@ -25,8 +25,10 @@ def chosen_ways(witnesses: str | Sequence[str]) -> list[str]:
     """The names of the requested ways: "all", or some of `WAYS`.
 
     Raises:
-        ValueError: a name that is not one of them.
+        ValueError: a name that is not one of them, or no name.
     """
+    if not isinstance(witnesses, Sequence):
+        raise ValueError(f"witnesses are 'all' or some of {', '.join(WAYS)}, got {witnesses!r}")
     names = list(WAYS) if witnesses == "all" else [witnesses] if isinstance(witnesses, str) else list(witnesses)
     for name in names:
         if name not in WAYS:

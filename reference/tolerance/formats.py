@@ -26,7 +26,7 @@ def require_floats(dtype: Any) -> None:
     except TypeError:  # no dtype has that name
         known = False
     if not known:
-        raise ValueError(f"dtype must be float64, float32, bfloat16 or float16, got {dtype!r}")
+        raise ValueError(f"dtype must be a floating-point type such as 'float32', got {dtype!r}")
 
 
 @jax.tree_util.register_dataclass

@@ -17,7 +17,7 @@ from manual_backprop import training
 
 pytestmark = pytest.mark.usefixtures("without_hook")
 NET = mb.mlp((6, 5, 5, 4))
-NETWORK = r"expected a network, .*, got Objective; the network of an objective is objective.net"
+NETWORK = r"expected a layer or composite .*, got Objective for the network; its network is objective.net"
 OBJECTIVE = r"expected an Objective, got Serial; with a loss a network becomes one, mb.Objective\(net, loss\)"
 OBJECT = mb.Objective(NET, mb.squared_error, mb.Frobenius(0.1))
 ONE_LOGIT = mb.Objective(mb.Dense(6, 1), mb.softmax_cross_entropy)
@@ -76,7 +76,7 @@ def at():
         (lambda: training.make_epoch(OBJECT, SGD, 4.0), TypeError, "batch_size must be an int, got float 4.0"),
         (lambda: OBJECT(*arguments(x=())), ValueError, "x is an empty tuple"),
         (lambda: OBJECT(*arguments(y=np.array(["a"] * 7))), TypeError, "y must hold numbers, got <U1"),
-        (lambda: ONE_LOGIT(*arguments(params=generic(ONE_LOGIT.net), y=jnp.zeros(7, int))), ValueError, "over one logit"),
+        (lambda: ONE_LOGIT(generic(ONE_LOGIT.net), X, jnp.zeros(7, int)), ValueError, "softmax over one logit is 1"),
         (lambda: OBJECT(*arguments(), lam="0.1"), TypeError, "lam must be a number, or a scalar array, got str '0.1'"),
         (lambda: OBJECT(*arguments(), lam=True), TypeError, "got bool True"),
         (lambda: OBJECT(*arguments(), weights="mean"), TypeError, "weights must be an array, got str 'mean'"),
