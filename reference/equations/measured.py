@@ -17,7 +17,7 @@ from reference.equations.bounds import Arithmetic, Known
 from reference.equations.chain import Use, Wide
 from reference.equations.families import Family, KnownFlow, Mistakes, family
 from reference.tolerance.formats import Format
-from reference.tolerance.monte_carlo import SAMPLES_AXIS, noises, perturbed
+from reference.tolerance.monte_carlo import NOISE_AXES, SAMPLES_AXIS, noises, perturbed
 from reference.tolerance.rounding import SAMPLES, spread
 
 Tree = Any
@@ -110,5 +110,5 @@ def _program(
         return function(layer, *jax.tree.unflatten(structure, leaves))
 
     closed, result = jax.make_jaxpr(flat, return_shape=True)(*shapes)
-    samples = jax.vmap(perturbed(closed), axis_name=SAMPLES_AXIS)
+    samples = jax.vmap(perturbed(closed), (NOISE_AXES, *(0,) * len(shapes)), axis_name=SAMPLES_AXIS)
     return jax.jit(samples, compiler_options=xla.quick()), jax.tree.structure(result)

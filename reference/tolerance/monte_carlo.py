@@ -69,6 +69,10 @@ class Noise:
     format: Format
 
 
+NOISE_AXES = Noise(0, 0, Format(None, None, None, None, 0))
+"""Where each number of `noises` has its samples, for `jax.vmap`: None for what is the same in all of them."""
+
+
 def noises(format: Format, samples: int, seed: int) -> Noise:
     """`samples` samples of noise, and in front one without noise: the function itself."""
     rng = np.random.default_rng(seed)
@@ -77,15 +81,15 @@ def noises(format: Format, samples: int, seed: int) -> Noise:
     table = np.concatenate([table, table], axis=1)  # so that no read wraps around
     widened = np.full(samples + 1, WIDENED)
     widened[0] = 1.0
-    formats = jax.tree.map(lambda number: np.full(samples + 1, number), format)
-    formats.largest[0] = np.inf
-    return Noise(table, widened, formats)
+    largest = np.full(samples + 1, format.largest)
+    largest[0] = np.inf
+    return Noise(table, widened, replace(format, largest=largest))
 
 
 def perturbed(closed: ClosedJaxpr) -> Callable[..., list[Array]]:
     """A function (noise, *flat arguments) -> flat results of `closed` in float64 under one sample of noise.
 
-    It may be jitted, and must be vmapped over the noise with `axis_name=SAMPLES_AXIS`.
+    It may be jitted, and must be vmapped over the noise, `in_axes` NOISE_AXES, with `axis_name=SAMPLES_AXIS`.
     """
     return lambda noise, *arguments: _Sample(noise).run(closed, arguments)
 
@@ -144,7 +148,8 @@ class _Sample:
             table = jnp.tile(table, -(-x.size // TABLE))
         xi = jax.lax.slice(table, (offset,), (offset + x.size,))
         format = self.noise.format
-        return _round(x, xi, format.u * factor, format.eta, format.largest, spread)
+        u = format.u if factor == 1 else format.u * factor
+        return _round(x, xi, u, format.eta, format.largest, spread)
 
 
 def _turned(noise: Noise, turn: Array) -> Noise:
@@ -197,11 +202,11 @@ def _wide(value: Any) -> Any:
 def _round(x: Array, xi: Array, u: Any, eta: Any, largest: Any, spread: Array | None) -> Array:
     """Add one rounding's noise to x; inf beyond the largest number."""
     size = jnp.abs(x)
-    reach = u * size + jax.lax.min(size, jnp.full_like(size, 1.0) * eta)
+    reach = u * size + jnp.minimum(size, eta)
     if spread is not None:
         reach = reach + spread
     noisy = x + xi.reshape(x.shape) * reach
-    return jnp.where(size <= largest, noisy, x * jnp.inf)
+    return jax.lax.select(size <= largest, noisy, x * jnp.inf)
 
 
 @jax.jit

@@ -16,7 +16,7 @@ from jaxtyping import DTypeLike
 
 from reference.tolerance.formats import Format
 from reference.tolerance.identity import identity
-from reference.tolerance.monte_carlo import SAMPLES_AXIS, noises, perturbed
+from reference.tolerance.monte_carlo import NOISE_AXES, SAMPLES_AXIS, Noise, noises, perturbed
 
 Tree = Any
 SIGMAS = 6.0
@@ -123,7 +123,11 @@ def _compiled(program: _Program, options: tuple[tuple[str, Any], ...]) -> Callab
 
 def _sampled(closed: Any) -> Callable[..., Any]:
     one = perturbed(closed)
-    return lambda noise, *flat: jax.vmap(lambda noise: one(noise, *flat), axis_name=SAMPLES_AXIS)(noise)
+
+    def run(noise: Noise, *flat: Any) -> Any:
+        return jax.vmap(lambda noise: one(noise, *flat), (NOISE_AXES,), axis_name=SAMPLES_AXIS)(noise)
+
+    return run
 
 
 def _in_float64(leaf: Any) -> Any:
