@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -31,17 +31,17 @@ class Context:
 
 def of_leaf(context: Context) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[str, str]]:
     """A function (manual, reference, tolerance) -> (pattern, probable cause) for `rows.compare_leaf`."""
+    return partial(_read, context)
 
-    def read(manual: np.ndarray, reference: np.ndarray, tolerance: np.ndarray) -> tuple[str, str]:
-        if np.iscomplexobj(manual) or np.iscomplexobj(reference):
-            return "", ""
-        known = np.isfinite(tolerance)
-        size = np.max(np.abs(reference), initial=0)
-        noise = float(np.max(tolerance[known], initial=0) / size) if size and np.isfinite(size) else 0.0
-        match = max(_MATCH, 3 * noise)
-        return ratio_pattern(manual, reference, match)[1], probable_cause(manual, reference, context, match)
 
-    return read
+def _read(context: Context, manual: np.ndarray, reference: np.ndarray, tolerance: np.ndarray) -> tuple[str, str]:
+    if np.iscomplexobj(manual) or np.iscomplexobj(reference):
+        return "", ""
+    known = np.isfinite(tolerance)
+    size = np.max(np.abs(reference), initial=0)
+    noise = float(np.max(tolerance[known], initial=0) / size) if size and np.isfinite(size) else 0.0
+    match = max(_MATCH, 3 * noise)
+    return ratio_pattern(manual, reference, match)[1], probable_cause(manual, reference, context, match)
 
 
 def ratio_pattern(manual: np.ndarray, reference: np.ndarray, match: float = _MATCH) -> tuple[float | None, str]:

@@ -1,7 +1,7 @@
 """The check itself: wrong steps must fail, at the right place, with the right probable cause."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -11,27 +11,19 @@ from helpers import N, problem
 
 import manual_backprop as mb
 import reference
-from reference.checks.step import prepare
+from reference.checks.step import by_hand, prepare
 from reference.compare import compare_leaf
 from reference.report import GradientMismatch, InconclusiveCheck, Report
 
 LAM = 0.1
 
 
-def altered(change):
-    """A step under test whose result is `change`d."""
-
-    def backprop(objective, params, x, y, **given):
-        return change(mb.backprop(objective, params, x, y, **given), params, x)
-
-    return backprop
-
-
 @cache
-def judge():
-    """The right step and the reference's side, computed once for all faults."""
+def judge(dtype="float64"):
+    """The reference's side and the right step, computed once for all faults."""
     objective, *args = problem("mlp", lam=LAM)
-    return prepare(objective, *args), mb.backprop(objective, *args), args
+    found = prepare(objective, *args, dtype=dtype)
+    return found, jax.tree.map(jnp.asarray, by_hand(found)[0]), args
 
 
 def with_layer(step, index, **fields):
@@ -174,10 +166,9 @@ def test_wrong_derivatives_in_the_library_are_found(monkeypatch):
 
 def test_a_forward_formula_that_is_wrong_on_one_side_shows():
     """The two programs share no formula: an f that is not jax.nn's of that name differs at a."""
-    wrong = replace(mb.activations.sigmoid, f=lambda z: 0.5 + z / 4)
-    objective = mb.Objective(mb.mlp((6, 5, 4), wrong), mb.squared_error)
-    params = (problem("mlp")[1][0], problem("mlp")[1][2])
-    report = reference.check(objective, params, *problem("mlp")[2:])
+    wrong = replace(mb.activations.tanh, f=lambda z: z - z**3 / 3)
+    objective = mb.Objective(mb.mlp((6, 5, 5, 4), wrong), mb.squared_error, mb.Frobenius(LAM))
+    report = reference.check(objective, *problem("mlp")[1:])
     assert report.failures[0].path == "trace[0].a"
 
 
@@ -185,12 +176,9 @@ def test_a_forward_formula_that_is_wrong_on_one_side_shows():
 @pytest.mark.parametrize("fault", ["sign of db", "sum for mean in dW", "delta of another layer", "dW transposed"])
 def test_planted_faults_are_found_in_working_precision(fault, dtype):
     change, first, _ = FAULTS[fault]
-    objective, params, x, y = problem("mlp", lam=LAM)
-
-    def in_dtype(step, params, x):
-        return jax.tree.map(lambda leaf: leaf.astype(dtype), change(step, params, x))
-
-    report = reference.check(objective, params, x, y, backprop=altered(in_dtype), dtype=dtype)
+    found, step, (params, x, _) = judge(dtype)
+    wide = jax.tree.map(lambda leaf: leaf.astype("float64"), step)
+    report = found.report(jax.tree.map(lambda leaf: leaf.astype(dtype), change(wide, params, x)))
     assert first in [row.path for row in report.failures]
 
 
@@ -199,12 +187,14 @@ def test_a_rounding_that_crosses_a_kink_is_no_fault(dtype):
     """relu nets in low precision, many seeds: an equation is checked where the step was, the end where it may be."""
     net = mb.mlp((20, 20, 20, 20, 3), "relu")
     objective = mb.Objective(net, mb.huber)
+    run = jax.jit(partial(mb.backprop, objective))
     for seed in range(3):
         rng = np.random.default_rng(seed)
         params = jax.tree.map(
             lambda s, rng=rng: rng.normal(0, 0.3, s.shape), jax.eval_shape(net.init, jax.random.key(0))
         )
-        report = reference.check(objective, params, rng.normal(size=(64, 20)), rng.normal(size=(64, 3)), dtype=dtype)
+        found = prepare(objective, params, rng.normal(size=(64, 20)), rng.normal(size=(64, 3)), dtype=dtype)
+        report = found.report(jax.device_get(run(*found.inputs)))
         assert not report.failures, report.summary()
         assert {row.verdict for row in report.rows if row.kind == "equation"} == {"pass"}
 
