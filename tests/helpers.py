@@ -57,12 +57,12 @@ def assert_close(ours: Any, theirs: Any, tolerance: float = TOLERANCE) -> None:
 
 def nested() -> mb.Serial:
     """Every composite, inside one another."""
+    inner = mb.Repeat(mb.Dense(4, 4, "sigmoid"), 2)
     return mb.Serial(
         (
             mb.Dense(6, 5, "tanh"),
-            mb.Residual(mb.Serial((mb.Dense(5, 4, "gelu"), mb.Dense(4, 5, "silu")))),
-            mb.Repeat(mb.Residual(mb.Dense(5, 5, "softplus")), 3),
-            mb.Repeat(mb.Serial((mb.Dense(5, 5, "elu"), mb.Repeat(mb.Dense(5, 5, "sigmoid"), 2))), 2),
+            mb.Residual(mb.Dense(5, 5, "gelu")),
+            mb.Repeat(mb.Residual(mb.Serial((mb.Dense(5, 4, "silu"), inner, mb.Dense(4, 5, "elu")))), 3),
             mb.Dense(5, 4),
         )
     )

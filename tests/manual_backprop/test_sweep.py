@@ -1,145 +1,213 @@
 """Every number of one step against the independent reference, and what the sweep promises of its values."""
 
-from functools import partial
+from dataclasses import replace
+from functools import cache
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import NETWORKS, N, assert_close, batch, generic, problem, sizes, targets
+from helpers import NETWORKS, N, assert_close, batch, generic, problem, targets
 from jax.test_util import check_grads
 
 import manual_backprop as mb
 import reference
 from manual_backprop.losses import TABLE as LOSSES
 from manual_backprop.sweep import read
-from reference import model
+from reference import autodiff, model
 from reference.equations.chain import layer_values
 
+WEIGHTS = np.random.default_rng(3).uniform(size=N)
+WEIGHTS[2] = 0.0
 
-@pytest.mark.parametrize("lam", [None, 0.1])
+
+@cache
+def program(name):
+    """One compiled function (x, weights) -> all that the tests below compare in one network."""
+    objective, params, _, y = problem(name)
+    plain = mb.Objective(objective.net, objective.loss)
+    net = objective.net
+
+    @jax.jit
+    def everything(x, weights):
+        output, trace = mb.forward(net, params, x)
+        d_x, deltas = mb.backward(net, params, trace, plain.loss.derivative(output, y))
+        is_factor = lambda node: isinstance(node, mb.layers.Factor)  # noqa: E731
+        return {
+            "by name": (d_x, deltas, mb.gradients(net, trace, deltas)),
+            "contracted": jax.tree.map(lambda f: f.weighted_sum(), mb.factors(net, trace, deltas), is_leaf=is_factor),
+            "doubled": mb.gradients(net, trace, jax.tree.map(lambda d: 2 * d, deltas)),
+            "per example": read(net, lambda factor: factor.per_example(), (trace, deltas)),
+            "norms": read(net, lambda factor: factor.squared_norms(), (trace, deltas)),
+            "step": mb.backprop(plain, params, x, y),
+            "losses by jax": model.example_losses(plain, params, x, y, model.zero_probes(net, params, x))[0],
+            "each by jax": autodiff.per_example_gradients(plain, params, x, y),
+            "mean": mb.value_and_grad(objective, (0, 1))(params, x, y),
+            "weighted": mb.value_and_grad(objective, (0, 1))(params, x, y, weights=weights),
+            "weighted step": mb.backprop(objective, params, x, y, weights=weights),
+            "weighted by jax": reference.backprop(objective, params, x, y, weights=weights),
+        }
+
+    return everything
+
+
+def assert_same_step(ours, theirs):
+    """All of a step; the reference's trace has z and a alone."""
+    assert_close(layer_values(ours.trace), theirs.trace)
+    assert_close(replace(ours, trace=None), replace(theirs, trace=None))
+
+
+@cache
+def found(name):
+    return program(name)(problem(name)[2], WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, "float64") for name in NETWORKS),
+        *(("mlp", dtype) for dtype in ("float32", "bfloat16", "float16")),
+        *(("nested", "bfloat16"), ("kept", "float16")),
+    ],
+)
+def test_every_quantity_equals_the_reference(name, dtype):
+    """(F1) (F2) (J3) (B1) (B2) (B3) (B4) (B5) (B6): z, a, L, s, J, delta, dW, db, dL/dx, ds/dlam, in its precision."""
+    objective, params, x, y = problem(name)
+    if dtype != "float64":
+        params, x, y = jax.tree.map(lambda leaf: np.asarray(0.5 * leaf, jnp.dtype(dtype)), (params, x, y))
+    reference.check(objective, params, x, y, dtype=dtype).raise_if_failed()
+
+
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_quantity_equals_the_reference(name, lam):
-    """(F1) (F2) (J3) (B1) (B2) (B3) (B4) (B5) (B6): z, a, L, s, J, delta, dW, db, dL/dx, ds/dlam."""
-    reference.check(*problem(name, lam=lam)).raise_if_failed()
+def test_without_a_regulariser_and_without_weights(name):
+    """The gradient is the mean of the examples' own; an example's deltas are of no weight and no lambda."""
+    step, witness = found(name)["step"], found(name)["weighted by jax"]
+    assert_close(step.gradients, jax.tree.map(lambda leaf: leaf.mean(axis=0), found(name)["each by jax"]))
+    assert_close(
+        (layer_values(step.trace), step.deltas, step.d_x, step.loss),
+        (witness.trace, witness.deltas, witness.d_x, np.asarray(found(name)["losses by jax"]).mean()),
+    )
+    assert_close((step.value, step.penalty, step.d_lam), (step.loss, np.zeros(()), np.zeros(())), 0)
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-@pytest.mark.parametrize("activation", mb.activations.TABLE)
-def test_every_loss_meets_every_activation(loss, activation):
+def test_every_loss_meets_every_activation(loss):
+    """In a chain of all activations; each leaf is held to its own largest entry, however small that is."""
     last = "sigmoid" if loss is mb.binary_cross_entropy else "identity"
-    net = mb.mlp((5, 4, 4, 3), activation, last)
+    net = mb.mlp((5, *(4,) * len(mb.activations.TABLE), 3), tuple(mb.activations.TABLE), last)
     objective = mb.Objective(net, loss, mb.Frobenius(0.1))
-    params, x, y = generic(net), batch(5), targets(loss, 3)
-    args = (params, x, y)
-    ours, theirs = (jax.jit(partial(f, objective))(*args) for f in (mb.backprop, reference.backprop))
+    both = jax.jit(lambda *args: [f(objective, *args) for f in (mb.backprop, reference.backprop)])
+    ours, theirs = both(generic(net), batch(5), targets(loss, 3))
+    assert all(np.any(delta) for delta in ours.deltas)
     assert_close(ours.gradients, theirs.gradients)
     assert_close(ours.deltas, theirs.deltas)
     assert_close((ours.value, ours.d_x, ours.d_lam), (theirs.value, theirs.d_x, theirs.d_lam))
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("argnums", [0, 1, (0,), (0, 1), (1, 0)])
-def test_value_and_grad_has_jax_value_and_grads_convention(name, argnums):
+@pytest.mark.parametrize(("name", "every"), [("mlp", (0, 1, (0,), (0, 1), (1, 0))), ("nested", ((1, 0),))])
+def test_value_and_grad_has_jax_value_and_grads_convention(name, every):
     objective, *args = problem(name)
-    ours = jax.jit(mb.value_and_grad(objective, argnums))(*args)
-    assert_close(ours, jax.jit(reference.value_and_grad(objective, argnums))(*args))
-    assert_close(ours, jax.jit(jax.value_and_grad(objective, argnums))(*args))
+    ways = mb.value_and_grad, reference.value_and_grad, jax.value_and_grad
+    for ours, theirs, jaxs in jax.jit(lambda *args: [[f(objective, n)(*args) for f in ways] for n in every])(*args):
+        assert_close(ours, theirs)
+        assert_close(ours, jaxs)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_three_steps_by_their_public_names(name):
     """forward, backward, gradients make up the unregularised gradient of `backprop`."""
-    objective, params, x, y = problem(name, lam=None)
-    net = objective.net
-    output, trace = mb.forward(net, params, x)
-    d_x, deltas = mb.backward(net, params, trace, objective.loss.derivative(output, y))
-    step = mb.backprop(objective, params, x, y)
-    assert_close((d_x, deltas), (step.d_x, step.deltas), 0)
-    assert_close(mb.gradients(net, trace, deltas), step.gradients, 0)
-    is_factor = lambda node: isinstance(node, mb.layers.Factor)  # noqa: E731
-    if "Repeat" not in repr(net):  # stacked factors are contracted inside the network
-        contracted = jax.tree.map(lambda f: f.weighted_sum(), mb.factors(net, trace, deltas), is_leaf=is_factor)
-        assert_close(contracted, step.gradients, 0)
+    step = found(name)["step"]
+    assert_close(found(name)["by name"], (step.d_x, step.deltas, step.gradients), 0)
+    if "Repeat" not in repr(NETWORKS[name]):  # stacked factors are contracted inside the network
+        assert_close(found(name)["contracted"], step.gradients, 0)
 
 
-def test_deltas_are_per_example_and_unscaled():
-    """Row n of delta is the note's delta of example n alone, whatever the batch it came in (C5)."""
-    objective, params, x, y = problem("nested")
-    step = jax.jit(partial(mb.backprop, objective))
-    together = step(params, x, y)
-    for n in range(N):
-        alone = step(params, x[n : n + 1], y[n : n + 1])
-        assert_close(alone.d_x, together.d_x[n : n + 1], 1e-13)
-        assert_close(alone.deltas[0], together.deltas[0][n : n + 1], 1e-13)
+@pytest.mark.parametrize("name", ["mlp", "width 1", "nested", "leaf"])
+def test_an_example_alone_has_the_deltas_it_has_in_a_batch(name):
+    """Unscaled (C5); N = 1, where 1/N cannot show but shapes can go wrong, is right by the reference."""
+    objective, params, x, y = problem(name)
+    alone = jax.jit(lambda *args: [f(objective, *args) for f in (mb.backprop, reference.backprop)])
+    for n in (0, N - 1):
+        ours, theirs = alone(params, x[n : n + 1], y[n : n + 1])
+        assert_same_step(ours, theirs)
+        together = found(name)["step"]
+        assert_close(ours.d_x, together.d_x[n : n + 1], 1e-13)
+        first = [jax.tree.leaves(step.deltas)[0] for step in (ours, together)]
+        assert_close(first[0], first[1][n : n + 1], 1e-13)
+
+
+def test_one_example_equation_by_equation():
+    reference.check(*problem("one layer", n=1)).raise_if_failed()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_weights_take_the_place_of_the_mean(name):
-    objective, params, x, y = problem(name)
-    weighted = jax.jit(lambda x, weights: mb.value_and_grad(objective, (0, 1))(params, x, y, weights=weights))
-    plain = jax.jit(mb.value_and_grad(objective, (0, 1)))(params, x, y)
-    assert_close(weighted(x, jnp.full(N, 1 / N)), plain, 1e-13)
-    weights = jnp.asarray(np.random.default_rng(3).uniform(size=N)).at[2].set(0.0)
-    reference.check(objective, params, x, y, weights=weights).raise_if_failed()
-    masked = weighted(x.at[2].set(99.0), weights)
-    (J, (gradient, d_x)), (J_masked, (gradient_masked, d_x_masked)) = weighted(x, weights), masked
+    x = problem(name)[2]
+    ours, step, witness = (found(name)[key] for key in ("weighted", "weighted step", "weighted by jax"))
+    assert_same_step(step, witness)
+    J, (gradient, d_x) = ours
+    assert_close((J, gradient), (step.value, step.gradients))
+    assert_close(d_x, WEIGHTS.reshape(N, *(1,) * (x.ndim - 1)) * step.d_x)
+    mean = program(name)(x, np.full(N, 1 / N))
+    assert_close(mean["weighted"], mean["mean"], 1e-13)
+    J_masked, (gradient_masked, d_x_masked) = program(name)(x.at[2].set(99.0), WEIGHTS)["weighted"]
     assert_close((J_masked, gradient_masked), (J, gradient), 1e-13)
-    assert_close(d_x_masked[2], jnp.zeros_like(d_x[2]), 0)
+    assert_close(d_x_masked[2], np.zeros_like(d_x[2]), 0)
+
+
+def test_a_lambda_and_weights_given_equation_by_equation():
+    reference.check(*problem("mlp"), lam=0.7, weights=WEIGHTS).raise_if_failed()
 
 
 def test_a_lambda_given_at_the_call_takes_the_place_of_the_static_one():
     objective, params, x, y = problem("mlp", lam=0.1)
     other = mb.Objective(objective.net, objective.loss, mb.Frobenius(0.7))
-    assert_close(mb.value_and_grad(objective)(params, x, y, lam=0.7), mb.value_and_grad(other)(params, x, y), 0)
-    assert_close(objective(params, x, y, lam=jnp.asarray(0.7)), other(params, x, y), 0)
-    reference.check(objective, params, x, y, lam=0.7).raise_if_failed()
+
+    @jax.jit
+    def both(lam):
+        given = mb.value_and_grad(objective)(params, x, y, lam=0.7), objective(params, x, y, lam=lam)
+        return given, (mb.value_and_grad(other)(params, x, y), other(params, x, y))
+
+    assert_close(*both(0.7), 0)
 
 
-@pytest.mark.parametrize("name", ["mlp", "nested"])
-def test_sequences_have_positions_between_batch_and_features(name):
-    net = NETWORKS[name]
-    d_in, d_out = sizes(net)
+def test_sequences_have_positions_between_batch_and_features():
     rng = np.random.default_rng(4)
-    x, y = jnp.asarray(rng.normal(size=(N, 3, d_in))), jnp.asarray(rng.normal(size=(N, 3, d_out)))
-    reference.check(mb.Objective(net, mb.squared_error, mb.Frobenius(0.1)), generic(net), x, y).raise_if_failed()
+    x, y = rng.normal(size=(N, 3, 6)), rng.normal(size=(N, 3, 4))
+    objective, params, *_ = problem("one layer")
+    reference.check(objective, params, x, y).raise_if_failed()
+    objective, params, *_ = problem("nested")
+    assert_same_step(
+        *jax.jit(lambda *args: [f(objective, *args) for f in (mb.backprop, reference.backprop)])(params, x, y)
+    )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_factors_know_every_examples_gradient(name):
     """`per_example` and `squared_norms` against vmap(jax.grad) of the reference."""
-    objective, params, x, y = problem(name, lam=None)
-    step = jax.jit(partial(mb.backprop, objective))(params, x, y)
-
-    def one(x, y):
-        return jax.grad(lambda p: model.value(objective, p, x[None], y[None]))(params)
-
-    witness = jax.jit(jax.vmap(one))(x, y)
-    at = (step.trace, step.deltas)
-    per_example = jax.jit(lambda *at: read(objective.net, lambda factor: factor.per_example(), at))(*at)
-    norms = jax.jit(lambda *at: read(objective.net, lambda factor: factor.squared_norms(), at))(*at)
-    if "Repeat" not in repr(objective.net):
+    per_example, norms, witness = (found(name)[key] for key in ("per example", "norms", "each by jax"))
+    if "Repeat" not in repr(NETWORKS[name]):
         assert_close(per_example, witness, 1e-13)
-    total = sum(leaf.reshape(-1, N).sum(axis=0) for leaf in jax.tree.leaves(norms))
-    stacked = sum(jax.tree.leaves(jax.tree.map(_squares_by_example, per_example)))
-    expected = sum(jnp.square(leaf).reshape(N, -1).sum(axis=1) for leaf in jax.tree.leaves(witness))
+    total = sum(np.asarray(leaf).reshape(-1, N).sum(axis=0) for leaf in jax.tree.leaves(norms))
+    stacked = sum(np.square(leaf).sum() for leaf in jax.tree.leaves(per_example))
+    expected = sum(np.square(leaf).reshape(N, -1).sum(axis=1) for leaf in jax.tree.leaves(witness))
     assert_close(total, expected, 1e-13)
-    assert_close(jnp.sum(stacked), jnp.sum(expected), 1e-13)
-
-
-def _squares_by_example(leaf):
-    return jnp.sum(jnp.square(leaf))
+    assert_close(stacked, expected.sum(), 1e-13)
 
 
 def test_repeat_keeps_or_rebuilds_with_one_result():
     block = mb.Residual(mb.Serial((mb.Dense(6, 3, "gelu"), mb.Dense(3, 6, "tanh"))))
-    x, y = batch(6), batch(6, seed=5)
     kept, rebuilt = mb.Repeat(block, 4, recompute=False), mb.Repeat(block, 4, recompute=True)
-    params = generic(kept)
-    results = [jax.jit(mb.value_and_grad(mb.Objective(net, mb.huber)))(params, x, y) for net in (kept, rebuilt)]
-    assert_close(*results, 1e-14)
-    inner = mb.Repeat(mb.Repeat(mb.Dense(6, 6, "tanh"), 2, recompute=True), 3, recompute=False)
-    reference.check(mb.Objective(inner, mb.huber), generic(inner), x, y).raise_if_failed()
+    inner = mb.Objective(mb.Repeat(mb.Repeat(mb.Dense(6, 6, "tanh"), 2, recompute=True), 3, recompute=False), mb.huber)
+
+    @jax.jit
+    def both(params, of_inner, x, y):
+        of_blocks = [mb.value_and_grad(mb.Objective(net, mb.huber))(params, x, y) for net in (kept, rebuilt)]
+        return of_blocks, [f(inner, of_inner, x, y) for f in (mb.backprop, reference.backprop)]
+
+    of_blocks, of_inner = both(generic(kept), generic(inner.net), batch(6), batch(6, seed=5))
+    assert_close(*of_blocks, 1e-14)
+    assert_same_step(*of_inner)
 
 
 def test_repeat_is_the_serial_of_its_blocks():
@@ -147,21 +215,23 @@ def test_repeat_is_the_serial_of_its_blocks():
     repeated = mb.Serial((mb.Repeat(mb.Dense(5, 5, "tanh"), 3), mb.Dense(5, 2)))
     chain = mb.mlp((5, 5, 5, 5, 2))
     params = generic(chain)
-    stacked = (jax.tree.map(lambda *leaves: jnp.stack(leaves), *params[:3]), params[3])
-    x, y = batch(5), batch(2, seed=8)
-    ours = mb.backprop(mb.Objective(repeated, mb.squared_error, mb.Frobenius(0.1)), stacked, x, y)
-    theirs = mb.backprop(mb.Objective(chain, mb.squared_error, mb.Frobenius(0.1)), params, x, y)
-    assert_close(ours.gradients[0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *theirs.gradients[:3]), 1e-14)
+    stacked = (jax.tree.map(lambda *leaves: np.stack(leaves), *params[:3]), params[3])
+
+    @jax.jit
+    def both(*data):
+        of = zip((repeated, chain), (stacked, params), strict=True)
+        return [mb.backprop(mb.Objective(net, mb.squared_error, mb.Frobenius(0.1)), own, *data) for net, own in of]
+
+    ours, theirs = both(batch(5), batch(2, seed=8))
+    assert_close(ours.gradients[0], jax.tree.map(lambda *leaves: np.stack(leaves), *theirs.gradients[:3]), 1e-14)
     assert_close((ours.value, ours.d_x, ours.d_lam), (theirs.value, theirs.d_x, theirs.d_lam), 1e-14)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_values_can_be_replaced(name):
     """A trace is plain data: scaled deltas give scaled gradients, an edited trace is what backward reads."""
-    objective, params, x, y = problem(name, lam=None)
-    step = mb.backprop(objective, params, x, y)
-    doubled = jax.tree.map(lambda d: 2 * d, step.deltas)
-    assert_close(mb.gradients(objective.net, step.trace, doubled), jax.tree.map(lambda g: 2 * g, step.gradients), 1e-14)
+    step = found(name)["step"]
+    assert_close(found(name)["doubled"], jax.tree.map(lambda g: 2 * g, step.gradients), 1e-14)
     assert jax.tree.structure(step.deltas) == jax.tree.structure(
         jax.tree.map(lambda v: v.z, layer_values(step.trace), is_leaf=lambda v: isinstance(v, model.LayerValues))
     )
@@ -169,13 +239,18 @@ def test_values_can_be_replaced(name):
 
 def test_edited_z_changes_the_delta_of_its_layer_and_below():
     objective, params, x, y = problem("mlp", lam=None)
-    output, trace = mb.forward(objective.net, params, x)
-    z = trace[1].z.at[0].set(50.0)  # example 0 saturates layer 2
-    edited = (trace[0], mb.layers.LayerTrace(z, trace[1].a, trace[1].saved), trace[2])
-    _, deltas = mb.backward(objective.net, params, edited, objective.loss.derivative(output, y))
-    assert float(jnp.abs(deltas[1][0]).max()) < 1e-40
-    assert float(jnp.abs(deltas[0][0]).max()) < 1e-40
-    assert float(jnp.abs(deltas[0][1]).max()) > 1e-3
+
+    @jax.jit
+    def edited_deltas(params, x, y):
+        output, trace = mb.forward(objective.net, params, x)
+        z = trace[1].z.at[0].set(50.0)  # example 0 saturates layer 2
+        edited = (trace[0], mb.layers.LayerTrace(z, trace[1].a, trace[1].saved), trace[2])
+        return mb.backward(objective.net, params, edited, objective.loss.derivative(output, y))[1]
+
+    deltas = jax.tree.map(np.abs, edited_deltas(params, x, y))
+    assert deltas[1][0].max() < 1e-40
+    assert deltas[0][0].max() < 1e-40
+    assert deltas[0][1].max() > 1e-3
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -184,17 +259,16 @@ def test_the_reference_itself_agrees_with_finite_differences(loss):
     net = mb.mlp((4, 4, 4, 3), "tanh", "sigmoid" if loss is mb.binary_cross_entropy else "identity")
     objective = mb.Objective(net, loss, mb.Frobenius(0.1))
     params, x, y = generic(net), batch(4), targets(loss, 3)
-    for J in (lambda p, x: model.value(objective, p, x, y), lambda p, x: objective(p, x, y)):
-        on_arrays = lambda *args, J=J: J(*jax.tree.map(jnp.asarray, args))  # noqa: E731
-        check_grads(on_arrays, (params, x), order=1, modes=["rev", "fwd"])
+    both = jax.jit(lambda p, x: (model.value(objective, p, x, y), objective(p, x, y)))
+    check_grads(both, (params, x), order=1, modes=["rev", "fwd"])
 
 
 def test_the_regulariser_is_checked_beside_a_loss_that_could_hide_it():
     """The gradient's difference between lambda and 0 is lam W to float64 rounding, biases exactly none (B6)."""
     objective, params, x, y = problem("mlp", lam=0.0)
-    base = mb.value_and_grad(objective)(params, x, y)[1]
+    of_lam = jax.jit(lambda lam: mb.value_and_grad(objective)(params, x, y, lam=lam)[1])
+    base = jax.jit(lambda: mb.value_and_grad(objective)(params, x, y)[1])()
     for lam in (1e-3, 1.0, 1e3):
-        gradient = mb.value_and_grad(objective)(params, x, y, lam=lam)[1]
-        for layer, zero, g in zip(params, base, gradient, strict=True):
+        for layer, zero, g in zip(params, base, of_lam(lam), strict=True):
             np.testing.assert_allclose(g.W - zero.W, lam * layer.W, rtol=0, atol=1e-14 * max(1, lam))
             np.testing.assert_array_equal(g.b, zero.b)
