@@ -3,13 +3,28 @@
 The witnesses are jax.grad twice over jax.nn and optax, 50-digit arithmetic in the tails, and moments of draws.
 """
 
+from functools import cache, partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
-from helpers import assert_close, batch
-from test_activations import DTYPES, EXACT_SLOPE, ROWS, SELU_ALPHA, SELU_SCALE, _assert_right, _sigmoid, points
+from helpers import OPTIMISED, assert_close, batch, generic
+from test_activations import (
+    DTYPES,
+    EXACT_SLOPE,
+    ROWS,
+    SELU_ALPHA,
+    SELU_SCALE,
+    _assert_right,
+    _sigmoid,
+    at_points,
+    jumps,
+    of_every_row,
+    points,
+)
 
 import manual_backprop as mb
 from manual_backprop import losses
@@ -44,20 +59,15 @@ EXACT_CURVATURE = {
 }
 
 
-def curvature(row: mb.Activation, z: jax.Array) -> jax.Array:
-    return row.d2f(z, row.f(z))
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_d2f_keeps_its_tails_in_every_format(row, dtype):
     """Finite and right to rounding, relative to each value, from the smallest normal number to 1e4 (C7)."""
-    z = points(dtype)[::2]
-    if row.name in JUMPS:  # where subnormals are flushed to zero they stand on the jump
-        z = z[np.abs(np.asarray(z, np.float64)) >= float(jnp.finfo(dtype).tiny)]
-    ours = curvature(row, jnp.asarray(z))
+    z, ours = points(dtype)[::2], at_points(dtype)[row.name][2, ::2]
     assert ours.dtype == jnp.dtype(dtype)
-    _assert_right(ours, EXACT_CURVATURE[row.name], z, dtype)
+    # Where subnormals are flushed to zero they stand on the jump.
+    kept = np.abs(np.asarray(z, np.float64)) >= (float(jnp.finfo(dtype).tiny) if row.name in JUMPS else 0)
+    _assert_right(ours[kept], EXACT_CURVATURE[row.name], z[kept], dtype)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -69,34 +79,41 @@ def test_the_exact_curvature_is_the_derivative_of_the_exact_slope(row):
         assert abs(slope - EXACT_CURVATURE[row.name](z)) < 1e-14
 
 
+@cache
+def by_jax_nn() -> tuple[dict[str, np.ndarray], dict[str, jax.Array]]:
+    """(f, df and d2f of every row at 102 points, 0 being the last; jax.nn differentiated twice)."""
+    z = np.concatenate([np.linspace(-6, 6, 101), [0.0]])
+
+    @jax.jit
+    def witness(z: jax.Array) -> dict[str, jax.Array]:
+        return {row.name: jax.vmap(jax.grad(jax.grad(model.ACTIVATIONS[row.name])))(z) for row in ROWS}
+
+    return of_every_row(z), witness(z)
+
+
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_d2f_equals_jax_nn_differentiated_twice_also_where_it_jumps(row):
-    z = jnp.concatenate([jnp.linspace(-6, 6, 101), jnp.asarray([0.0])])
-    twice = jax.vmap(jax.grad(jax.grad(model.ACTIVATIONS[row.name])))
-    ours, witness = jax.jit(lambda z: (curvature(row, z), twice(z)))(z)
+    ours, witness = (found[row.name] for found in by_jax_nn())
     # Absolute: jax.nn's own tails are less exact than ours, as the test above says.
-    np.testing.assert_allclose(ours, witness, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(ours[2], witness, rtol=0, atol=1e-12)
     if row.name in JUMPS:
-        assert float(ours[-1]) == pytest.approx(JUMPS[row.name], rel=1e-15)
+        assert float(ours[2, -1]) == pytest.approx(JUMPS[row.name], rel=1e-15)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_the_points_where_slope_or_curvature_jumps_are_those_listed(row):
-    h = 1e-7
-    z = np.linspace(-4, 4, 81)
-    both = jax.jit(lambda z: jnp.stack([row.df(z, row.f(z)), row.d2f(z, row.f(z))]))
-    rise = np.abs(np.asarray(both(jnp.asarray(z + h)) - both(jnp.asarray(z - h)))).max(axis=0)
-    jumps = {float(v) for v in np.round(z[rise > 1e-3], 9)}
-    assert jumps == ({0.0} if row.name in JUMPS else set())
+    z, rise = jumps()
+    found = {float(v) for v in np.round(z[rise[row.name][1:].max(axis=0) > 1e-3], 9)}
+    assert found == ({0.0} if row.name in JUMPS else set())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_d2f_is_finite_as_far_as_the_format_reaches(dtype):
     """Also where jax.grad of jax.nn twice gives nan, as for gelu_tanh from 1e103 on."""
     largest = float(jnp.finfo(dtype).max)
-    z = jnp.asarray([-largest, -(largest**0.5), largest**0.5, largest], dtype)
-    for name, ours in jax.jit(lambda z: {row.name: curvature(row, z) for row in ROWS})(z).items():
-        assert bool((jnp.abs(ours) < 1e-4).all()), name
+    z = np.asarray([-largest, -(largest**0.5), largest**0.5, largest], jnp.dtype(dtype))
+    for name, ours in of_every_row(z).items():
+        assert (np.abs(ours[2].astype("float64")) < 1e-4).all(), name
 
 
 def test_an_activation_without_d2f_goes_on_working_and_d2f_is_a_keyword():
@@ -110,29 +127,40 @@ def test_an_activation_without_d2f_goes_on_working_and_d2f_is_a_keyword():
 # Losses
 
 
-def outputs(loss: mb.Loss, *shape: int, dtype: str = "float64") -> jax.Array:
-    o = jnp.asarray(np.random.default_rng(3).normal(size=shape or (N, C)), dtype)
-    return jax.nn.sigmoid(o) if isinstance(loss, losses.BinaryCrossEntropy) else o
+def sigmoid(z: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-z))
 
 
-def targets(loss: mb.Loss, o: jax.Array) -> dict[str, jax.Array]:
+def softmax(o: np.ndarray) -> np.ndarray:
+    e = np.exp(o - o.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def outputs(loss: mb.Loss, *shape: int, dtype: str = "float64") -> np.ndarray:
+    o = np.random.default_rng(3).normal(size=shape or (N, C))
+    return (sigmoid(o) if isinstance(loss, losses.BinaryCrossEntropy) else o).astype(jnp.dtype(dtype))
+
+
+def targets(loss: mb.Loss, o: np.ndarray) -> dict[str, np.ndarray]:
     """Targets of every kind that the loss takes; those of Huber on both sides of its threshold."""
     rng = np.random.default_rng(4)
     if isinstance(loss, losses.SoftmaxCrossEntropy):
-        distribution = jax.nn.softmax(jnp.asarray(rng.normal(size=o.shape), o.dtype))
-        labels = jnp.asarray(rng.integers(0, o.shape[-1], o.shape[:-1]))
-        return {"labels": labels, "distributions": distribution, "sums of 0.3": 0.3 * distribution}
+        distribution = softmax(rng.normal(size=o.shape))
+        labels = rng.integers(0, o.shape[-1], o.shape[:-1])
+        sums = (0.3 * distribution).astype(o.dtype)
+        return {"labels": labels, "distributions": distribution.astype(o.dtype), "sums of 0.3": sums}
     if isinstance(loss, losses.SquaredError | losses.Huber):
-        return {"floats": jnp.asarray(rng.normal(size=o.shape), o.dtype)}
+        return {"floats": rng.normal(size=o.shape).astype(o.dtype)}
     soft = rng.uniform(size=o.shape)
-    return {"soft": jnp.asarray(soft, o.dtype), "hard": jnp.asarray(np.round(soft), o.dtype)}
+    return {"soft": soft.astype(o.dtype), "hard": np.round(soft).astype(o.dtype)}
 
 
+SHAPES = {len(shape): shape for shape in ((N, C), (2, 3, C))}
 CASES = [
-    pytest.param(loss, kind, shape, id=f"{name}, {kind}, {len(shape)} axes")
+    pytest.param(loss, kind, axes, id=f"{name}, {kind}, {axes} axes")
     for name, loss in LOSSES.items()
-    for shape in ((N, C), (2, 3, C))
-    for kind in targets(loss, outputs(loss))
+    for axes, shape in SHAPES.items()
+    for kind in targets(loss, outputs(loss, *shape))
 ]
 
 
@@ -143,7 +171,7 @@ def hessians(loss: mb.Loss, o: jax.Array, y: jax.Array) -> jax.Array:
         return model.losses(loss, o[None], y[None])[0]
 
     size = o[0].size
-    return jax.jit(lambda o, y: jax.vmap(jax.hessian(one))(o, y).reshape(len(o), size, size))(o, y)
+    return jax.vmap(jax.hessian(one))(o, y).reshape(len(o), size, size)
 
 
 def second_order(loss: mb.Loss, o: jax.Array, y: jax.Array, d_o: jax.Array) -> dict[str, jax.Array]:
@@ -152,39 +180,53 @@ def second_order(loss: mb.Loss, o: jax.Array, y: jax.Array, d_o: jax.Array) -> d
     return found if jnp.issubdtype(y.dtype, jnp.integer) else {**found, "d_y": loss.target_derivative(o, y)}
 
 
-@pytest.mark.parametrize("loss, kind, shape", CASES)
-def test_product_root_and_target_derivative_equal_those_by_jax(loss, kind, shape):
-    o = outputs(loss, *shape)
-    y, size = targets(loss, o)[kind], o[0].size
-    d_o = jnp.asarray(np.random.default_rng(5).normal(size=shape))
-    exact = np.asarray(hessians(loss, o, y))
+@cache
+def compared(loss: mb.Loss) -> tuple[dict[Any, tuple[np.ndarray, ...]], dict[Any, Any]]:
+    """((o, y, d_o), (ours, ours for two directions at once, Hessian, dl/dy)) of every kind and shape of a loss."""
+    rng, given = np.random.default_rng(5), {}
+    for axes, shape in SHAPES.items():
+        o, d_o = outputs(loss, *shape), rng.normal(size=shape)
+        given |= {(kind, axes): (o, y, d_o) for kind, y in targets(loss, o).items()}
+
+    def all_of_it(o: jax.Array, y: jax.Array, d_o: jax.Array) -> Any:
+        d_y = None if o.shape != y.shape else jax.grad(lambda y: model.losses(loss, o, y).sum())(y)
+        several = jax.vmap(lambda d_o: loss.hessian_product(o, y, d_o))(jnp.stack([d_o, o]))
+        return second_order(loss, o, y, d_o), several, hessians(loss, o, y), d_y
+
+    run = jax.jit(lambda given: {case: all_of_it(*arrays) for case, arrays in given.items()})
+    return given, jax.tree.map(np.asarray, run(given))
+
+
+@pytest.mark.parametrize("loss, kind, axes", CASES)
+def test_product_root_and_target_derivative_equal_those_by_jax(loss, kind, axes):
+    given, found = compared(loss)
+    o, _, d_o = given[kind, axes]
+    ours, several, exact, d_y = found[kind, axes]
+    size = o[0].size
     assert np.abs(exact).max() > 0.01
-    ours = jax.jit(lambda *given: second_order(loss, *given))(o, y, d_o)
-    product = np.einsum("nij,nj->ni", exact, np.asarray(d_o).reshape(len(o), size)).reshape(shape)
-    assert_close(ours["product"], product)
-    assert ours["root"].shape == (size, *shape)
-    columns = np.asarray(ours["root"]).reshape(size, len(o), size)
+    for product, direction in ((ours["product"], d_o), *zip(several, (d_o, o), strict=True)):
+        by_hessian = np.einsum("nij,nj->ni", exact, direction.reshape(len(o), size)).reshape(o.shape)
+        assert_close(product, by_hessian)
+    assert ours["root"].shape == (size, *o.shape)
+    columns = ours["root"].reshape(size, len(o), size)
     assert_close(np.einsum("kni,knj->nij", columns, columns), exact)
     if kind != "labels":
-        assert_close(ours["d_y"], jax.jit(jax.grad(lambda y: model.losses(loss, o, y).sum()))(y))
+        assert_close(ours["d_y"], d_y)
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_the_same_without_jit_and_under_vmap_over_directions(loss):
-    o = outputs(loss)
-    y = next(iter(targets(loss, o).values()))
-    directions = jnp.stack([o, o[::-1]])
-    one_by_one = [second_order(loss, o, y, d_o) for d_o in directions]
-    products = jax.jit(jax.vmap(lambda d_o: loss.hessian_product(o, y, d_o)))(directions)
-    assert_close(products, jnp.stack([each["product"] for each in one_by_one]))
-    assert_close(jax.jit(loss.hessian_root)(o, y), one_by_one[0]["root"])
+def test_the_same_without_jit(loss):
+    given, found = compared(loss)
+    case = next(iter(given))
+    assert_close(second_order(loss, *map(jnp.asarray, given[case])), found[case][0])
 
 
 def test_a_sequence_of_sequences_is_one_example():
     loss, o = mb.softmax_cross_entropy, outputs(mb.softmax_cross_entropy, 2, 2, 2, 3)
-    y = jnp.zeros((2, 2, 2), int)
-    root = np.asarray(jax.jit(loss.hessian_root)(o, y)).reshape(12, 2, 12)
-    assert_close(np.einsum("kni,knj->nij", root, root), hessians(loss, o, y))
+    y = np.zeros((2, 2, 2), int)
+    root, exact = jax.jit(lambda o, y: (loss.hessian_root(o, y), hessians(loss, o, y)))(o, y)
+    root = np.asarray(root).reshape(12, 2, 12)
+    assert_close(np.einsum("kni,knj->nij", root, root), exact)
 
 
 def test_integer_labels_have_no_derivative():
@@ -203,7 +245,7 @@ def test_column_c_of_the_softmax_root_is_the_derivative_under_label_c():
         return loss.hessian_root(o, jnp.zeros(shape[:-1], int)), under
 
     root, under = both(o)
-    p = np.asarray(jax.nn.softmax(o))
+    p = softmax(o)
     for t in range(3):
         for c in range(C):
             expected = np.zeros(shape)
@@ -211,14 +253,26 @@ def test_column_c_of_the_softmax_root_is_the_derivative_under_label_c():
             assert_close(root[t * C + c], expected)
 
 
+@cache
+def in_every_dtype(loss: mb.Loss) -> dict[str, tuple[Any, Any]]:
+    """(in that format, in float64 from the same numbers)."""
+
+    @jax.jit
+    def run(given: Any) -> Any:
+        wide = jax.tree.map(lambda array: array.astype("float64"), given)
+        return {name: tuple(second_order(loss, *each[name]) for each in (given, wide)) for name in given}
+
+    given = {}
+    for dtype in DTYPES:
+        o = outputs(loss, 3, 2, C, dtype=dtype)
+        given[dtype] = (o, list(targets(loss, o).values())[-1], o[::-1])
+    return jax.tree.map(np.asarray, run(given))
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_every_dtype_is_kept_and_rounded_once(loss, dtype):
-    o = outputs(loss, 3, 2, C, dtype=dtype)
-    y = list(targets(loss, o).values())[-1]
-    given = (o, y, o[::-1])
-    ours = jax.jit(lambda *given: second_order(loss, *given))(*given)
-    exact = jax.jit(lambda *given: second_order(loss, *given))(*(array.astype("float64") for array in given))
+    ours, exact = in_every_dtype(loss)[dtype]
     eps = float(jnp.finfo(dtype).eps)
     for name, wide in exact.items():
         assert ours[name].dtype == jnp.dtype(dtype), name
@@ -226,6 +280,7 @@ def test_every_dtype_is_kept_and_rounded_once(loss, dtype):
         allowed = 0.51 * eps * np.abs(wide) if eps > 1e-6 else 8 * eps * np.abs(wide).max()
         assert np.all(np.abs(np.asarray(ours[name], np.float64) - wide) <= allowed), name
     if not isinstance(loss, mb.Huber):
+        o = jax.ShapeDtypeStruct((3, 2, C), dtype)
         drawn = jax.eval_shape(loss.sample_derivative, jax.random.key(0), o)
         assert drawn.dtype == jnp.dtype(dtype)
         assert drawn.shape == o.shape
@@ -234,39 +289,61 @@ def test_every_dtype_is_kept_and_rounded_once(loss, dtype):
 DRAWN = ["squared_error", "softmax_cross_entropy", "sigmoid_binary_cross_entropy", "binary_cross_entropy"]
 
 
+DRAWS = 20_000
+
+
+@cache
+def drawn() -> dict[Any, np.ndarray]:
+    """DRAWS times dl/do of two examples of six outputs, for every loss in either format."""
+
+    @jax.jit
+    def draw(o: Any) -> Any:
+        many = {case: jnp.broadcast_to(each, (DRAWS, *each.shape)).reshape(-1, 2, 3) for case, each in o.items()}
+        return {case: losses.TABLE[case[0]].sample_derivative(jax.random.key(11), each) for case, each in many.items()}
+
+    cases = [(name, dtype) for name in DRAWN for dtype in ("float64", "bfloat16")]
+    found = draw({case: outputs(losses.TABLE[case[0]], 2, 2, 3, dtype=case[1]) for case in cases})
+    return {case: np.asarray(s, np.float64).reshape(DRAWS, 2, 6) for case, s in found.items()}
+
+
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 @pytest.mark.parametrize("name", DRAWN)
 def test_drawn_derivatives_have_mean_zero_and_the_fisher_information_for_second_moment(name, dtype):
     """That is H, which does not depend on y; for probabilities the mean of H over y, 1/(o (1 - o))."""
-    loss, draws, shape = losses.TABLE[name], 20_000, (2, 2, 3)
-    o = outputs(loss, *shape, dtype=dtype)
-    many = jnp.broadcast_to(o, (draws, *o.shape)).reshape(-1, *o.shape[1:])
-    s = jax.jit(loss.sample_derivative)(jax.random.key(11), many)
-    s = np.asarray(s, np.float64).reshape(draws, 2, 6)
-    wide = o.astype("float64")
-    if name == "binary_cross_entropy":
-        fisher = np.stack([np.diag(row) for row in np.asarray(1 / (wide * (1 - wide))).reshape(2, 6)])
-    else:
-        y = jnp.zeros(shape[:-1], int) if name == "softmax_cross_entropy" else jnp.zeros(shape)
-        fisher = hessians(loss, wide, y)
+    s, o = drawn()[name, dtype], outputs(losses.TABLE[name], 2, 2, 3, dtype=dtype).astype("float64")
+    p = softmax(o) if name == "softmax_cross_entropy" else sigmoid(o)
+    diagonal = {
+        "squared_error": np.ones_like(o),
+        "softmax_cross_entropy": p,
+        "sigmoid_binary_cross_entropy": p * (1 - p),
+        "binary_cross_entropy": 1 / (o * (1 - o)),
+    }[name]
+    fisher = diagonal.reshape(2, 6, 1) * np.eye(6)
+    if name == "softmax_cross_entropy":
+        same_position = np.kron(np.eye(2), np.ones((3, 3)))
+        fisher -= same_position * p.reshape(2, 6, 1) * p.reshape(2, 1, 6)
     # What a 16-bit result rounds is no matter of the draw.
     rounding = 0 if dtype != "bfloat16" else 0.02
     for moment, expected in ((s, np.zeros((2, 6))), (np.einsum("dni,dnj->dnij", s, s), fisher)):
         error = np.abs(moment.mean(axis=0) - expected)
-        assert np.all(error <= 5 * moment.std(axis=0) / np.sqrt(draws) + rounding * np.abs(expected) + 1e-12)
+        assert np.all(error <= 5 * moment.std(axis=0) / np.sqrt(DRAWS) + rounding * np.abs(expected) + 1e-12)
 
 
 def test_a_label_of_probability_1e_8_is_drawn_as_often_as_it_should_in_float32():
     """A uniform float32 has steps of 1.2e-7 and would draw it 12 times too often; 1 - 1e-8 is 1 and would never."""
     loss, turns = mb.sigmoid_binary_cross_entropy, 64
-    at = jnp.full((2**20, 1), np.log(1e8), jnp.float32)
-    common = loss.derivative(at, jnp.ones_like(at))
+    expected = turns * 2**20 * 1e-8
 
-    def count(i: int, rare: jax.Array) -> jax.Array:
-        return rare + jnp.sum(loss.sample_derivative(jax.random.fold_in(key, i), at) != common)
+    @partial(jax.jit, compiler_options=OPTIMISED)  # here running is what costs
+    def counted(key: jax.Array, at: jax.Array) -> jax.Array:
+        common = loss.derivative(at, jnp.ones_like(at))
+        return jax.lax.fori_loop(0, turns, lambda i, rare: rare + jnp.sum(drawn_at(key, i, at) != common), 0)
 
-    key, expected = jax.random.key(1), turns * 2**20 * 1e-8  # of that key one comes at least
-    assert 1 <= int(jax.jit(lambda: jax.lax.fori_loop(0, turns, count, 0))()) <= expected + 5 * np.sqrt(expected)
+    def drawn_at(key: jax.Array, i: int, at: jax.Array) -> jax.Array:
+        return loss.sample_derivative(jax.random.fold_in(key, i), at)
+
+    at = np.full((2**20, 1), np.log(1e8), np.float32)
+    assert 1 <= int(counted(jax.random.key(1), at)) <= expected + 5 * np.sqrt(expected)  # that key gives one at least
 
 
 def test_labels_are_drawn_by_the_finer_of_the_two_gumbel_noises(monkeypatch):
@@ -289,55 +366,88 @@ def test_sure_logits_keep_their_tails():
     np.testing.assert_allclose(product, np.full((1, 2), float(mpmath.exp(-80))), rtol=1e-6)
 
 
+@cache
+def at_ten_thousand() -> Any:
+    """What has to be zero, and dl/dy, of both losses with logits in every format."""
+
+    @jax.jit
+    def run(given: Any) -> Any:
+        found = {}
+        for dtype, (o, y) in given.items():
+            for loss in (mb.softmax_cross_entropy, mb.sigmoid_binary_cross_entropy):
+                ours = second_order(loss, o, y, jnp.ones_like(o))
+                zeros = (ours["product"], ours["root"], loss.sample_derivative(jax.random.key(0), o))
+                found[type(loss).__name__, dtype] = zeros, ours["d_y"]
+        return found
+
+    formats = map(jnp.dtype, DTYPES)
+    o, y = np.asarray([[1e4, -1e4], [-1e4, 1e4]]), np.asarray([[1, 0], [1, 0]])
+    return jax.tree.map(
+        lambda array: np.asarray(array, np.float64), run({str(d): (o.astype(d), y.astype(d)) for d in formats})
+    )
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     "loss", [mb.softmax_cross_entropy, mb.sigmoid_binary_cross_entropy], ids=["softmax", "sigmoid"]
 )
 def test_logits_of_ten_thousand_give_no_curvature_and_no_nan(loss, dtype):
-    o, y = jnp.asarray([[1e4, -1e4], [-1e4, 1e4]], dtype), jnp.asarray([[1, 0], [1, 0]], dtype)
-    ours = jax.jit(lambda *given: second_order(loss, *given))(o, y, jnp.ones_like(o))
-    assert bool(jnp.isfinite(ours["d_y"]).all())
-    drawn = jax.jit(loss.sample_derivative)(jax.random.key(0), o)
-    for array in (ours["product"], ours["root"], drawn):
-        np.testing.assert_array_equal(np.asarray(array, np.float64), np.zeros(array.shape))
+    zeros, d_y = at_ten_thousand()[type(loss).__name__, dtype]
+    assert np.isfinite(d_y).all()
+    for array in zeros:
+        np.testing.assert_array_equal(array, np.zeros(array.shape))
 
 
 def test_probabilities_of_zero_and_one():
     """0/0 = 0 where output and target agree, where jax.hessian gives nan; infinite where they do not."""
-    loss, sure = mb.binary_cross_entropy, jnp.asarray([[0.0, 1.0]])
-    two, run = jnp.full((1, 2), 2.0), jax.jit(lambda *given: second_order(loss, *given))
-    right, wrong = run(sure, sure, two), run(sure, 1 - sure, two)
-    np.testing.assert_array_equal(right["product"], two)
+    loss, sure = mb.binary_cross_entropy, np.asarray([[0.0, 1.0]])
+    tiny, one = np.asarray([[1e-22]], np.float32), np.ones((1, 1), np.float32)  # tiny**2 is 0; the product fits
+
+    @jax.jit
+    def run(sure: Any, two: Any, tiny: Any, one: Any) -> Any:
+        right, wrong = second_order(loss, sure, sure, two), loss.hessian_product(sure, 1 - sure, two)
+        return right, wrong, hessians(loss, sure, sure), loss.hessian_product(tiny, one, 1e-10 * one)
+
+    right, wrong, exact, product = run(sure, np.full((1, 2), 2.0), tiny, one)
+    np.testing.assert_array_equal(right["product"], [[2.0, 2.0]])
     np.testing.assert_array_equal(right["root"][:, 0], np.eye(2))
-    np.testing.assert_array_equal(right["d_y"], [[jnp.inf, -jnp.inf]])
-    assert bool(jnp.isinf(wrong["product"]).all())
-    assert bool(jnp.isnan(hessians(loss, sure, sure)).any())
-    tiny, one = jnp.asarray([[1e-22]], jnp.float32), jnp.ones((1, 1), jnp.float32)  # tiny**2 is 0; the product fits
-    np.testing.assert_allclose(run(tiny, one, 1e-10 * one)["product"], [[1e34]], rtol=1e-6)
+    np.testing.assert_array_equal(right["d_y"], [[np.inf, -np.inf]])
+    assert np.isinf(wrong).all()
+    assert np.isnan(exact).any()
+    np.testing.assert_allclose(product, [[1e34]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("threshold", [1.0, 0.5])
 def test_huber_on_its_threshold_takes_the_quadratic_side(threshold):
     """Ours is 1 there; jax.hessian of optax, a minimum of equals taken twice, 1/4."""
     loss, h = mb.Huber(threshold), 1e-9
-    o = jnp.asarray([[threshold, -threshold, threshold + h, -threshold - h, threshold - h, 0.0]])
-    product = loss.hessian_product(o, jnp.zeros_like(o), jnp.full_like(o, 3.0))
+    o = np.asarray([[threshold, -threshold, threshold + h, -threshold - h, threshold - h, 0.0]])
+
+    @jax.jit
+    def run(o: jax.Array, zeros: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return loss.hessian_product(o, zeros, 3.0 + zeros), hessians(loss, o, zeros)
+
+    product, exact = run(o, np.zeros_like(o))
     np.testing.assert_array_equal(product, [[3.0, 3.0, 0.0, 0.0, 3.0, 3.0]])
-    at = np.diagonal(hessians(loss, o, jnp.zeros_like(o))[0])
-    np.testing.assert_array_equal(at, [0.25, 0.25, 0.0, 0.0, 1.0, 1.0])
+    np.testing.assert_array_equal(np.diagonal(np.asarray(exact)[0]), [0.25, 0.25, 0.0, 0.0, 1.0, 1.0])
 
 
 def test_a_label_out_of_range_is_nan_under_jit_and_refused_outside_it():
-    loss, o, y = mb.softmax_cross_entropy, batch(C), jnp.full(7, C)
-    assert bool(jnp.isnan(jax.jit(loss.hessian_product)(o, y, o)).all())
-    assert bool(jnp.isnan(jax.jit(loss.hessian_root)(o, y)).all())
+    loss, o, y, probability = mb.softmax_cross_entropy, batch(C), np.full(7, C), np.asarray([[0.5, 1.5]])
+    draw = mb.binary_cross_entropy.sample_derivative
+
+    @jax.jit
+    def run(o: Any, y: Any, probability: Any) -> Any:
+        return loss.hessian_product(o, y, o), loss.hessian_root(o, y), draw(jax.random.key(0), probability)
+
+    product, root, drawn = run(o, y, probability)
+    assert np.isnan(product).all()
+    assert np.isnan(root).all()
+    np.testing.assert_array_equal(np.isnan(drawn), [[False, True]])
     with pytest.raises(ValueError, match=r"labels for 4 logits must lie in 0..3, got 4 to 4"):
-        loss.hessian_product(o, y, o)
-    probability = jnp.asarray([[0.5, 1.5]])
+        loss.hessian_product(o, jnp.asarray(y), o)
     with pytest.raises(ValueError, match=r"outputs must lie in 0..1, got 0.5 to 1.5"):
-        mb.binary_cross_entropy.sample_derivative(jax.random.key(0), probability)
-    drawn = jax.jit(mb.binary_cross_entropy.sample_derivative)(jax.random.key(0), probability)
-    np.testing.assert_array_equal(jnp.isnan(drawn), [[False, True]])
+        draw(jax.random.key(0), jnp.asarray(probability))
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -381,9 +491,8 @@ class Quartic(mb.Loss):
 def test_a_loss_with_value_and_derivative_alone_goes_on_working_and_says_what_it_lacks():
     loss, x, y = Quartic(), batch(3), batch(C, seed=2)
     objective = mb.Objective(mb.mlp((3, C)), loss)
-    params = objective.net.init(jax.random.key(0), "float64")
-    _, ours = jax.jit(mb.value_and_grad(objective))(params, x, y)
-    assert_close(ours, jax.jit(jax.grad(objective))(params, x, y))
+    both = jax.jit(lambda *given: (mb.value_and_grad(objective)(*given)[1], jax.grad(objective)(*given)))
+    assert_close(*both(generic(objective.net), x, y))
     calls = {
         "hessian_product": (lambda: loss.hessian_product(y, y, y), "Hessian- and Gauss-Newton-vector products"),
         "hessian_root": (lambda: loss.hessian_root(y, y), "exact Gauss-Newton diagonals and Kronecker factors"),
