@@ -172,12 +172,40 @@ def _extend(fixed: dict[str, Any], every: Features, missing: set, draw: random.R
     return tuple(fixed[name] for name in order)
 
 
+@dataclass(frozen=True)
+class Plan:
+    """One network that is yet to be built, which takes longer than to name it.
+
+    Attributes:
+        setting: the values of the features, in their order.
+        seed: draws parameters and rows.
+    """
+
+    setting: Setting
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The name for --only and in reports."""
+        chosen = dict(zip(features(), self.setting, strict=True))
+        name = "{activation}, {loss}, depth {depth}, lam {lam}, {dtype}, {composite}".format(**chosen)
+        return name if chosen["layer"] == PLAIN["layer"] else f"{name}, {chosen['layer']}"
+
+    def build(self) -> "Case":
+        """The network on real data."""
+        return self.drawn(self.seed)
+
+    def drawn(self, seed: int) -> "Case":
+        """The same network with the parameters and rows of another seed."""
+        with jax.enable_x64(True):
+            return build(self.setting, seed)
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """One network on real data, ready to check.
 
     Attributes:
-        name: the name for --only and in reports.
         objective: the objective to prove.
         params: its parameters, biases not zero.
         x: EXAMPLES rows of the data set.
@@ -185,10 +213,8 @@ class Case:
         lam: a lambda given at the call, or None.
         dtype: the precision to prove it in.
         dataset: the data set of x and y.
-        setting: the values of the features that it was built from.
     """
 
-    name: str
     objective: mb.Objective
     params: Any
     x: np.ndarray
@@ -196,7 +222,6 @@ class Case:
     lam: float | None
     dtype: str
     dataset: str
-    setting: Setting
 
 
 def build(setting: Setting, seed: int) -> Case:
@@ -211,11 +236,8 @@ def build(setting: Setting, seed: int) -> Case:
     if len(families()[chosen["layer"]].inputs) > 1:
         gain *= 2  # the gates halve it
     params = draw_params(net, gain, np.random.default_rng(seed))
-    name = "{activation}, {loss}, depth {depth}, lam {lam}, {dtype}, {composite}".format(**chosen)
-    if chosen["layer"] != PLAIN["layer"]:
-        name += f", {chosen['layer']}"
     lam = TRACED_LAM if chosen["lam"] == "traced" else None
-    return Case(name, mb.Objective(net, loss, regularizer), params, x, y, lam, chosen["dtype"], dataset, setting)
+    return Case(mb.Objective(net, loss, regularizer), params, x, y, lam, chosen["dtype"], dataset)
 
 
 def draw_params(net: Node, gain: float, rng: np.random.Generator) -> Any:
@@ -322,10 +344,9 @@ def _kept(kind: type, specimen: object, width: int) -> Node:
     return specimen
 
 
-def cases(seed: int, each_once: bool) -> list[Case]:
+def plans(seed: int, each_once: bool) -> list[Plan]:
     """The catalogue: every pair, or with `each_once` every value."""
     settings: Sequence[Setting] = covering(seed)
     if each_once:
         settings = each_value(settings)
-    with jax.enable_x64(True):
-        return [build(setting, seed + i) for i, setting in enumerate(settings)]
+    return [Plan(setting, seed + i) for i, setting in enumerate(settings)]

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -24,48 +25,31 @@ REDRAWN = 3  # how often a network of the catalogue is drawn anew if rounding le
 REDRAW_SEED = 1_000_003
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Task:
     """One network to prove.
 
     Attributes:
         name: its name in reports.
-        objective: the objective to prove.
-        inputs: (params, x, y).
-        lam: given at the call, or None.
-        dtype: the precision to prove it in.
-        dataset: the data set of the examples.
+        build: the network and its data, built when it is its turn.
         redraw: seed -> the same network with other parameters and examples; None if these are fixed.
     """
 
     name: str
-    objective: mb.Objective
-    inputs: tuple[Any, Any, Any]
-    lam: float | None
-    dtype: str
-    dataset: str
-    redraw: "Callable[[int], Task] | None" = None
+    build: Callable[[], networks.Case]
+    redraw: Callable[[int], networks.Case] | None = None
 
 
-def tasks(cases: list[networks.Case], examples: list[published.Example]) -> list[Task]:
-    """A task for each case of the catalogue, then for each published example."""
+def tasks(plans: list[networks.Plan], examples: list[published.Example]) -> list[Task]:
+    """A task for each network of the catalogue, then for each published example."""
     return [
-        *map(_of_case, cases),
-        *(Task(e.name, e.objective, (e.params, e.x, e.y), None, "float64", "") for e in examples),
+        *(Task(plan.name, plan.build, plan.drawn) for plan in plans),
+        *(Task(example.name, partial(_of_example, example)) for example in examples),
     ]
 
 
-def _of_case(case: networks.Case) -> Task:
-    inputs = (case.params, case.x, case.y)
-    return Task(
-        case.name,
-        case.objective,
-        inputs,
-        case.lam,
-        case.dtype,
-        case.dataset,
-        lambda seed: _of_case(networks.build(case.setting, seed)),
-    )
+def _of_example(of: published.Example) -> networks.Case:
+    return networks.Case(of.objective, of.params, of.x, of.y, None, "float64", "")
 
 
 def prove(all_tasks: list[Task], pictures: bool, seed: int) -> Iterator[NetworkResult]:
@@ -81,25 +65,24 @@ def prove(all_tasks: list[Task], pictures: bool, seed: int) -> Iterator[NetworkR
 
 def _proven(task: Task, pictures: bool, seed: int) -> NetworkResult:
     """Prove a network; if rounding leaves it undecided, draw it anew and say so in the report."""
-    result = _once(task, pictures, seed)
+    result = _once(task.name, task.build(), pictures, seed)
     for again in range(1, REDRAWN + 1):
         if task.redraw is None or result.verdict != "inconclusive":
             break
-        with jax.enable_x64(True):
-            other = task.redraw(REDRAW_SEED * again + seed)
-        retried = _once(other, pictures, seed)
+        retried = _once(task.name, task.redraw(REDRAW_SEED * again + seed), pictures, seed)
         note = f"drawn anew, since before it was {result.reason()}"
         result = replace(retried, report=replace(retried.report, notes=(*result.report.notes, note)))
     return result
 
 
-def _once(task: Task, pictures: bool, seed: int) -> NetworkResult:
+def _once(name: str, case: networks.Case, pictures: bool, seed: int) -> NetworkResult:
     started = time.perf_counter()
-    judge = prepare(task.objective, *task.inputs, lam=task.lam, dtype=task.dtype, seed=seed, compiler_options=quick())
+    inputs = (case.params, case.x, case.y)
+    judge = prepare(case.objective, *inputs, lam=case.lam, dtype=case.dtype, seed=seed, compiler_options=quick())
     step, pair = by_hand(judge, compiler_options=quick())
     report = judge.report(step, pair)
     drawn = _pictures(judge, step, seed) if pictures else None
-    return NetworkResult(task.name, report, time.perf_counter() - started, task.dataset, drawn)
+    return NetworkResult(name, report, time.perf_counter() - started, case.dataset, drawn)
 
 
 def _pictures(judge: Judge, step: mb.Step, seed: int) -> Pictures:

@@ -77,7 +77,8 @@ def run(arguments: Namespace) -> int:
 
 def _require_consistent(arguments: Namespace) -> None:
     if arguments.target:
-        refuse(arguments, OF_THE_CATALOGUE, "cannot go with a TARGET, which is checked in the place of the catalogue")
+        why = "cannot go with a TARGET, which is checked in the place of the catalogue: leave one of them out"
+        refuse(arguments, OF_THE_CATALOGUE, why)
     else:
         refuse(arguments, OF_A_TARGET, "cannot go without a TARGET, module:name of a function of yours: give it first")
     if arguments.list:
@@ -118,14 +119,14 @@ def _imported_before(name: str) -> bool:
     return any(f"{kind.__module__}.".startswith(f"{name}.") for kind in kinds)
 
 
-def _matching(arguments: Namespace) -> tuple[list[networks.Case], list[published.Example]]:
+def _matching(arguments: Namespace) -> tuple[list[networks.Plan], list[published.Example]]:
     pattern = _pattern(arguments)
-    cases = [c for c in networks.cases(arguments.seed, arguments.quick) if _matches(c.name, pattern)]
+    plans = [p for p in networks.plans(arguments.seed, arguments.quick) if _matches(p.name, pattern)]
     with jax.enable_x64(True):
         examples = [e for e in published.examples() if _matches(e.name, pattern)]
-    if not cases and not examples:
+    if not plans and not examples:
         raise BadInput(f"no network is called like {pattern!r}; `manual-backprop check --list` names them")
-    return cases, examples
+    return plans, examples
 
 
 def _pattern(arguments: Namespace) -> str | None:
@@ -156,14 +157,14 @@ def _matches(name: str, pattern: str | None) -> bool:
 
 def _catalogue(arguments: Namespace) -> _Found:
     """Check every network of the catalogue, and the published examples with their printed digits."""
-    cases, examples = _matching(arguments)
+    plans, examples = _matching(arguments)
     found = _Found()
     with jax.enable_x64(True):
         figures = {example.name: published.figures(example) for example in examples}
     found.published = [
         Published(name, f.name, f.printed, f.ours, f.passed) for name, group in figures.items() for f in group
     ]
-    everything = tasks(cases, examples)
+    everything = tasks(plans, examples)
     try:
         with progress("networks checked", len(everything)) as advance:
             for result in prove(everything, pictures=arguments.html is not None, seed=arguments.seed):

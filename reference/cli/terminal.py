@@ -28,7 +28,7 @@ def print_table(title: str, header: tuple[str, ...], lines: Sequence[tuple[str, 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Advance]:
-    """Show the progress of a loop on stderr: a bar in a terminal, elsewhere a line for every tenth.
+    """Show the progress of a loop on stderr: a bar in a terminal, elsewhere a line at once and for every tenth.
 
     Yields:
         A function to call after each item, with a few words on how it went ("" for none).
@@ -52,6 +52,7 @@ def progress(what: str, total: int) -> Iterator[Advance]:
                 yield lambda note: bar.update(task, advance=1, note=note)
             return
     done = 0
+    print(f"{what}: 0 of {total}", file=sys.stderr, flush=True)
 
     def advance(note: str) -> None:
         nonlocal done

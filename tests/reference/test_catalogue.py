@@ -88,7 +88,7 @@ def test_the_catalogue_meets_every_pair_of_features() -> None:
 def test_what_is_built_in_is_met() -> None:
     assert list(networks.families()) == ["dense", "product"]
     assert set(networks.composites()) == {"serial", "residual", "parallel", "repeat", "tied"}
-    names = [case.name for case in networks.cases(0, each_once=False)]
+    names = [plan.name for plan in networks.plans(0, each_once=False)]
     assert len(set(names)) == len(names)
     assert all(name.endswith(("serial", "residual", "parallel", "repeat", "tied", ", product")) for name in names)
 
@@ -116,7 +116,7 @@ def cases(layer: str, composite: str) -> list[networks.Case]:
 
 
 def proven(case: networks.Case) -> Report:
-    (result,) = proving.prove([replace(task, redraw=None) for task in proving.tasks([case], [])], False, 0)
+    (result,) = proving.prove([proving.Task("case", lambda: case)], False, 0)
     return result.report
 
 
@@ -144,7 +144,7 @@ def test_a_family_of_ones_own_is_met_with_everything(mine: ModuleType) -> None:
             if name != "layer" and (name, value) != ("depth", 1):
                 assert ((name, value), ("layer", "scale")) in pairs
     assert len(networks.covering(0)) <= 110
-    names = [case.name for case in networks.cases(0, each_once=True)]
+    names = [plan.name for plan in networks.plans(0, each_once=True)]
     assert any(name.endswith(", scale") for name in names)
     assert any(name.endswith(("turned around", "turned around, product", "turned around, scale")) for name in names)
 

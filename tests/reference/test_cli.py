@@ -270,7 +270,7 @@ def test_a_network_that_stays_undecided_ends_with_three(capsys, broken, tmp_path
     """Rows that must see every fault at all: none does, however often the network is drawn anew."""
 
     def redrawn(*given):
-        return [replace(task, redraw=lambda seed, task=task: task) for task in proving.tasks(*given)]
+        return [replace(task, redraw=lambda seed, task=task: task.build()) for task in proving.tasks(*given)]
 
     broken.setattr(compare, "BLIND", 0.0)
     broken.setattr(proving, "REDRAWN", 1)
