@@ -1,6 +1,7 @@
 """Forward propagation of derivatives: equal to jax.jvp, and, a parameter at a time, to the backward sweep."""
 
-from functools import partial
+from functools import cache
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,58 +12,82 @@ import manual_backprop as mb
 from manual_backprop.textbook import forward_mode
 from reference import model
 
+# Chains of every width, every composite, a single layer, and a scan that keeps its values.
+NAMES = ["per layer", "width 1", "nested", "leaf", "kept"]
+SMALL = {
+    "chain": mb.mlp((3, 2, 2), "tanh"),
+    "composites": mb.Serial(
+        (
+            mb.Repeat(mb.Residual(mb.Dense(3, 3, "gelu")), 2),
+            mb.Tied(mb.Dense(3, 3, "tanh"), 2),
+            mb.Dense(3, 2),
+        )
+    ),
+}
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_pushforward_equals_jax_jvp_of_the_reference(name):
-    """The differential of (F1) and (F2), through every composite."""
+
+@cache
+def swept(name: str) -> dict[str, Any]:
+    """Tangents by hand and by jax.jvp, and what the backward sweep pairs with them, from one program."""
     net = NETWORKS[name]
-    d_in = sizes(net)[0]
-    params, dparams = generic(net), generic(net, seed=7)
-    x, dx = batch(d_in), batch(d_in, seed=8)
-    ours = jax.jit(partial(mb.pushforward, net))(params, x, dparams, dx)
-
-    def output(params, x):
-        return model.outputs(net, params, x)
-
-    assert_close(ours, jax.jit(partial(jax.jvp, output))((params, x), (dparams, dx)), 1e-13)
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_pushforward_and_backward_are_transposes(name):
-    """<pushforward v, d> = <v, (backward d)>: no autodiff on either side."""
-    net = NETWORKS[name]
-    d_in = sizes(net)[0]
-    params, dparams = generic(net), generic(net, seed=7)
-    x, dx = batch(d_in), batch(d_in, seed=8)
-    output, d_output = jax.jit(partial(mb.pushforward, net))(params, x, dparams, dx)
-    cotangent = batch(output.shape[1], seed=9)
+    d_in, d_out = sizes(net)
 
     @jax.jit
-    def backward(params, x):
+    def run(params: Any, x: Any, dparams: Any, dx: Any, cotangent: Any) -> dict[str, Any]:
+        def output(params: Any, x: Any) -> Any:
+            return model.outputs(net, params, x)
+
         trace = mb.forward(net, params, x)[1]
         d_x, deltas = mb.backward(net, params, trace, cotangent)
-        return mb.gradients(net, trace, deltas, weights=jnp.ones(len(x))), d_x
+        pulled = mb.gradients(net, trace, deltas, weights=jnp.ones(len(x)))
+        ours = mb.pushforward(net, params, x, dparams, dx)
+        return {
+            "ours": ours,
+            "theirs": jax.jvp(output, (params, x), (dparams, dx)),
+            "before": jnp.vdot(cotangent, ours[1]),
+            "after": sum(jax.tree.leaves(jax.tree.map(jnp.vdot, (pulled, d_x), (dparams, dx)))),
+        }
 
-    pulled, d_x = backward(params, x)
-    along = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, (pulled, d_x), (dparams, dx))))
-    assert_close(jnp.vdot(cotangent, d_output), along, 1e-13)
-
-
-@pytest.mark.parametrize("name", ["mlp", "nested", "one layer"])
-@pytest.mark.parametrize("lam", [None, 0.1])
-def test_the_whole_gradient_by_forward_propagation_equals_the_sweep(name, lam):
-    objective, params, x, y = problem(name, lam=lam)
-    by_forward = jax.jit(partial(forward_mode.gradient_by_forward_propagation, objective))
-    assert_close(by_forward(params, x, y), jax.jit(mb.value_and_grad(objective))(params, x, y)[1])
+    return run(generic(net), batch(d_in), generic(net, seed=7), batch(d_in, seed=8), batch(d_out, seed=9))
 
 
-@pytest.mark.parametrize("name", ["mlp", "nested"])
-def test_a_directional_derivative_costs_one_pass_and_equals_jvp(name):
-    objective, params, x, y = problem(name)
-    direction = generic(objective.net, seed=11)
-    _, along = jax.jit(lambda p, v: jax.jvp(lambda p: model.value(objective, p, x, y), (p,), (v,)))(params, direction)
-    ours = jax.jit(partial(forward_mode.directional_derivative, objective))(params, x, y, direction)
-    assert_close(ours, along, 1e-12)
+@pytest.mark.parametrize("name", NAMES)
+def test_pushforward_equals_jax_jvp_of_the_reference(name):
+    """The differential of (F1) and (F2), through every composite."""
+    found = swept(name)
+    assert_close(found["ours"], found["theirs"], 1e-13)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pushforward_and_backward_are_transposes(name):
+    """<pushforward v, d> = <v, (backward d)>: no autodiff on either side."""
+    found = swept(name)
+    assert_close(found["before"], found["after"], 1e-13)
+
+
+@pytest.mark.parametrize(("name", "lams"), [("chain", (None, 0.1)), ("composites", (0.1,))], ids=SMALL)
+def test_the_whole_gradient_by_forward_propagation_equals_the_sweep(name, lams):
+    net = SMALL[name]
+    penalties = [None if lam is None else mb.Frobenius(lam) for lam in lams]
+    objectives = [mb.Objective(net, mb.squared_error, penalty) for penalty in penalties]
+
+    @jax.jit
+    def run(*given: Any) -> Any:
+        by_forward = [forward_mode.gradient_by_forward_propagation(objective, *given) for objective in objectives]
+        return by_forward, [mb.value_and_grad(objective)(*given)[1] for objective in objectives]
+
+    assert_close(*run(generic(net), batch(3), batch(2, seed=2)))
+
+
+def test_a_directional_derivative_costs_one_pass_and_equals_jvp():
+    objective, params, x, y = problem("nested")
+
+    @jax.jit
+    def run(p: Any, v: Any) -> tuple[Any, Any]:
+        _, along = jax.jvp(lambda p: model.value(objective, p, x, y), (p,), (v,))
+        return forward_mode.directional_derivative(objective, p, x, y, v), along
+
+    assert_close(*run(params, generic(objective.net, seed=11)), 1e-12)
 
 
 def test_tangents_of_another_structure_or_shape_are_refused(without_hook):
