@@ -1,7 +1,7 @@
 """Readings of (a, delta) against vmap of jax.grad on the reference's objective, against optax and closed forms."""
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -63,13 +63,39 @@ def readings(net: Any, trace: Any, deltas: Any, weights: Any = WEIGHTS) -> dict[
     }
 
 
-@pytest.fixture(scope="module", params=SHAPES, ids=SHAPES)
+@cache
+def computed(name: str) -> dict[str, Any]:
+    """Steps by hand on N and on 4 other examples, vmap(grad)'s gradients of all, and every reading: one program."""
+    params, x, y = problem(SHAPES[name])
+    _, *other = problem((4, *SHAPES[name][1:]), seed=5)
+
+    @jax.jit
+    def run(params: Any, x: Any, y: Any, x2: Any, y2: Any) -> dict[str, Any]:
+        step, second = mb.backprop(OBJECTIVE, params, x, y), mb.backprop(OBJECTIVE, params, x2, y2)
+        theirs = autodiff.per_example_gradients(OBJECTIVE, params, jnp.concatenate([x, x2]), jnp.concatenate([y, y2]))
+        at, first = (NET, step.trace, step.deltas), jax.tree.map(lambda leaf: leaf[:N], theirs)
+        rows = sum(jnp.sum(leaf.reshape(N, -1) ** 2, axis=1) for leaf in jax.tree.leaves(first))
+        bounds = jnp.quantile(jnp.sqrt(rows), jnp.asarray([0.0, 0.5, 1.0])) * jnp.asarray([0.9, 1.0, 1.1])
+        given = jax.tree.leaves(first)
+        return {
+            "step": step,
+            "theirs": first,
+            "theirs of the others": jax.tree.map(lambda leaf: leaf[N:], theirs),
+            **readings(*at),
+            "clipped at bounds": jax.lax.map(lambda bound: mb.clipped_gradients(*at, bound), bounds),
+            "optax at bounds": jax.lax.map(lambda bound: optax.per_example_global_norm_clip(given, bound), bounds),
+            "optax at 1": optax.per_example_global_norm_clip(given, 1.0)[0],
+            "between": mb.gram(*at, (second.trace, second.deltas)),
+        }
+
+    return run(params, x, y, *other)
+
+
+@pytest.fixture(params=SHAPES, ids=SHAPES)
 def case(request) -> tuple[Any, Any, np.ndarray, dict[str, Any]]:
     """(step by hand, vmap(grad)'s gradients, the same as rows, every reading)."""
-    args = problem(SHAPES[request.param])
-    step = jax.jit(partial(mb.backprop, OBJECTIVE))(*args)
-    theirs = jax.jit(partial(autodiff.per_example_gradients, OBJECTIVE))(*args)
-    return step, theirs, flat(theirs), jax.jit(partial(readings, NET))(step.trace, step.deltas)
+    found = computed(request.param)
+    return found["step"], found["theirs"], flat(found["theirs"]), found
 
 
 def test_per_example_gradients(case):
@@ -80,6 +106,7 @@ def test_per_example_gradients(case):
 def test_squared_norms_are_those_of_vmap_of_grad(case):
     _, theirs, rows, found = case
     assert_close(found["squared_norms"], (rows**2).sum(1))
+    theirs = jax.tree.map(np.asarray, theirs)
     first = flat((theirs[0].W, theirs[0].b))
     assert_close(found["by_layer"][0], (first**2).sum(1))
     blocks = np.stack([flat((theirs[2].W[:, i], theirs[2].b[:, i])) for i in range(3)])
@@ -91,27 +118,26 @@ def test_tied_parameters_are_summed_over_uses_before_they_are_squared(case):
     step, theirs, _, found = case
     tied = flat((theirs[1][0].W, theirs[1][0].b))
     layer = NET.nodes[1].block.block.nodes[0]
-    trace, deltas = step.trace[1][0], step.deltas[1][0]
-    use_by_use = sum(
-        layer.factor(*jax.tree.map(lambda leaf, i=i: leaf[i], (trace.saved, deltas))).squared_norms() for i in range(2)
-    )
+    saved_and_delta = jax.tree.map(np.asarray, (step.trace[1][0].saved, step.deltas[1][0]))
+
+    @jax.jit
+    def of_one_use(saved: Any, delta: Any) -> Any:
+        return layer.factor(saved, delta).squared_norms()
+
+    use_by_use = sum(of_one_use(*jax.tree.map(lambda leaf, i=i: leaf[i], saved_and_delta)) for i in range(2))
     assert_close(found["by_layer"][1][0], (tied**2).sum(1))
     assert np.abs(use_by_use - (tied**2).sum(1)).max() > 0.05 * (tied**2).sum(1).max()
 
 
 def test_clipped_sum_is_that_of_optax(case):
     """With a bound below, among and above the norms; and one that is traced."""
-    step, theirs, rows, found = case
-    clip = jax.jit(partial(mb.clipped_gradients, NET))
-    for quantile, number in ((0.0, N - 1), (0.5, N // 2), (1.0, 0)):
-        bound = np.quantile(np.linalg.norm(rows, axis=1), quantile)
-        expected, clipped = optax.per_example_global_norm_clip(jax.tree.leaves(theirs), bound)
-        assert int(clipped) == number
-        ours = clip(step.trace, step.deltas, jnp.asarray(bound))
-        assert_close(jax.tree.leaves(ours), expected)
-        assert jax.tree.structure(ours) == jax.tree.structure(step.gradients)
-    expected, _ = optax.per_example_global_norm_clip(jax.tree.leaves(theirs), 1.0)
-    assert_close(jax.tree.leaves(found["clipped_gradients"]), expected)
+    step, _, _, found = case
+    expected, clipped = found["optax at bounds"]
+    assert clipped.tolist() == [N, N // 2, 0]
+    ours = found["clipped at bounds"]
+    assert_close(jax.tree.leaves(ours), expected)
+    assert jax.tree.structure(ours) == jax.tree.structure(step.gradients)
+    assert_close(jax.tree.leaves(found["clipped_gradients"]), found["optax at 1"])
 
 
 def test_weights_come_after_the_clipping(case):
@@ -121,26 +147,23 @@ def test_weights_come_after_the_clipping(case):
 
 
 def test_an_example_without_gradient_is_not_scaled_by_nan():
-    assert_close(mb.clip_weights(jnp.asarray([0.0, 4.0, 1.0]), 1.0), jnp.asarray([1.0, 0.5, 1.0]), 0)
-    assert np.isnan(mb.clip_weights(jnp.asarray([jnp.nan, 4.0]), 1.0)[0])
-    assert_close(mb.clip_weights(jnp.asarray([0.0, 4.0]), 0.0), jnp.asarray([1.0, 0.0]), 0)
+    weights = jax.jit(mb.clip_weights)
+    assert_close(weights(np.asarray([0.0, 4.0, 1.0]), 1.0), np.asarray([1.0, 0.5, 1.0]), 0)
+    assert_close(weights(np.asarray([0.0, 4.0, np.inf]), 0.0), np.asarray([1.0, 0.0, 0.0]), 0)
+    assert np.isnan(weights(np.asarray([np.nan, 4.0, 1.0]), 1.0)[0])
 
 
 def test_second_moment(case):
     _, theirs, _, found = case
-    assert_close(found["second_moment"], jax.tree.map(lambda g: jnp.mean(g**2, 0), theirs))
-    weighted = jax.tree.map(lambda g: jnp.tensordot(WEIGHTS, g**2, 1), theirs)
-    assert_close(found["second_moment_weighted"], weighted)
+    squares = jax.tree.map(lambda g: np.asarray(g) ** 2, theirs)
+    assert_close(found["second_moment"], jax.tree.map(lambda g: np.mean(g, 0), squares))
+    assert_close(found["second_moment_weighted"], jax.tree.map(lambda g: np.tensordot(WEIGHTS, g, 1), squares))
 
 
 def test_gram_of_one_batch_and_between_two(case):
-    step, _, rows, found = case
+    _, _, rows, found = case
     assert_close(found["gram"], rows @ rows.T)
-    params, x, y = problem((4, *step.output.shape[1:-1]), seed=5)
-    other = jax.jit(partial(mb.backprop, OBJECTIVE))(params, x, y)
-    theirs = flat(jax.jit(partial(autodiff.per_example_gradients, OBJECTIVE))(params, x, y))
-    between = jax.jit(partial(mb.gram, NET))(step.trace, step.deltas, (other.trace, other.deltas))
-    assert_close(between, rows @ theirs.T)
+    assert_close(found["between"], rows @ flat(found["theirs of the others"]).T)
 
 
 def test_noise_scale_is_the_trace_of_the_covariance(case):
@@ -151,7 +174,7 @@ def test_noise_scale_is_the_trace_of_the_covariance(case):
     scale = found["noise_scale"]
     assert_close(
         (scale.covariance_trace, scale.squared_gradient, scale.scale),
-        tuple(map(jnp.asarray, (S, squared, S / squared))),
+        (S, squared, S / squared),
     )
 
 
@@ -164,11 +187,35 @@ def test_gradients_with_weights(case):
 CHAIN = mb.Serial((mb.Dense(3, 4, "tanh"), mb.Repeat(mb.Dense(4, 4, "tanh"), 3), mb.Dense(4, 3)))
 
 
-def chain(shape: tuple[int, ...]) -> tuple[Any, jax.Array, Any]:
+def swept(params: Any, x: Any) -> tuple[Any, Any]:
+    """(trace, deltas) of the small network."""
+    output, trace = mb.forward(CHAIN, params, x)
+    return trace, mb.backward(CHAIN, params, trace, output)[1]
+
+
+@cache
+def chain(shape: tuple[int, ...] = (N,)) -> tuple[Any, jax.Array, Any]:
     """(what the readings take, x, params) of a small network."""
     params, x = generic(CHAIN), problem(shape)[1]
-    output, trace = mb.forward(CHAIN, params, x)
-    return (CHAIN, trace, mb.backward(CHAIN, params, trace, output)[1]), x, params
+    return (CHAIN, *jax.jit(swept)(params, x)), x, params
+
+
+@cache
+def shapes(shape: tuple[int, ...] = (N,)) -> tuple[Any, ...]:
+    """What the readings take, of zeros: enough to be refused, and nothing is compiled."""
+    found = jax.eval_shape(swept, generic(CHAIN), jax.ShapeDtypeStruct((*shape, 3), "float64"))
+    return CHAIN, *jax.tree.map(lambda leaf: jnp.asarray(np.zeros(leaf.shape)), found)
+
+
+@cache
+def kronecker(shape: tuple[int, ...]) -> dict[str, Any]:
+    (_, *at), _, _ = chain(shape)
+
+    @jax.jit
+    def run(*at: Any) -> dict[str, Any]:
+        return {shared: mb.kronecker_factors(CHAIN, *at, shared=shared) for shared in ("expand", "reduce")}
+
+    return run(*at)
 
 
 @pytest.mark.parametrize("shared", ["expand", "reduce"])
@@ -176,13 +223,13 @@ def chain(shape: tuple[int, ...]) -> tuple[Any, jax.Array, Any]:
 def test_kronecker_factors_of_the_empirical_fisher(shape, shared):
     """A and G are the second moments of (a, 1) and delta; of positions each by itself, or taken together."""
     at, x, _ = chain(shape)
-    factors = mb.kronecker_factors(*at, shared=shared)
+    factors = kronecker(shape)[shared]
     a, delta = np.asarray(x).reshape(N, -1, 3), np.asarray(at[2][0]).reshape(N, -1, 4)
     a = np.concatenate([a, np.ones((*a.shape[:2], 1))], 2)
     if shared == "reduce":
         a, delta = a.mean(1), delta.sum(1)
     a, delta = a.reshape(-1, 4), delta.reshape(-1, 4)
-    assert_close((factors[0].A, factors[0].G), (jnp.asarray(a.T @ a / len(a)), jnp.asarray(delta.T @ delta / N)))
+    assert_close((factors[0].A, factors[0].G), (a.T @ a / len(a), delta.T @ delta / N))
     assert factors[1].A.shape == (3, 5, 5) and factors[1].G.shape == (3, 4, 4)
 
 
@@ -218,79 +265,104 @@ def plain(net: Any) -> Any:
     return PlainDense(net.d_in, net.d_out, net.activation)
 
 
-@pytest.mark.parametrize("shape", ["vectors", "2 positions"])
-def test_a_family_without_a_fast_form_gets_every_reading(shape):
-    net, args = plain(NET), problem(SHAPES[shape])
-
-    def both(params: Any, x: Any, y: Any) -> Any:
-        steps = (mb.backprop(mb.Objective(n, mb.softmax_cross_entropy), params, x, y) for n in (NET, net))
-        return tuple(readings(n, step.trace, step.deltas) for n, step in zip((NET, net), steps, strict=True))
-
-    known, general = jax.jit(both)(*args)
-    for name in known:
+def test_a_family_without_a_fast_form_gets_every_reading():
+    """With positions, of which the general form must know nothing."""
+    net, known = plain(NET), computed("2 positions")
+    general = jax.jit(partial(readings, net))(known["step"].trace, known["step"].deltas)
+    for name in general:
         assert_close(general[name], known[name])
 
 
 def test_kronecker_factors_refuse_a_family_that_is_no_outer_product():
-    (net, *at), _, _ = chain((N,))
+    net, *at = shapes()
     with pytest.raises(TypeError, match="outer product \\(Dense\\), got PlainFactor"):
         mb.kronecker_factors(plain(net), *at)
 
 
 def test_readings_without_jit():
-    at, _, _ = chain((N,))
-    eager, compiled = readings(*at), jax.jit(partial(readings, CHAIN))(*at[1:])
+    net, rng = mb.Dense(3, 3, "tanh"), np.random.default_rng(6)
+    trace = mb.forward(net, generic(net), problem((N,))[1])[1]
+    at = (trace, jnp.asarray(rng.normal(size=(N, 3))))
+    eager, compiled = readings(net, *at), jax.jit(partial(readings, net))(*at)
     for name in eager:
         assert_close(eager[name], compiled[name])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+NARROW = ["float32", "bfloat16", "float16"]
+
+
+@cache
+def narrow_norms() -> dict[str, Any]:
+    """Squared norms in every narrow format."""
+    _, x, params = chain()
+
+    @jax.jit
+    def run(given: Any) -> Any:
+        return {dtype: mb.squared_norms(CHAIN, *swept(*each)) for dtype, each in given.items()}
+
+    return run({d: jax.tree.map(lambda leaf, d=d: np.asarray(leaf, jnp.dtype(d)), (params, x)) for d in NARROW})
+
+
+@pytest.mark.parametrize("dtype", NARROW)
 def test_readings_keep_the_dtype_and_sum_in_float32(dtype):
-    at, x, params = chain((N,))
-    params, x = jax.tree.map(lambda leaf: leaf.astype(dtype), (params, x))
+    _, *given = chain()
+    x, params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), given)
 
-    def narrow(params: Any, x: Any) -> Any:
-        output, trace = mb.forward(CHAIN, params, x)
-        deltas = mb.backward(CHAIN, params, trace, output)[1]
-        weights = WEIGHTS.astype("float32")
-        return readings(CHAIN, trace, deltas, weights)
+    def narrow(params: Any, x: Any, weights: Any) -> Any:
+        return readings(CHAIN, *swept(params, x), weights)
 
-    found = jax.jit(narrow)(params, x)
+    found = jax.eval_shape(narrow, params, x, jax.ShapeDtypeStruct((N,), "float32"))
     for name, value in found.items():
         gradient = "gradient" in name or name == "clipped_weighted" or name == "weighted"
         expected = jnp.dtype(dtype) if gradient else jnp.dtype("float32")
         assert {leaf.dtype for leaf in jax.tree.leaves(value)} == {expected}, name
-    right = mb.squared_norms(*at)
-    assert np.abs(np.asarray(found["squared_norms"], np.float64) / right - 1).max() < 30 * float(jnp.finfo(dtype).eps)
+    right, norms = flat_norms(), np.asarray(narrow_norms()[dtype], np.float64)
+    assert np.abs(norms / right - 1).max() < 30 * float(jnp.finfo(dtype).eps)
+
+
+@cache
+def flat_norms() -> np.ndarray:
+    (_, *at), _, _ = chain()
+    return np.asarray(jax.jit(partial(mb.squared_norms, CHAIN))(*at))
 
 
 def test_private_noise_is_of_the_deviation_that_was_asked_for():
-    zero = {"W": jnp.zeros((200, 100)), "b": jnp.zeros(100)}
-    noise = mb.training.private_noise(2.0, 1.5, jax.random.key(0))
+    noise, zero = (
+        mb.training.private_noise(2.0, 1.5, jax.random.key(0)),
+        {"W": np.zeros((200, 100)), "b": np.zeros(100)},
+    )
+
+    @jax.jit
+    def run(zero: Any) -> tuple[Any, Any]:
+        first, state = noise.update(zero, noise.init(zero))
+        return first["W"], noise.update(zero, state)[0]["W"]
+
     with jax.numpy_dtype_promotion("standard"):  # optax divides a float by its integer count
-        state = noise.init(zero)
-        first, state = noise.update(zero, state)
-        second, _ = noise.update(zero, state)
-    assert abs(float(jnp.std(first["W"])) / 3.0 - 1) < 0.03
-    assert abs(float(jnp.mean(first["W"]))) < 0.1
-    assert abs(float(np.corrcoef(first["W"].ravel(), second["W"].ravel())[0, 1])) < 0.04
+        first, second = map(np.asarray, run(zero))
+    assert abs(first.std() / 3.0 - 1) < 0.03
+    assert abs(first.mean()) < 0.1
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 0.04
 
 
 def test_a_private_step_is_optaxs_without_its_vmap():
     """Clipped sum, noise, division by N: with noise 0, equal to optax's aggregate of per-example gradients."""
-    (net, *at), _, params = chain((N,))
+    (net, *at), _, params = chain()
     key = jax.random.key(3)
     ours = optax.chain(mb.training.private_noise(1.0, 0.0, key), optax.scale(1 / N))
     theirs = optax.contrib.differentially_private_aggregate(1.0, 0.0, key)
+
+    @jax.jit
+    def both(*at: Any) -> tuple[Any, Any]:
+        update, _ = ours.update(mb.clipped_gradients(net, *at, 1.0), ours.init(params))
+        return update, theirs.update(mb.per_example_gradients(net, *at), theirs.init(params))[0]
+
     with jax.numpy_dtype_promotion("standard"):
-        update, _ = jax.jit(lambda *at: ours.update(mb.clipped_gradients(net, *at, 1.0), ours.init(params)))(*at)
-        expected, _ = jax.jit(lambda *at: theirs.update(mb.per_example_gradients(net, *at), theirs.init(params)))(*at)
-    assert_close(update, expected)
+        assert_close(*both(*at))
 
 
 @pytest.mark.parametrize("bad", [-1.0, float("nan")])
 def test_a_clip_that_is_negative_or_nan_is_refused(bad):
-    at, _, _ = chain((N,))
+    at = shapes()
     with pytest.raises(ValueError, match=f"max_norm must be >= 0, got {bad}"):
         mb.clipped_gradients(*at, bad)
     with pytest.raises(ValueError, match="max_norm must be >= 0"):
@@ -302,8 +374,8 @@ def test_a_clip_that_is_negative_or_nan_is_refused(bad):
 
 
 def test_bad_input_says_what_is_wrong():
-    (net, trace, deltas), _, _ = chain((N,))
-    (_, *one), _, _ = chain((1,))
+    net, trace, deltas = shapes()
+    _, *one = shapes((1,))
     with pytest.raises(ValueError, match="at least 2, got 1"):
         mb.noise_scale(net, *one)
     with pytest.raises(ValueError, match="delta is float64\\[1, 4\\] but z is float64\\[6, 4\\]"):
@@ -327,13 +399,13 @@ def test_bad_input_says_what_is_wrong():
 
 
 def test_a_traced_clip_that_is_negative_gives_nan():
-    at = chain((N,))[0]
+    at = chain()[0]
     clipped = jax.jit(lambda bound: mb.clipped_gradients(*at, bound))(jnp.asarray(-1.0))
     assert all(np.isnan(leaf).all() for leaf in jax.tree.leaves(clipped))
 
 
 def test_what_is_no_network_and_no_number_is_refused(without_hook):
-    (net, trace, deltas), _, _ = chain((N,))
+    net, trace, deltas = shapes()
     with pytest.raises(TypeError, match="got Objective for the network; its network is objective.net"):
         mb.squared_norms(mb.Objective(net, mb.squared_error), trace, deltas)
     for other in ((net, trace, deltas), trace):
@@ -345,4 +417,4 @@ def test_what_is_no_network_and_no_number_is_refused(without_hook):
 
 def test_a_bound_that_is_no_scalar_is_refused(without_hook):
     with pytest.raises(ValueError, match="max_norm is \\[2\\], expected a scalar"):
-        mb.clipped_gradients(*chain((N,))[0], jnp.ones(2))
+        mb.clipped_gradients(*shapes(), jnp.ones(2))
