@@ -191,12 +191,8 @@ class Plan:
         name = "{activation}, {loss}, depth {depth}, lam {lam}, {dtype}, {composite}".format(**chosen)
         return name if chosen["layer"] == PLAIN["layer"] else f"{name}, {chosen['layer']}"
 
-    def build(self) -> "Case":
-        """The network on real data."""
-        return self.drawn(self.seed)
-
     def drawn(self, seed: int) -> "Case":
-        """The same network with the parameters and rows of another seed."""
+        """The network with the parameters and rows of a seed, its own or another."""
         with jax.enable_x64(True):
             return build(self.setting, seed)
 

@@ -43,7 +43,7 @@ class Task:
 def tasks(plans: list[networks.Plan], examples: list[published.Example]) -> list[Task]:
     """A task for each network of the catalogue, then for each published example."""
     return [
-        *(Task(plan.name, plan.build, plan.drawn) for plan in plans),
+        *(Task(plan.name, partial(plan.drawn, plan.seed), plan.drawn) for plan in plans),
         *(Task(example.name, partial(_of_example, example)) for example in examples),
     ]
 
