@@ -14,7 +14,6 @@ import pytest
 import manual_backprop as mb
 import reference
 from manual_backprop.layers.base import Parameters
-from reference import autodiff
 from reference.model import ACTIVATIONS
 from tests.helpers import assert_close, batch, generic
 from tests.reference.test_layer_check import Convolution, X
@@ -136,21 +135,19 @@ def assert_gradients(objective, params, x, y, drawn=None, n=0):
         graphs = [unrolled(graph, n) for graph in graphs]
 
     def both_ways(*given):  # one program: most of the time goes into compiling
-        J, gradients = reference.value_and_grad(objective)(*given)
-        by_autodiff = J, gradients, reference.deltas(objective, *given), autodiff.d_x(objective, *given)
-        return *computed(objective.net, *graphs, *given), by_autodiff
+        return *computed(objective.net, *graphs, *given), reference.backprop(objective, *given)
 
     with jax.numpy_rank_promotion("allow"):
-        forward_J, values, (J, gradients, deltas, d_x) = jax.jit(both_ways)(params, x, y)
-    assert_close(forward_J, J)
-    for number, block in by_layer(objective.net, gradients).items():
+        forward_J, values, step = jax.jit(both_ways)(params, x, y)
+    assert_close(forward_J, step.value)
+    for number, block in by_layer(objective.net, step.gradients).items():
         assert_close(values[f"dW_{number}"], block.W)
         assert_close(values[f"db_{number}"], block.b)
-    deltas = jax.tree.leaves(deltas)
+    deltas = jax.tree.leaves(step.deltas)
     assert {f"delta_{number}" for number in range(1, len(deltas) + 1)} <= set(values)
     for number, delta in enumerate(deltas, 1):
         assert_close(values[f"delta_{number}"], delta)
-    assert_close(values["dx"], d_x)
+    assert_close(values["dx"], step.d_x)
 
 
 def computed(net, forward_graph, graph, params, x, y):

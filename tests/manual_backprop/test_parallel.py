@@ -1,7 +1,7 @@
 """Several branches, several inputs, no parameters, integers: all that a sweep carries besides one array."""
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import reference
 from manual_backprop import rules
 from manual_backprop.layers import Factor, Layer, Parameters
 from reference import autodiff, model
+from reference.equations.chain import layer_values
 
 N = 6
 
@@ -29,12 +30,9 @@ NETS = {
     "gate": mb.Serial((gate(4), mb.Dense(4, 3))),
     "in everything": mb.Serial(
         (
-            mb.Dense(4, 5, "tanh"),
-            mb.Repeat(mb.Residual(gate(5)), 2),
-            mb.Tied(mb.Residual(mb.Serial((gate(5, "gelu"), mb.Repeat(mb.Dense(5, 5, "softplus"), 2)))), 2),
-            mb.Parallel((mb.Dense(5, 3, "tanh"), mb.Serial((mb.Dense(5, 4, "gelu"), mb.Dense(4, 3))))),
+            mb.Tied(mb.Repeat(mb.Residual(gate(4, "gelu")), 2), 2),
+            mb.Parallel((mb.Dense(4, 3, "tanh"), mb.Serial((mb.Dense(4, 4, "softplus"), mb.Dense(4, 3))))),
             mb.Product("tanh"),
-            mb.Dense(3, 3),
         )
     ),
 }
@@ -46,88 +44,123 @@ def problem(name: str, lam: float | None = 0.1) -> tuple[mb.Objective, Any, Any,
     return objective, generic(net, scale=0.8), batch(4, N), batch(3, N, seed=5)
 
 
-@pytest.fixture(scope="module", params=list(NETS))
-def at(request: Any) -> Any:
-    """(net, trace, deltas), every example's gradient by the reference, one row each, and the problem."""
-    objective, params, x, y = problem(request.param, lam=None)
-    step = jax.jit(partial(mb.backprop, objective))(params, x, y)
-    each = jax.jit(partial(autodiff.per_example_gradients, objective))(params, x, y)
-    rows = np.concatenate([np.asarray(leaf).reshape(N, -1) for leaf in jax.tree.leaves(each)], axis=1)
-    return (objective.net, step.trace, step.deltas), each, rows, (objective, params, x, y)
+@cache
+def found(name: str) -> dict[str, Any]:
+    """All that the tests below read of a network, and the same by the reference, from one compiled program."""
+    objective, params, x, y = problem(name)
+    net, plain = objective.net, mb.Objective(objective.net, objective.loss)
+    v = jax.tree.map(lambda leaf: np.cos(np.arange(leaf.size)).reshape(leaf.shape), params)
+    weights = np.linspace(0.1, 1, N)
+
+    @jax.jit
+    def everything(v: Any, weights: Any, *data: Any) -> dict[str, Any]:
+        step = mb.backprop(plain, *data)
+        at = net, step.trace, step.deltas
+        return {
+            "step": mb.backprop(objective, *data),
+            "step by jax": reference.backprop(objective, *data),
+            "each": autodiff.per_example_gradients(plain, *data),
+            "per example": mb.per_example_gradients(*at),
+            "norms": mb.squared_norms(*at),
+            "by layer": mb.squared_norms(*at, by_layer=True),
+            "gram": mb.gram(*at),
+            "second moment": mb.second_moment(*at),
+            "clipped": mb.clipped_gradients(*at, 0.5),
+            "noise": mb.noise_scale(*at).covariance_trace,
+            "diagnosis": mb.diagnose(*at),
+            "second order": [
+                [f(objective, *data, v, weights=weights) for f in (getattr(mb, way), getattr(autodiff, way))]
+                for way in ("hessian_vector_product", "gauss_newton_vector_product")
+            ],
+            "exported": jax.grad(mb.as_custom_vjp(objective), argnums=(0, 1))(*data),
+        }
+
+    return everything(v, weights, params, x, y)
+
+
+def test_every_equation_and_number_is_proven():
+    reference.check(*problem("in everything")).raise_if_failed()
 
 
 @pytest.mark.parametrize("name", list(NETS))
-def test_every_equation_and_number_is_proven(name):
-    reference.check(*problem(name)).raise_if_failed()
+def test_every_number_is_that_of_the_reference(name):
+    ours, theirs = found(name)["step"], found(name)["step by jax"]
+    assert_close(layer_values(ours.trace), theirs.trace)
+    assert_close(replace(ours, trace=None), replace(theirs, trace=None))
 
 
-def test_readings(at):
+@pytest.mark.parametrize("name", list(NETS))
+def test_readings(name):
     """One sweep's readings against every example's gradient by jax.grad, cross terms of shared uses included."""
-    (net, *values), each, rows, _ = at
+    ours, each = found(name), jax.tree.map(np.asarray, found(name)["each"])
+    rows = np.concatenate([leaf.reshape(N, -1) for leaf in jax.tree.leaves(each)], axis=1)
     norms = (rows**2).sum(1)
-    assert_close(mb.per_example_gradients(net, *values), each)
-    assert_close(mb.squared_norms(net, *values), norms)
-    assert_close(mb.gram(net, *values), rows @ rows.T)
-    assert_close(mb.second_moment(net, *values), jax.tree.map(lambda g: (g**2).mean(0), each))
+    assert_close(ours["per example"], each)
+    assert_close(ours["norms"], norms)
+    assert_close(ours["gram"], rows @ rows.T)
+    assert_close(ours["second moment"], jax.tree.map(lambda g: (g**2).mean(0), each))
     clip = np.minimum(1, 0.5 / np.sqrt(norms))
-    clipped = jax.tree.map(lambda g: jnp.tensordot(clip, g, 1), each)
-    assert_close(mb.clipped_gradients(net, *values, 0.5), clipped)
+    assert_close(ours["clipped"], jax.tree.map(lambda g: np.tensordot(clip, g, 1), each))
     spread = (rows**2).sum(1).mean() - (rows.mean(0) ** 2).sum()
-    assert_close(mb.noise_scale(net, *values).covariance_trace, np.asarray(N / (N - 1) * spread), 1e-11)
-    by_layer = jax.tree.leaves(mb.squared_norms(net, *values, by_layer=True))
+    assert_close(ours["noise"], np.asarray(N / (N - 1) * spread), 1e-11)
+    by_layer = map(np.asarray, jax.tree.leaves(ours["by layer"]))
     assert_close(sum(leaf.reshape(-1, N).sum(0) for leaf in by_layer), norms)
-    assert "nan" not in mb.diagnosis.table(mb.diagnose(net, *values))
+    assert "nan" not in mb.diagnosis.table(ours["diagnosis"])
 
 
 def test_a_layer_without_parameters_has_nothing_to_read():
     net = mb.Product()
-    x = (batch(3, N), batch(3, N, seed=9))
-    output, trace = mb.forward(net, (), x)
-    (d_u, d_v), delta = mb.backward(net, (), trace, jnp.ones_like(output))
-    assert_close((output, d_u, d_v, delta), (x[0] * x[1], x[1], x[0], jnp.ones((N, 3))))
-    assert mb.gradients(net, trace, delta) == ()
-    assert mb.per_example_gradients(net, trace, delta) == ()
-    assert_close(mb.squared_norms(net, trace, delta), jnp.zeros(N))
-    assert_close(mb.gram(net, trace, delta), jnp.zeros((N, N)))
-    assert mb.kronecker_factors(net, trace, delta) == ()
+    u, v = batch(3, N), batch(3, N, seed=9)
+
+    @jax.jit
+    def everything(*x):
+        output, trace = mb.forward(net, (), x)
+        d_x, delta = mb.backward(net, (), trace, jnp.ones_like(output))
+        at = net, trace, delta
+        gradients = mb.gradients(*at), mb.per_example_gradients(*at), mb.kronecker_factors(*at)
+        return (output, *d_x, delta), gradients, (mb.squared_norms(*at), mb.gram(*at))
+
+    values, gradients, (norms, gram) = everything(u, v)
+    assert_close(values, (u * v, v, u, np.ones((N, 3))))
+    assert gradients == ((), (), ())
+    assert_close((norms, gram), (np.zeros(N), np.zeros((N, N))))
     assert net.init(jax.random.key(0)) == () and list(net.layers()) == [net]
 
 
-def test_second_order(at):
-    """Products with the Hessian and the Gauss-Newton matrix, and the latter's diagonal, through gates."""
-    *_, (objective, params, x, y) = at
-    v = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), params)
-    weights = jnp.linspace(0.1, 1, N)
-    for ours, theirs in (
-        (mb.hessian_vector_product, autodiff.hessian_vector_product),
-        (mb.gauss_newton_vector_product, autodiff.gauss_newton_vector_product),
-    ):
-        by_hand = jax.jit(partial(ours, objective))(params, x, y, v, weights=weights)
-        assert_close(by_hand, jax.jit(partial(theirs, objective))(params, x, y, v, weights=weights), 1e-11)
+@pytest.mark.parametrize("name", list(NETS))
+def test_second_order(name):
+    """Products with the Hessian and the Gauss-Newton matrix through gates."""
+    for by_hand, by_jax in found(name)["second order"]:
+        assert_close(by_hand, by_jax, 1e-11)
 
 
-def test_jax_grad_of_the_exported_objective_is_our_sweep(at):
-    *_, (objective, params, x, y) = at
-    J = mb.as_custom_vjp(objective)
-    by_jax = jax.jit(jax.grad(J, argnums=(0, 1)))(params, x, y)
-    assert_close(by_jax, jax.jit(autodiff.value_and_grad(objective, (0, 1)))(params, x, y)[1])
+@pytest.mark.parametrize("name", list(NETS))
+def test_jax_grad_of_the_exported_objective_is_our_sweep(name):
+    gradient, d_x = found(name)["exported"]
+    assert_close(gradient, found(name)["step by jax"].gradients)
+    assert_close(d_x, np.asarray(found(name)["step by jax"].d_x) / N)
 
 
 def test_a_gate_is_passed_by_its_true_transpose_under_any_rule():
     objective, params, x, y = problem("gate", lam=None)
     net, feedback = objective.net, generic(objective.net, seed=7)
     z, up, down = params[0], feedback[0], feedback[1]
-    step = mb.backprop(objective, params, x, y, rule=rules.FeedbackAlignment(feedback))
-    (gated, valued), _, _ = step.trace[0]
+
+    @jax.jit
+    def everything(key):
+        step = mb.backprop(objective, params, x, y, rule=rules.FeedbackAlignment(feedback))
+        slope = jax.vmap(jax.vmap(jax.grad(jax.nn.silu)))(step.trace[0][0][0].z)
+        B = rules.direct_feedback(net, key)
+        return step, slope, B, mb.backprop(objective, params, x, y, rule=rules.DirectFeedbackAlignment(B))
+
+    step, slope, B, direct = jax.tree.map(np.asarray, everything(jax.random.key(1)))
+    gated, valued = step.trace[0][0]
     d_gate = (step.output - y) @ down.W @ up[2].W
-    slope = jax.vmap(jax.vmap(jax.grad(jax.nn.silu)))(gated.z)
     assert_close(step.deltas[0][1], d_gate)
     assert_close(step.deltas[0][0], (slope * valued.a * d_gate, gated.a * d_gate))
     through = [delta @ B.W for delta, B in zip(step.deltas[0][0], up[0], strict=True)]
     assert_close(step.d_x, through[0] + through[1])
-    B = rules.direct_feedback(net, jax.random.key(1))
     assert B[0][1] is None and B[1] is None and B[0][0][0].shape == (3, 5)
-    direct = mb.backprop(objective, params, x, y, rule=rules.DirectFeedbackAlignment(B))
     assert_close(direct.deltas[0][0][0], slope * ((step.output - y) @ B[0][0][0]))
     assert_close(direct.deltas[0][1], direct.deltas[0][2] @ z[2].W)  # what the layer above sends
 
@@ -170,23 +203,30 @@ def test_parameters_that_are_no_weights_are_not_replaced():
     net = mb.Serial((mb.Dense(4, 4, "tanh"), Scale(), mb.Dense(4, 2)))
     params, feedback = generic(net), generic(net, seed=7)
     x = batch(4, N)
-    output, trace = mb.forward(net, params, x)
-    _, deltas = mb.backward(net, params, trace, output, rule=rules.FeedbackAlignment(feedback))
+    by_rule = [rules.FeedbackAlignment(feedback), rules.SignSymmetry()]
+
+    @jax.jit
+    def everything(params, x):
+        output, trace = mb.forward(net, params, x)
+        return output, trace, [mb.backward(net, params, trace, output, rule=rule)[1] for rule in by_rule]
+
+    output, trace, (deltas, signed) = jax.tree.map(np.asarray, everything(params, x))
+    g = np.asarray(params[1].g)
     assert_close(deltas[1], output @ feedback[2].W)
-    assert_close(deltas[0], (1 - trace[0].a ** 2) * (deltas[1] * params[1].g[None]))
-    _, signed = mb.backward(net, params, trace, output, rule=rules.SignSymmetry())
-    assert_close(signed[0], (1 - trace[0].a ** 2) * (signed[1] * params[1].g[None]))
+    assert_close(deltas[0], (1 - trace[0].a ** 2) * (deltas[1] * g))
+    assert_close(signed[0], (1 - trace[0].a ** 2) * (signed[1] * g))
 
 
 def test_edits_mirror_branches():
     objective, params, x, y = problem("gate", lam=None)
     frozen = rules.on_delta((((mb.edits.freeze, None), None, None), None))
-    step = mb.backprop(objective, params, x, y, rule=frozen)
-    plain = mb.backprop(objective, params, x, y)
+    given = [{"rule": frozen}, {}]
+    step, plain = jax.jit(lambda *args: [mb.backprop(objective, *args, **rule) for rule in given])(params, x, y)
     assert not np.any(step.deltas[0][0][0]) and np.any(plain.deltas[0][0][0])
     assert_close(step.deltas[0][0][1], plain.deltas[0][0][1])
     with pytest.raises(ValueError, match="3 edits in a tuple do not mirror"):
-        mb.backprop(objective, params, x, y, rule=rules.on_delta((((None,) * 3, None, None), None)))
+        uneven = rules.on_delta((((None,) * 3, None, None), None))
+        jax.eval_shape(partial(mb.backprop, objective, rule=uneven), params, x, y)
 
 
 def test_bad_input_says_what_is_wrong():
@@ -278,7 +318,7 @@ def _(layer: Embedding, params: Table, a_in: Any) -> Any:
 
 def test_integers_have_no_error_term():
     """Ids in, and no derivative by them: the sweep, the check, norms and second order go on."""
-    net = mb.Serial((Embedding(), mb.Residual(gate(4)), mb.Dense(4, 2)))
+    net = mb.Serial((Embedding(), mb.Residual(mb.Dense(4, 4, "silu")), mb.Dense(4, 2)))
     objective = mb.Objective(net, mb.squared_error, mb.Frobenius(0.1))
     params = generic(net)
     ids = jnp.asarray(np.random.default_rng(0).integers(0, 8, (N, 3)))
@@ -286,16 +326,21 @@ def test_integers_have_no_error_term():
     report = reference.check(objective, params, ids, y)
     report.raise_if_failed()
     assert any(row.equation == "(B4)" and row.layer == 1 for row in report.rows)
-    step = mb.backprop(objective, params, ids, y)
-    assert step.d_x is None
-    each = autodiff.per_example_gradients(mb.Objective(net, mb.squared_error), params, ids, y)
-    norms = sum(np.square(np.asarray(leaf)).reshape(N, -1).sum(1) for leaf in jax.tree.leaves(each))
-    assert_close(mb.squared_norms(net, step.trace, step.deltas), norms)
-    v = jax.tree.map(jnp.cos, params)
-    ours = mb.hessian_vector_product(objective, params, ids, y, v)
-    assert_close(ours, autodiff.hessian_vector_product(objective, params, ids, y, v))
-    by_jax = jax.grad(mb.as_custom_vjp(objective))(params, ids, y)
-    assert_close(by_jax, step.gradients)
+    v = jax.tree.map(np.cos, params)
+
+    @jax.jit
+    def everything(v, *data):
+        step = mb.backprop(objective, *data)
+        assert step.d_x is None
+        each = autodiff.per_example_gradients(mb.Objective(net, mb.squared_error), *data)
+        second = [way.hessian_vector_product(objective, *data, v) for way in (mb, autodiff)]
+        exported = jax.grad(mb.as_custom_vjp(objective))(*data)
+        return (exported, step.gradients), second, each, mb.squared_norms(net, step.trace, step.deltas)
+
+    first, second, each, norms = everything(v, params, ids, y)
+    assert_close(norms, sum(np.square(leaf).reshape(N, -1).sum(1) for leaf in jax.tree.leaves(each)))
+    assert_close(*second)
+    assert_close(*first)
 
 
 def test_a_family_without_change_is_refused_by_name():
@@ -308,4 +353,4 @@ def test_a_family_without_change_is_refused_by_name():
     with pytest.raises(
         ValueError, match="Dense\\(3 -> 2, identity\\): no Hessian-vector .* Stubborn has no method `change`"
     ):
-        mb.hessian_vector_product(objective, params, batch(4, N), batch(2, N), params)
+        jax.eval_shape(partial(mb.hessian_vector_product, objective), params, batch(4, N), batch(2, N), params)
