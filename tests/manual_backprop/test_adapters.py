@@ -2,6 +2,7 @@
 
 import ast
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -25,10 +26,15 @@ NET = mb.mlp(SIZES)
 DEEP = mb.mlp((4,) * 13)  # twelve layers of one shape: only their names tell them apart
 OBJECTIVE = mb.Objective(NET, mb.softmax_cross_entropy)
 X, Y = batch(6), targets(mb.softmax_cross_entropy, 4)
+OURS = jax.jit(lambda params: (mb.forward(NET, params, X)[0], mb.value_and_grad(OBJECTIVE)(params, X, Y)[1]))
+FORWARD = jax.jit(mb.forward, static_argnums=0)
 
 
 def cross_entropy(logits):
     return optax.softmax_cross_entropy_with_integer_labels(logits, Y).mean()
+
+
+COMPILED_CROSS_ENTROPY = jax.jit(cross_entropy)
 
 
 def same_bits(ours, theirs):
@@ -108,14 +114,26 @@ def equinox_gradient(model):
     return eqx.filter_grad(lambda model: cross_entropy(jax.vmap(model)(X)))(model)
 
 
+@eqx.filter_jit
+def equinox_outputs(model):
+    return jax.vmap(model)(X)
+
+
 def linear(d_in, d_out, **given):
     return eqx.nn.Linear(d_in, d_out, key=jax.random.key(d_in), **given)
 
 
 def compare(params, there, outputs, gradient):
     """Outputs and gradient of the other library against ours, brought `there`."""
-    assert_close(mb.forward(NET, params, X)[0], outputs)
-    assert_close(there(jax.jit(mb.value_and_grad(OBJECTIVE))(params, X, Y)[1]), gradient)
+    ours, by_hand = OURS(params)
+    assert_close(ours, outputs)
+    assert_close(there(by_hand), gradient)
+
+
+@partial(jax.jit, static_argnums=0)
+def theirs(outputs, tree):
+    """The outputs there, and the gradient of their cross-entropy."""
+    return outputs(tree), jax.grad(lambda tree: cross_entropy(outputs(tree)))(tree)
 
 
 @pytest.mark.parametrize("wrap", [lambda v: v, lambda v: v["params"], freeze], ids=["variables", "params", "frozen"])
@@ -126,8 +144,7 @@ def test_linen(wrap):
         return Compact().apply(variables if "params" in variables else {"params": variables}, X)
 
     params = adapters.from_flax(variables, NET)
-    gradient = jax.jit(jax.grad(lambda v: cross_entropy(apply(v))))(variables)
-    compare(params, lambda tree: adapters.to_flax(tree, variables), apply(variables), gradient)
+    compare(params, lambda tree: adapters.to_flax(tree, variables), *theirs(apply, variables))
     same_bits(adapters.to_flax(params, variables), variables)
     same_bits(adapters.from_flax(adapters.to_flax(params, variables), NET), params)
 
@@ -137,25 +154,33 @@ def test_nnx(kind):
     model = nnx_model({"list": Listed, "sequential": sequential, "attributes": Attributes}[kind])
     order = ("z", "m", "a") if kind == "attributes" else None
     graph, state = nnx.split(model)
-    gradient = jax.jit(jax.grad(lambda state: cross_entropy(nnx.merge(graph, state)(X))))(state)
+    outputs, gradient = theirs(lambda state: nnx.merge(graph, state)(X), state)
     for tree in (lambda state: state, nnx.to_pure_dict):
         like = tree(state)
         params = adapters.from_flax(like, NET, order=order)
-        compare(params, lambda ours, like=like: adapters.to_flax(ours, like, order=order), model(X), tree(gradient))
+        compare(params, lambda ours, like=like: adapters.to_flax(ours, like, order=order), outputs, tree(gradient))
         same_bits(adapters.to_flax(params, like, order=order), like)
 
 
 def test_an_nnx_optimizer_takes_our_gradients():
     ours, theirs = nnx_model(Listed), nnx_model(Listed)
     gradient = nnx.jit(nnx.grad(lambda model: cross_entropy(model(X))))(theirs)
+    optimizers = [nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param) for model in (ours, theirs)]
     state = jax.tree.map(jnp.copy, nnx.state(ours, nnx.Param))  # the state itself changes with the model
-    by_hand = mb.value_and_grad(OBJECTIVE)(adapters.from_flax(state, NET), X, Y)[1]
-    for model, grads in ((ours, adapters.to_flax(by_hand, state)), (theirs, gradient)):
-        nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param).update(model, grads)
+    by_hand = adapters.to_flax(OURS(adapters.from_flax(state, NET))[1], state)
+
+    @nnx.jit
+    def step(optimizer, model, gradients):
+        optimizer.update(model, gradients)
+
+    for optimizer, model, gradients in zip(optimizers, (ours, theirs), (by_hand, gradient), strict=True):
+        step(optimizer, model, gradients)
     assert_close(nnx.state(ours), nnx.state(theirs))
-    assert np.abs(nnx.state(ours)["layers"][0]["kernel"][...] - state["layers"][0]["kernel"][...]).max() > 1e-3
+    kernel, before = (np.asarray(tree["layers"][0]["kernel"][...]) for tree in (nnx.state(ours), state))
+    assert np.abs(kernel - before).max() > 1e-3
     nnx.update(ours, state)
-    assert_close(ours(X), nnx_model(Listed)(X))
+    outputs = nnx.jit(lambda model: model(X))
+    assert_close(outputs(ours), outputs(nnx_model(Listed)))
 
 
 @pytest.mark.parametrize("kind", ["mlp", "sequential"])
@@ -164,11 +189,11 @@ def test_equinox(kind):
     model = equinox_mlp() if kind == "mlp" else equinox_sequential(*parts)
     params = adapters.from_equinox(model, NET)
     gradient = equinox_gradient(model)
-    compare(params, lambda tree: adapters.to_equinox(tree, model), jax.vmap(model)(X), gradient)
+    compare(params, lambda tree: adapters.to_equinox(tree, model), equinox_outputs(model), gradient)
     same_bits(adapters.to_equinox(params, model), eqx.filter(model, eqx.is_inexact_array))
     same_bits(adapters.to_equinox(adapters.from_equinox(gradient, NET), gradient), gradient)
-    stepped = eqx.apply_updates(model, adapters.to_equinox(params, model))
-    assert_close(adapters.from_equinox(stepped, NET), jax.tree.map(lambda leaf: 2 * leaf, params))
+    stepped = eqx.filter_jit(eqx.apply_updates)(model, adapters.to_equinox(params, model))
+    assert_close(adapters.from_equinox(stepped, NET), jax.tree.map(lambda leaf: 2 * np.asarray(leaf), params))
 
 
 class Tensor:
@@ -221,17 +246,18 @@ def test_torch(names, box):
     arrays = state_dict(names=names)
     state = {name: box(value.copy()) for name, value in arrays.items()}
     params = adapters.from_torch_state_dict(state, NET)
-    assert_close(mb.forward(NET, params, X)[0], torch_forward(arrays, np.asarray(X)))
+    outputs, by_hand = OURS(params)
+    assert_close(outputs, torch_forward(arrays, np.asarray(X)))
     back = adapters.to_torch_state_dict(params, state)
     assert list(back) == list(state)
     same_bits(back, arrays)
-    gradient = adapters.to_torch_state_dict(mb.value_and_grad(OBJECTIVE)(params, X, Y)[1], state)
+    gradient = adapters.to_torch_state_dict(by_hand, state)
     for name, value in gradient.items():  # d/dt at 0 of the objective along each entry, by differences
         assert type(value) is np.ndarray
         assert value.flags.writeable and value.flags.c_contiguous
 
         def moved(t, name=name):
-            return float(cross_entropy(jnp.asarray(torch_forward(arrays | {name: arrays[name] + t}, np.asarray(X)))))
+            return float(COMPILED_CROSS_ENTROPY(torch_forward(arrays | {name: arrays[name] + t}, np.asarray(X))))
 
         slope = (moved(1e-5) - moved(-1e-5)) / 2e-5
         assert abs(slope - value.sum()) < 1e-9
@@ -249,8 +275,7 @@ def test_the_torch_gradient_is_that_of_its_own_forward():
         return x
 
     params = adapters.from_torch_state_dict(state, NET)
-    gradient = jax.jit(jax.grad(lambda state: cross_entropy(outputs(state))))(state)
-    compare(params, lambda tree: adapters.to_torch_state_dict(tree, state), outputs(state), gradient)
+    compare(params, lambda tree: adapters.to_torch_state_dict(tree, state), *theirs(outputs, state))
 
 
 # Order of application
@@ -275,12 +300,12 @@ def test_twelve_layers_of_linen_and_nnx():
     sizes = (4,) * 13
     variables, x = linen(sizes), batch(4)
     params = adapters.from_flax(jax.tree.map(lambda leaf: leaf, variables), DEEP)  # sorted: Dense_10 before Dense_2
-    assert_close(mb.forward(DEEP, params, x)[0], Compact(sizes[1:]).apply(variables, x))
+    assert_close(FORWARD(DEEP, params, x)[0], jax.jit(Compact(sizes[1:]).apply)(variables, x))
     same_bits(adapters.to_flax(params, variables), variables)
     model = nnx_model(lambda: Listed(sizes))
     state = nnx.state(model, nnx.Param)
     params = adapters.from_flax(state, DEEP)
-    assert_close(mb.forward(DEEP, params, x)[0], model(x))
+    assert_close(FORWARD(DEEP, params, x)[0], nnx.jit(lambda model, x: model(x))(model, x))
     text = {"layers": {str(i): layer for i, layer in nnx.to_pure_dict(state)["layers"].items()}}  # as a checkpoint
     same_bits(adapters.from_flax(text, DEEP), params)
 
@@ -342,7 +367,7 @@ def test_a_single_layer_needs_no_name():
 def test_the_order_of_a_state_dict_is_the_order_of_its_layers():
     state = state_dict((4,) * 13)
     params = adapters.from_torch_state_dict(state, DEEP)
-    assert_close(mb.forward(DEEP, params, batch(4))[0], torch_forward(state, np.asarray(batch(4))))
+    assert_close(FORWARD(DEEP, params, batch(4))[0], torch_forward(state, np.asarray(batch(4))))
     backwards = state_dict((4, 4, 4), names=("net.2", "net.0"))
     np.testing.assert_array_equal(
         adapters.from_torch_state_dict(backwards, mb.mlp((4, 4, 4)))[0].b, backwards["net.2.bias"]
@@ -457,8 +482,7 @@ def test_under_jit():
     def flax_gradient(variables):
         return adapters.to_flax(mb.value_and_grad(OBJECTIVE)(adapters.from_flax(variables, NET), X, Y)[1], variables)
 
-    theirs = jax.jit(jax.grad(lambda v: cross_entropy(Compact().apply(v, X))))(variables)
-    assert_close(flax_gradient(variables), theirs)
+    assert_close(flax_gradient(variables), theirs(lambda v: Compact().apply(v, X), variables)[1])
 
     @eqx.filter_jit
     def by_hand(model):
@@ -533,7 +557,7 @@ def test_boxed_linen_parameters_keep_their_box():
     layer = nn.Dense(
         4, param_dtype=jnp.float64, kernel_init=nn.with_partitioning(nn.initializers.lecun_normal(), (None, "model"))
     )
-    variables = layer.init(jax.random.key(0), jnp.ones((1, 6)))
+    variables = filled(jax.eval_shape(layer.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 6), "float64")))
     net = mb.mlp((6, 4))
     params = adapters.from_flax(variables, net)
     assert params[0].W.shape == (4, 6)
@@ -608,7 +632,7 @@ def test_other_activations_than_those_of_net(model, net, says):
 def test_a_net_without_a_hidden_layer():
     model = equinox_mlp(0, final_activation=jnp.tanh)
     params = adapters.from_equinox(model, mb.mlp((6, 4)))
-    assert_close(mb.forward(mb.mlp((6, 4)), params, X)[0], jax.vmap(model)(X))
+    assert_close(FORWARD(mb.mlp((6, 4)), params, X)[0], equinox_outputs(model))
 
 
 @pytest.mark.parametrize(
