@@ -3,7 +3,9 @@
 import os
 import subprocess
 import sys
+from contextlib import AbstractContextManager
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +23,11 @@ def in_its_own_process(code: str) -> subprocess.CompletedProcess:
     """Python on `code`, with x64 as JAX has it of itself."""
     environment = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_X64"}
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+
+
+def by_operation() -> AbstractContextManager[Any]:
+    """`jax.jit` leaves functions as they are: single operations are compiled, once for all tests that use them."""
+    return mock.patch.object(jax, "jit", lambda function, **options: function)
 
 
 def generic(net: Any, seed: int = 0, dtype: Any = "float64", scale: float = 1.0) -> Any:

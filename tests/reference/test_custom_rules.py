@@ -51,7 +51,7 @@ def quickly(backward: Cotangents, **options: Any) -> Report:
     return check_vjp(with_rule(backward), X, P, 3, **{"transforms": ("eager",)} | options)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])  # float32 without x64, below
 def test_a_right_rule_passes(dtype: str) -> None:
     report = check_vjp(with_rule(norm_backward), X, P, 3, dtype=dtype)
     assert report.passed, report.summary()

@@ -1,5 +1,7 @@
 """check_layer on families unlike Dense: integers enter, several inputs, no parameters, activations of all kinds."""
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +13,7 @@ from manual_backprop import activations
 from manual_backprop.layers import AffineLayer, Factor, Layer, ParameterFree, Parameters, Product
 from manual_backprop.layers.factor import NoParameters
 from reference.checks.layer import check_layer
-from tests.helpers import batch, generic
+from tests.helpers import batch, by_operation, generic
 from tests.reference.test_layer_check import METHODS, PARAMS, Curved, X, methods
 
 IDS = jnp.asarray([[0, 3], [3, 3], [1, 4], [0, 1]])
@@ -107,18 +109,19 @@ class Gated(Layer):
 
 
 @pytest.mark.parametrize(
-    ("layer", "a_in"),
+    ("layer", "a_in", "compiled"),
     [
-        (Embedding(), IDS),
-        (Embedding(), IDS[:, 0]),
-        (Gated(), (IDS[:, 0], X[:, :3])),
-        (Product(), PAIR),
-        (Product("softplus"), PAIR),
+        (Embedding(), IDS, True),
+        (Embedding(), IDS[:, 0], False),
+        (Gated(), (IDS[:, 0], X[:, :3]), True),
+        (Product(), PAIR, False),
+        (Product("softplus"), PAIR, True),
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_integers_and_several_inputs_pass(layer: Any, a_in: Any) -> None:
-    report = check_layer(layer, generic(layer), a_in)
+def test_integers_and_several_inputs_pass(layer: Any, a_in: Any, compiled: bool) -> None:
+    with nullcontext() if compiled else by_operation():
+        report = check_layer(layer, generic(layer), a_in)
     assert report.passed, report
     assert report.worst.used < 0.1
     assert methods(report) >= {*METHODS, "change"}
@@ -151,6 +154,13 @@ class Nothing(Factor):
         return ()
 
 
+@pytest.fixture
+def single_operations() -> Iterator[None]:
+    with by_operation():
+        yield
+
+
+@pytest.mark.usefixtures("single_operations")
 def test_a_layer_without_parameters_passes_and_its_transport_is_checked() -> None:
     assert check_layer(Doubling(), (), X).passed
     assert type(Doubling().factor((), X)) is NoParameters
@@ -177,6 +187,7 @@ class Named(Curved):
     activation: Any = "identity"
 
 
+@pytest.mark.usefixtures("single_operations")
 def test_an_activation_by_its_name_runs_and_a_wrong_one_is_told() -> None:
     assert check_layer(Named(), PARAMS, X).passed
     first = check_layer(Named(activation="tahn"), PARAMS, X).failures[0]
@@ -184,6 +195,7 @@ def test_an_activation_by_its_name_runs_and_a_wrong_one_is_told() -> None:
     assert "no activation is called 'tahn'" in first.cause
 
 
+@pytest.mark.usefixtures("single_operations")
 def test_an_activation_of_ones_own_is_checked_too() -> None:
     swish = replace(activations.silu, name="swish")
     report = check_layer(Named(activation=swish), PARAMS, X)
@@ -200,6 +212,7 @@ def test_an_activation_of_ones_own_is_checked_too() -> None:
         assert check_layer(Named(activation=wrong), PARAMS, X).failures[0].path == path
 
 
+@pytest.mark.usefixtures("single_operations")
 @pytest.mark.parametrize("name", ["sigmoid", "tanh", "gelu_tanh", "relu"])
 def test_saturated_activations_are_no_fault(name: str) -> None:
     report = check_layer(Named(activation=name), PARAMS, 3 + 4 * jnp.abs(X))

@@ -1,5 +1,6 @@
 """Other ways to differentiate: each is right where the answer is known, honest about its error, and votes."""
 
+from functools import cache
 from typing import Any
 
 import jax
@@ -9,9 +10,10 @@ import pytest
 
 import manual_backprop as mb
 from reference import model
+from reference.witnesses import points
 from reference.witnesses.derivatives import complex_step, forward_mode
 from reference.witnesses.differences import LINE, difference_curve, finite_differences, taylor
-from reference.witnesses.points import PROJECTIONS
+from reference.witnesses.points import MOST, PROJECTIONS, batches, gathered, seeded
 from reference.witnesses.voting import panel
 from tests.helpers import batch, generic, targets
 
@@ -23,6 +25,15 @@ PARAMS, X, Y = generic(NET), batch(4), targets(mb.squared_error, 3)
 
 def J(params: Any, x: Any, y: Any) -> Any:
     return model.value(OBJECTIVE, params, x, y)
+
+
+@cache
+def by_hand() -> Any:
+    return jax.jit(mb.value_and_grad(OBJECTIVE))(PARAMS, X, Y)[1]
+
+
+def by_grad(fun: Any, *args: Any) -> Any:
+    return jax.jit(jax.grad(fun))(*args)
 
 
 def within(witness: Any, exact: Any, largest: float) -> None:
@@ -51,7 +62,7 @@ def test_a_polynomial_whose_gradient_is_known_in_whole_numbers(way: Any) -> None
 @pytest.mark.parametrize("way", WAYS)
 def test_every_element_of_a_network_within_the_error_bars(way: Any) -> None:
     witness = way(J, PARAMS, X, Y)
-    within(witness, mb.value_and_grad(OBJECTIVE)(PARAMS, X, Y)[1], 1e-10 if way is finite_differences else 1e-13)
+    within(witness, by_hand(), 1e-10 if way is finite_differences else 1e-13)
     assert jax.tree.structure(witness.value) == jax.tree.structure(PARAMS)
 
 
@@ -59,10 +70,31 @@ def test_every_element_of_a_network_within_the_error_bars(way: Any) -> None:
 def test_above_the_limit_slopes_along_seeded_directions_are_taken_and_handed_back(way: Any) -> None:
     witness = way(J, PARAMS, X, Y, most=20, seed=3)
     assert witness.directions.shape[0] == PROJECTIONS
-    gradient = jax.tree.leaves(mb.value_and_grad(OBJECTIVE)(PARAMS, X, Y)[1])
+    gradient = jax.tree.leaves(by_hand())
     within(witness, witness.directions @ np.concatenate([leaf.ravel() for leaf in gradient]), 1e-10)
     other = way(J, PARAMS, X, Y, most=20, seed=4)
     assert not np.allclose(other.value, witness.value)
+
+
+@pytest.mark.parametrize("directions", [None, seeded(7, 5, 0)], ids=["every element", "seeded"])
+def test_several_batches_give_what_one_gives(directions: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    every = np.eye(7) if directions is None else directions
+
+    def slopes(d: Any) -> Any:
+        return d, d @ jnp.arange(1.0, 8.0)
+
+    for budget, largest in ((2**21, len(every)), (2 * 3 * 7, 2), (1, 1)):  # two directions do not divide 7 or 5
+        monkeypatch.setattr(points, "_BUDGET", budget)
+        assert {len(rows) for rows, _ in batches(directions, 7, 3)} == {largest}
+        for found, expected in zip(
+            gathered(slopes, directions, 7, 3), (every, every @ np.arange(1.0, 8.0)), strict=True
+        ):
+            np.testing.assert_allclose(found, expected, rtol=1e-14)
+
+
+def test_a_batch_of_points_has_16_mebibytes() -> None:
+    rows, _ = next(batches(None, MOST, points_each=8))
+    assert 8 * rows.nbytes == 16 * 2**20
 
 
 @pytest.mark.parametrize(
@@ -77,7 +109,7 @@ def test_complex_step_of_every_function_that_it_claims(name: str, h: Any) -> Non
     x = jnp.asarray([0.3, 1.7, 0.9])
     witness = complex_step(lambda x: jnp.sum(jnp.asarray([1.0, -2.0]) * jnp.sum(h(x)) ** 2), x)
     assert witness.available, witness.why
-    within(witness, jax.grad(lambda x: -(jnp.sum(h(x)) ** 2))(x), 1e-9)
+    within(witness, by_grad(lambda x: -(jnp.sum(h(x)) ** 2), x), 1e-9)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +146,7 @@ def test_complex_step_minds_only_what_depends_on_the_argument() -> None:
 
     witness = complex_step(fun, x, mask)
     assert witness.available, witness.why
-    within(witness, jax.grad(fun)(x, mask), 1e-12)
+    within(witness, by_grad(fun, x, mask), 1e-12)
 
 
 def test_differences_of_an_absolute_step_would_fail_here() -> None:
@@ -145,11 +177,11 @@ def test_rounding_that_the_function_magnifies_is_in_the_bar_of_the_exact_ways() 
         return jnp.log(x[1] - x[0])
 
     assert forward_mode(fun, x).error.max() > 1e-9 / 1e-9 * 1e1  # the slopes are 1e9, and known to seven digits
-    within(complex_step(fun, x), jax.grad(fun)(x), 1e6)
+    within(complex_step(fun, x), by_grad(fun, x), 1e6)
 
 
 def fault(size: float) -> Any:
-    gradient = mb.value_and_grad(OBJECTIVE)(PARAMS, X, Y)[1]
+    gradient = by_hand()
     return (mb.Affine(gradient[0].W, (1 + size) * gradient[0].b), *gradient[1:])
 
 
