@@ -13,6 +13,14 @@ QUICK = {
 }
 
 
+def flags() -> str:
+    """QUICK for everything that a process compiles, as XLA_FLAGS in its environment has it.
+
+    XLA reads the variable when it compiles for the first time, and ends a process if it does not know an option.
+    """
+    return " ".join(f"--{name}={str(value).lower()}" for name, value in QUICK.items())
+
+
 def quick() -> dict[str, Any] | None:
     """Options for quick compilation if this backend and this version of XLA know them, else None."""
     return QUICK if jax.default_backend() == "cpu" and _known(tuple(QUICK.items())) else None

@@ -7,13 +7,12 @@ import jax
 import jaxtyping
 import pytest
 
-from reference.xla import QUICK
+from reference import xla
 
 pytest_plugins = "pytester"
 
 # The tests compile much and run little. Processes that they start inherit the variable; `helpers.OPTIMISED` undoes it.
-FLAGS = [f"--{name}={str(value).lower()}" for name, value in QUICK.items()]
-os.environ["XLA_FLAGS"] = " ".join([*os.environ.get("XLA_FLAGS", "").split(), *FLAGS])
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags()}"
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -1,4 +1,4 @@
-"""The notebooks: each pair is one text, what is stored is fit to be read, and every one runs from its first cell."""
+"""The notebooks: a pair is one text, and what is stored is fit to be read. `.ci/run` runs them from the first cell."""
 
 import ast
 import copy
@@ -259,12 +259,6 @@ def test_a_script_gives_the_same_bytes_twice_and_one_that_fails_leaves_them(tmp_
     in_its_own_process("-c", TWICE_AND_BROKEN, str(script))
     assert build.wrong_with(stored(script)) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1_small.ipynb", "1_small.py"]
-
-
-@pytest.mark.slow
-@each
-def test_every_notebook_runs_from_its_first_cell(script: Path) -> None:
-    in_its_own_process("notebooks/build.py", "--dry", script.stem)
 
 
 def in_its_own_process(*arguments: str) -> None:
