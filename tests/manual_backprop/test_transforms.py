@@ -175,7 +175,7 @@ import warnings; warnings.simplefilter("error")
 import jax, jax.numpy as jnp, numpy as np
 import manual_backprop as mb, reference
 assert not jax.config.jax_enable_x64
-net = mb.mlp((4, 5, 5, 3), ("gelu", "selu"))
+net = mb.mlp((4, 5, 3), ("gelu",), "selu")
 objective = mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(0.1))
 params = net.init(jax.random.key(0))
 x, y = jax.random.normal(jax.random.key(1), (7, 4)), jnp.arange(7) % 3
