@@ -207,7 +207,7 @@ def test_a_loop_that_no_longer_ends_is_an_error():
     def root_of_two(x):
         return jax.lax.while_loop(lambda r: jnp.abs(r * r - 2) > 1e-9, lambda r: (r + 2 / r) / 2, x)
 
-    score = mutation_score(root_of_two, exact(root_of_two, np.float64(1.0)), np.float64(1.0))
+    score = mutation_score(root_of_two, exact(root_of_two, np.float64(1.0)), np.float64(1.0), limit=6)
     assert any("does not end" in m.by for m in score.having("error"))
 
 
@@ -442,7 +442,7 @@ def test_bad_input(name, without_hook):
 
 
 def _gradient_of_an_mlp(lam, n):
-    objective = mb.Objective(mb.mlp((3, 4, 4, 2)), mb.squared_error, mb.Frobenius(lam))
+    objective = mb.Objective(mb.mlp((3, 3, 2)), mb.squared_error, mb.Frobenius(lam))
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(lambda: objective.net.init(jax.random.key(0)))
     params = jax.tree.map(lambda s: jnp.asarray(rng.normal(0, 0.6, s.shape)), shapes)
@@ -464,9 +464,9 @@ def test_what_arguments_must_be_for_a_fault_to_show(lam, n, blind):
     if blind is None:
         assert not [m for m in right_here if "regularizers.py" in m.source or "sum for mean" in m.what]
     elif blind == "regularizers.py":
-        assert sum(blind in m.source for m in right_here) >= 6  # two kinds of fault or more in each of 3 layers
+        assert sum(blind in m.source for m in right_here) >= 4  # two kinds of fault or more in each of 2 layers
     else:
-        assert sum("sum for mean" in m.what or "not divided by 1" in m.what for m in right_here) >= 6
+        assert sum("sum for mean" in m.what or "not divided by 1" in m.what for m in right_here) >= 4
 
 
 def test_the_catalogue_meets_every_formula():
@@ -484,7 +484,7 @@ def test_the_catalogue_meets_every_formula():
 
 def test_the_catalogue_judges_and_stops(monkeypatch):
     monkeypatch.setattr(mutation_catalogue, "QUICK", 30)
-    only = {name: mutation_catalogue.subjects(0)[name] for name in ("probabilities", "repeated residual")}
+    only = {name: mutation_catalogue.subjects(0)[name] for name in ("probabilities", "tied")}
     monkeypatch.setattr(mutation_catalogue, "subjects", lambda seed: only)
     told = []
     scores = mutation_catalogue.catalogue_mutation(True, 0, told.append, quick())
@@ -504,8 +504,8 @@ WRONG = {
 
 
 def test_the_catalogues_check_looks_at_every_part_of_the_step():
-    subject = mutation_catalogue.subjects(0)["mlp"]
-    right = mutation_catalogue.step_by_hand(subject.objective)
+    subject = mutation_catalogue.subjects(0)["tied"]
+    right = jax.jit(mutation_catalogue.step_by_hand(subject.objective))
     check = mutation_catalogue.step_check(subject, quick())
     assert check(right)
     step = right(subject.params, subject.x, subject.y, subject.given)
@@ -530,7 +530,8 @@ def test_published_gradients_are_right():
 @pytest.mark.slow
 def test_the_published_table_counts_what_each_checker_sees():
     softmax = next(subject for subject in SUBJECTS if subject.name == "weighted softmax")
-    scores = {name: mutants.judged(softmax, *checker) for name, checker in mutants.CHECKERS.items()}
+    chosen = ("ours", "jax check_grads float64", "chex float32")
+    scores = {name: mutants.judged(softmax, *mutants.CHECKERS[name]) for name in chosen}
     assert scores["ours"].score == 1 and not scores["ours"].refuted
     nudged = [m for m in scores["jax check_grads float64"].mutants if m.what.startswith("times 1 + ")]
     assert nudged and not any(m.verdict in ("killed", "error") for m in nudged)  # its tolerance is 1e-5

@@ -163,11 +163,11 @@ def test_the_stated_power_is_true(dtype):
     """Every row that passes: its leaf times 1 + power fails, and so does 1 - power; a hundredth of it does not."""
     objective, *args = problem("mlp")
     judge = prepare(objective, *args, dtype=dtype)
-    report = judge.report(*by_hand(judge))
+    ours, pair = by_hand(judge)
+    report = judge.report(ours, pair)
     assert report.verdict == "pass", report.summary()
     values = {path: leaf for path, leaf in named(judge.measured.value)}
     allowed = {path: leaf for path, leaf in named(judge.measured.tolerance)}
-    ours, _ = by_hand(judge)
     beyond = 1.5 if dtype == "float64" else 1.001  # 1 + power is itself rounded
     checked = 0
     for path, leaf in named(ours):
@@ -248,7 +248,7 @@ def test_a_value_may_be_used_on_with_other_roundings_than_it_is_stored_with():
     run = evidence._runner(objective)
     worst = 0.0
     with jax.enable_x64(True):
-        for seed in range(100):
+        for seed in (16, 89, 11, 93, *range(8)):  # of 100, the first two fail without it, the next two nearly fail
             drawn = evidence.draw(objective, n, np.random.default_rng(seed))
             inputs = jax.tree.map(lambda leaf: evidence._rounded(leaf, "float32"), drawn)
             found = equations(objective, *inputs, run(*inputs), bounds.Arithmetic.of("float32"))
