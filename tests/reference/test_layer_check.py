@@ -221,6 +221,17 @@ def test_the_entry_at_fault_is_named() -> None:
         assert check_layer(OneEntryOff(), PARAMS, X).failures[0].where == (2, 3)
 
 
+class OtherWhenTraced(Convolution):
+    def transport(self, params: Any, saved: Any, delta: Any) -> Any:
+        right = Convolution.transport(self, params, saved, delta)
+        return 2 * right if isinstance(saved, jax.core.Tracer) else right
+
+
+def test_a_method_that_is_right_until_it_is_compiled_is_named() -> None:
+    first = check_layer(OtherWhenTraced(), PARAMS, X).failures[0]
+    assert (first.path, first.cause) == ("transport, jit", "transport differs under jit")
+
+
 class ShiftedDense(mb.Dense):
     def net_input(self, params: Any, a_in: Any) -> Any:
         z, saved = mb.Dense.net_input(self, params, a_in)
