@@ -36,16 +36,22 @@ class Windows(Factor):
 
     def weighted_sum(self, weights: Any = None) -> Kernel:
         w = jnp.full(len(self.delta), 1 / len(self.delta)) if weights is None else weights
-        return Kernel(jnp.einsum("n,nkp,np->k", w, self.windows, self.delta), jnp.einsum("n,np->", w, self.delta)[None])
+        shares = w.reshape(-1, 1) * self.delta
+        return Kernel(jnp.tensordot(self.windows, shares, ((0, 2), (0, 1))), jnp.sum(shares)[None])
 
     def squared_norms(self) -> Any:
         k = jnp.einsum("nkp,np->nk", self.windows, self.delta)
         return jnp.sum(k**2, axis=1) + jnp.sum(self.delta, axis=1) ** 2
 
 
+def shifts(width: int, out: int) -> np.ndarray:
+    """(k, p, q): 1 where q = p + k."""
+    return np.stack([np.eye(out, out + width - 1, k) for k in range(width)])
+
+
 @dataclass(frozen=True)
 class Convolution(Layer):
-    """One channel along a line: z_p = b + sum_k k_k a_(p+k)."""
+    """One channel along a line: z_p = b + sum_k k_k a_(p+k). It has few operations, since many tests run them."""
 
     width: int = 3
     activation: Any = activations.tanh
@@ -58,20 +64,18 @@ class Convolution(Layer):
 
     def net_input(self, params: Kernel, a_in: Any) -> Any:
         out = a_in.shape[1] - self.width + 1
-        windows = jnp.stack([a_in[:, k : k + out] for k in range(self.width)], axis=1)
-        return jnp.einsum("k,nkp->np", params.k, windows) + jnp.broadcast_to(params.b, (len(a_in), out)), windows
+        windows = jnp.tensordot(a_in, shifts(self.width, out), (1, 2))
+        return jnp.tensordot(params.k, windows, (0, 1)) + jnp.broadcast_to(params.b, (len(a_in), out)), windows
 
     def transport(self, params: Kernel, saved: Any, delta: Any) -> Any:
-        rows = [jnp.pad(k * delta, ((0, 0), (i, self.width - 1 - i))) for i, k in enumerate(params.k)]
-        return sum(rows[1:], rows[0])
+        return delta @ jnp.tensordot(params.k, shifts(self.width, delta.shape[1]), 1)
 
     def factor(self, saved: Any, delta: Any) -> Factor:
         return Windows(saved, delta)
 
     def pushforward(self, params: Kernel, saved: Any, dparams: Kernel, da_in: Any) -> Any:
-        return Convolution.net_input(self, replace(params, b=dparams.b), da_in)[0] + jnp.einsum(
-            "k,nkp->np", dparams.k, saved
-        )
+        along = jnp.tensordot(dparams.k, saved, (0, 1))
+        return Convolution.net_input(self, replace(params, b=dparams.b), da_in)[0] + along
 
 
 class Curved(Convolution):
