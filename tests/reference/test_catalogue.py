@@ -233,6 +233,7 @@ def test_a_composite_of_ones_own_is_proven(mine: ModuleType, monkeypatch: pytest
     assert report.failures[0].layer == len(case.objective.net.nodes) - 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_mutants_of_what_is_ones_own_are_killed(mine: ModuleType) -> None:
     with jax.enable_x64(True):
         subjects = mutating.subjects(0)

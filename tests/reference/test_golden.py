@@ -2,6 +2,7 @@
 
 import pytest
 
+import reference
 from reference.catalogue import published
 
 EXAMPLES = {example.name: example for example in published.examples()}
@@ -14,9 +15,9 @@ def test_every_printed_figure(name):
     assert [figure for figure in figures if not figure.passed] == []
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
-def test_the_reference_agrees_on_them(name):
-    example = EXAMPLES[name]
+def test_the_reference_agrees_on_a_dead_unit():
+    """The other two are proven by the command, in test_cli."""
+    example = EXAMPLES["relu-softmax-dead-unit"]
     reference.check(example.objective, example.params, example.x, example.y).raise_if_failed()
 
 

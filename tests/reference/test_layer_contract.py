@@ -158,6 +158,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.usefixtures("without_hook")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_any_method_is_named_by_the_first_row_that_fails(fault: str) -> None:
     method, change, path = FAULTS[fault]

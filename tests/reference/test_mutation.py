@@ -203,6 +203,7 @@ def test_a_long_scan_is_run_compiled():
     assert score.killed == score.judged == 4
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_a_loop_that_no_longer_ends_is_an_error():
     def root_of_two(x):
         return jax.lax.while_loop(lambda r: jnp.abs(r * r - 2) > 1e-9, lambda r: (r + 2 / r) / 2, x)
@@ -455,6 +456,7 @@ def _gradient_of_an_mlp(lam, n):
     return mutation_score(lambda p: mb.value_and_grad(objective)(p, x, y)[1], check, params)
 
 
+@pytest.mark.usefixtures("without_hook")  # which takes half of the time of a run operation by operation
 @pytest.mark.parametrize(("lam", "n", "blind"), [(0.1, 5, None), (0.0, 5, "regularizers.py"), (0.1, 1, "dense.py")])
 def test_what_arguments_must_be_for_a_fault_to_show(lam, n, blind):
     score = _gradient_of_an_mlp(lam, n)
@@ -482,6 +484,7 @@ def test_the_catalogue_meets_every_formula():
         assert not any((np.asarray(leaf) == 0).any() for leaf in jax.tree.leaves((subject.params, subject.x)))
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_the_catalogue_judges_and_stops(monkeypatch):
     monkeypatch.setattr(mutation_catalogue, "QUICK", 30)
     only = {name: mutation_catalogue.subjects(0)[name] for name in ("probabilities", "tied")}
@@ -503,6 +506,7 @@ WRONG = {
 }
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_the_catalogues_check_looks_at_every_part_of_the_step():
     subject = mutation_catalogue.subjects(0)["tied"]
     right = jax.jit(mutation_catalogue.step_by_hand(subject.objective))
@@ -528,6 +532,7 @@ def test_published_gradients_are_right():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_hook")
 def test_the_published_table_counts_what_each_checker_sees():
     softmax = next(subject for subject in SUBJECTS if subject.name == "weighted softmax")
     chosen = ("ours", "jax check_grads float64", "chex float32")
