@@ -72,7 +72,8 @@ def array(name: str, value: Any) -> Array:
             f"{name} is {value.dtype}, which JAX would make {kept} while x64 is off; convert it with"
             f' .astype("{kept}"), or enable x64'
         )
-    return jnp.asarray(np.array(value))  # a copy: JAX may still read the memory after the caller has changed it
+    # A copy: JAX may still read the memory after the caller has changed it. device_put compiles no program for it.
+    return jax.device_put(np.array(value))
 
 
 def _floating(name: str, value: Any) -> Array:

@@ -30,24 +30,29 @@ def by_operation() -> AbstractContextManager[Any]:
     return mock.patch.object(jax, "jit", lambda function, **options: function)
 
 
+def array(values: np.ndarray, dtype: Any = "float64") -> jax.Array:
+    """On the device; unlike jnp.asarray, this compiles no program for each shape."""
+    return jax.device_put(values.astype(jnp.dtype(dtype)))
+
+
 def generic(net: Any, seed: int = 0, dtype: Any = "float64", scale: float = 1.0) -> Any:
     """Parameters without a zero or a symmetry for a fault to hide behind."""
     rng = np.random.default_rng(seed)
     shapes = jax.eval_shape(lambda: net.init(jax.random.key(0)))
-    return jax.tree.map(lambda s: jnp.asarray(scale * rng.normal(0, 0.6, s.shape), dtype), shapes)
+    return jax.tree.map(lambda s: array(scale * rng.normal(0, 0.6, s.shape), dtype), shapes)
 
 
 def batch(features: int, n: int = N, seed: int = 1, dtype: Any = "float64") -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).normal(size=(n, features)), dtype)
+    return array(np.random.default_rng(seed).normal(size=(n, features)), dtype)
 
 
 def targets(loss: mb.Loss, outputs: int, n: int = N, seed: int = 2, dtype: Any = "float64") -> jax.Array:
     rng = np.random.default_rng(seed)
     if isinstance(loss, losses.SoftmaxCrossEntropy):
-        return jnp.asarray(rng.integers(0, outputs, n))
+        return jax.device_put(rng.integers(0, outputs, n))
     if isinstance(loss, losses.SigmoidBinaryCrossEntropy | losses.BinaryCrossEntropy):
-        return jnp.asarray(rng.uniform(size=(n, outputs)), dtype)
-    return jnp.asarray(rng.normal(size=(n, outputs)), dtype)
+        return array(rng.uniform(size=(n, outputs)), dtype)
+    return array(rng.normal(size=(n, outputs)), dtype)
 
 
 def assert_close(ours: Any, theirs: Any, tolerance: float = TOLERANCE) -> None:
