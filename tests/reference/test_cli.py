@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -133,6 +134,15 @@ def test_train_on_a_file_of_values_and_save_and_load(capsys, tmp_path):
     status, _, err = run(capsys, "train", "--load", net)
     assert status == 2
     assert "the network takes 3 features but the data has 64" in err
+
+
+def test_values_are_scored_by_the_variance_explained_and_labels_by_those_that_are_right():
+    """R squared is 1 - 101 / 202: the deviations of y are from the mean of each output, over the examples."""
+    objective = mb.Objective(mb.mlp((2, 2)), mb.squared_error)
+    params = (mb.Affine(jnp.eye(2, dtype="float32"), jnp.zeros(2, "float32")),)
+    x, y = np.float32([[1, 10], [2, 20]]), np.float32([[0, 10], [2, 30]])
+    assert train.score(objective, params, x, y) == pytest.approx(0.5)
+    assert train.score(objective, params, x, np.int32([1, 0])) == 0.5
 
 
 def test_a_training_run_that_parts_from_jax_grad_ends_with_one(capsys, monkeypatch, tmp_path):
@@ -266,15 +276,15 @@ def test_a_gradient_that_rounding_hides_ends_with_three(capsys, users, tmp_path)
     assert run(capsys, "check", *how, "--dtype", "float64")[0] == 0
 
 
-def test_a_network_that_stays_undecided_ends_with_three(capsys, broken, tmp_path):
+def test_a_network_that_stays_undecided_ends_with_three(capsys, monkeypatch, tmp_path):
     """Rows that must see every fault at all: none does, however often the network is drawn anew."""
 
     def redrawn(*given):
         return [replace(task, redraw=lambda seed, task=task: task.build()) for task in proving.tasks(*given)]
 
-    broken.setattr(compare, "BLIND", 0.0)
-    broken.setattr(proving, "REDRAWN", 1)
-    broken.setattr(check, "tasks", redrawn)
+    monkeypatch.setattr(compare, "BLIND", 0.0)
+    monkeypatch.setattr(proving, "REDRAWN", 1)
+    monkeypatch.setattr(check, "tasks", redrawn)
     path = tmp_path / "report.json"
     status, out, _ = run(capsys, "check", "--only", "mazur*", "--json", str(path))
     assert status == 3, out
@@ -300,6 +310,7 @@ def test_a_target_without_arguments_is_bad_input(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("without_hook")
 def test_every_mutant_of_the_library_is_killed_or_equivalent(capsys, tmp_path):
     """The check that this suite rests on sees every fault in every equation of our own gradients' programs."""
     path = tmp_path / "report.json"
