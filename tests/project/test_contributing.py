@@ -112,15 +112,22 @@ def test_the_network_and_the_composite_of_branches(tmp_path):
         mean((mb.Dense(4, 4), mb.Dense(4, 1))).out_shape((4,))
 
 
+def prove(rule: Any, *given: Any) -> None:
+    """As the page says: of what is read, and of what trains."""
+    reference.check(
+        *given,
+        backprop=partial(mb.backprop, rule=rule),
+        value_and_grad=lambda objective: partial(mb.value_and_grad(objective), rule=rule),
+    ).raise_if_failed()
+
+
 def test_a_rule_with_keys_draws_anew_for_every_layer_block_and_use(tmp_path):
     """At p = 1 it is backpropagation; below, right on average, which masks shared by blocks or uses would not be."""
     dropped = loaded("dropped", tmp_path, DROPPED).DroppedTransport
     net = mb.Serial((mb.Repeat(mb.Dense(3, 3), 2), mb.Tied(mb.Dense(3, 3), 2), mb.Dense(3, 2)))
     objective = mb.Objective(net, mb.squared_error)
     params, x, y = generic(net), batch(3), batch(2, seed=3)
-    reference.check(
-        objective, params, x, y, backprop=partial(mb.backprop, rule=dropped(jax.random.key(0), 1.0))
-    ).raise_if_failed()
+    prove(dropped(jax.random.key(0), 1.0), objective, params, x, y)
 
     def d_x(key: jax.Array) -> jax.Array:
         return mb.backprop(objective, params, x, y, rule=dropped(key)).d_x
@@ -141,15 +148,21 @@ class Lost(mb.rules.Rule):
         return params[:2]
 
 
-def test_the_rule_changes_what_travels_and_nothing_else(tmp_path):
-    rule = loaded("clipped", tmp_path, RULE).ClippedTransport(0.01)
+def test_the_rules_change_what_travels_and_nothing_else(tmp_path):
+    rules = loaded("rules", tmp_path, RULE)
+    tried = (rules.ClippedTransport(0.01), rules.SignDelta(), rules.ScaledWeights(np.asarray(0.5)))
     net = mb.mlp((4, 5, 5, 3))
     objective = mb.Objective(net, mb.squared_error)
     params, x, y = generic(net), batch(4), batch(3, seed=3)
-    step, plain = jax.device_get(
-        jax.jit(lambda: [mb.backprop(objective, params, x, y, **given) for given in ({"rule": rule}, {})])()
-    )
-    assert_close(step.deltas[-1], plain.deltas[-1])
-    slope = 1 - step.trace[1].a ** 2
-    assert_close(step.deltas[1], slope * np.clip(plain.deltas[2] @ np.asarray(params[2].W), -0.01, 0.01))
-    assert np.abs(step.d_x).max() == 0.01
+
+    @jax.jit
+    def steps(*given: Any) -> list[mb.Step]:
+        return [mb.backprop(objective, params, x, y, rule=rule) for rule in given]
+
+    plain, clipped, signs, scaled = jax.device_get(steps(mb.rules.backprop, *tried))
+    slope, sent = 1 - plain.trace[1].a ** 2, plain.deltas[2] @ np.asarray(params[2].W)
+    assert_close([clipped.deltas[-1], scaled.deltas[-1]], 2 * [plain.deltas[-1]])
+    assert_close(clipped.deltas[1], slope * np.clip(sent, -0.01, 0.01))
+    assert np.abs(clipped.d_x).max() == 0.01
+    assert_close(signs.deltas[-1], np.sign(plain.deltas[-1]))
+    assert_close(scaled.deltas[1], slope * sent / 2)
