@@ -98,7 +98,9 @@ def like(name: str, tree: Tree, other_name: str, other: Tree) -> None:
         if leaf.shape != expected.shape:
             raise ValueError(f"{where} is {list(leaf.shape)}, expected {list(expected.shape)} as in {other_name}")
         if leaf.dtype != expected.dtype:
-            raise TypeError(f"{where} is {leaf.dtype}, expected {expected.dtype} as in {other_name}")
+            raise TypeError(
+                f"{where} is {leaf.dtype}, expected {expected.dtype} as in {other_name}; convert it with .astype"
+            )
 
 
 def same_structure(name: str, tree: Tree, other_name: str, other: Tree) -> None:

@@ -160,9 +160,11 @@ class Layer(Node):
             ValueError: says both.
         """
         if value.shape != trace.z.shape or value.dtype != trace.z.dtype:
+            same = value.shape == trace.z.shape
+            must = "it must have z's dtype" if same else "it must be of the trace's batch, and as wide as the layer"
             raise ValueError(
                 f"{self}: {name} is {value.dtype}{list(value.shape)} but z is {trace.z.dtype}{list(trace.z.shape)};"
-                " it must be of the same batch as the trace, and as wide as the layer"
+                f" {must}"
             )
 
 

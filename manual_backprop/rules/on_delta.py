@@ -84,6 +84,8 @@ class OnDelta(Rule):
     def _keys(self, net: Node) -> Tree:
         if self.key is None:
             return net.map(lambda layer: None)
+        if isinstance(self.key, Rule):
+            raise TypeError("a rule came in the place of the key; the rule to edit is given by name, beneath=rule")
         require_key(self.key)
         typed = jnp.issubdtype(self.key.dtype, jax.dtypes.prng_key)
         return net.keys(self.key if typed else jax.random.wrap_key_data(self.key))

@@ -169,7 +169,9 @@ def _parser() -> argparse.ArgumentParser:
     graph.add_argument("--lam", type=_coefficient, help="of the regulariser (default 0.0001; 0: none)")
     graph.add_argument("--backward", action="store_true", help="the gradients instead of the values")
     graph.add_argument("--open", type=_natural, metavar="N", help="levels of composites to open (default all)")
-    graph.add_argument("--values", action="store_true", help="show shapes and norms, on a batch of 32 random examples")
+    graph.add_argument(
+        "--values", action="store_true", help="with --sizes: show shapes and norms, on a batch of 32 random examples"
+    )
     graph.add_argument("--seed", type=_natural, help="draws parameters and batch of --values (default 0)")
     graph.add_argument("--theme", choices=("light", "dark"), help="paper of .svg and .png (default light)")
     graph.add_argument("--out", metavar="FILE", help=".svg, .png, .mmd (Mermaid) or .dot; without: Mermaid, printed")

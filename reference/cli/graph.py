@@ -70,6 +70,8 @@ def _objective(arguments: Namespace) -> mb.Objective:
         net = mb.mlp(arguments.sizes, hidden, arguments.output_activation)
     except ValueError as error:
         raise BadInput(str(error)) from error
+    if arguments.loss == "softmax_cross_entropy" and arguments.sizes[-1] == 1:
+        raise BadInput("the softmax of one output is 1, whatever it is; add --loss squared_error or another loss")
     return mb.Objective(net, mb.losses.TABLE[arguments.loss], mb.Frobenius(arguments.lam) if arguments.lam else None)
 
 
@@ -79,7 +81,10 @@ def _graph(objective: mb.Objective, arguments: Namespace) -> Graph:
     if not arguments.values:
         return draw(objective, opened=opened)
     if arguments.target is not None:
-        raise BadInput("--values draws a batch for an MLP of --sizes; for an objective of yours use Python")
+        raise BadInput(
+            "--values draws a batch for an MLP of --sizes; for an objective of yours call mb.forward_graph or"
+            " mb.backward_graph in Python, with (objective, params, x, y)"
+        )
     if arguments.loss == "binary_cross_entropy" and arguments.output_activation != "sigmoid":
         raise BadInput("binary_cross_entropy takes probabilities; to show values add --output-activation sigmoid")
     of_params, of_x, of_y = jax.random.split(jax.random.key(arguments.seed or 0), 3)

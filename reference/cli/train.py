@@ -27,6 +27,8 @@ HIDDEN, ACTIVATION = (128, 64), "relu"
 # float32 the curves of the default run stay within 1e-6 of each other; with a gradient that is wrong by a part in a
 # thousand they differ by far more than this.
 CURVES_EQUAL = 1e-4
+SAVED = "np.savez(FILE, x=..., y=...)"
+NUMBERED = "number them from 0, as np.unique(y, return_inverse=True)[1] does"
 
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
     "adam": optax.adam,
@@ -78,8 +80,9 @@ def run(arguments: Namespace) -> int:
 
     print(f"{net}\n{len(split.x)} examples of {dataset.name} to train on, {len(split.x_held)} held out\n")
     with progress("epochs", 2 * arguments.epochs) as advance:
-        ours, curve = train(arguments, objective, params, split, mb.value_and_grad, advance)
-        theirs, their_curve = train(arguments, objective, params, split, autodiff.value_and_grad, advance)
+        by_hand, by_jax = (lambda note, who=who: advance(f"{who}, {note}") for who in ("by hand", "by jax.grad"))
+        ours, curve = train(arguments, objective, params, split, mb.value_and_grad, by_hand)
+        theirs, their_curve = train(arguments, objective, params, split, autodiff.value_and_grad, by_jax)
     agree = _print(objective, split, (params, ours, theirs), (curve, their_curve))
     if save is not None:
         save_network(save, Network(net, ours, split.mean, split.deviation))
@@ -150,11 +153,13 @@ def _examples(path: str | None, task: str | None) -> data.Dataset:
         return data.raw("digits")
     arrays = _read(Path(path))
     if not {"x", "y"} <= set(arrays):
-        raise BadInput(f"{path} holds {sorted(arrays)}; it needs the arrays x and y")
+        raise BadInput(f"{path} holds {sorted(arrays)}; it needs the arrays x and y, as {SAVED} writes them")
     x, y = arrays["x"], arrays["y"]
     if x.ndim != 2 or not np.issubdtype(x.dtype, np.number) or np.issubdtype(x.dtype, np.complexfloating):
         raise BadInput(f"x in {path} is {x.dtype}{list(x.shape)}; it must be real numbers (examples, features)")
     whole, real = np.issubdtype(y.dtype, np.integer), np.issubdtype(y.dtype, np.floating)
+    if y.dtype.kind in "US":
+        raise BadInput(f"y in {path} is text; {NUMBERED}")
     if not (y.ndim == 1 and (whole or real)) and not (y.ndim == 2 and (real or (whole and task == "values"))):
         raise BadInput(
             f"y in {path} is {y.dtype}{list(y.shape)}; it must be integer labels (examples,) or floats"
@@ -176,19 +181,21 @@ def _targets(path: str, y: np.ndarray, task: str | None) -> tuple[np.ndarray, in
     kind, whole = f"y in {path} is {y.dtype}{list(y.shape)}", bool((y == np.floor(y)).all())
     if task is None and whole and y.ndim == 1 and np.issubdtype(y.dtype, np.floating):
         raise BadInput(f"{kind} of whole numbers, which may be classes or values: say --task classes or --task values")
+    if task is None and y.ndim == 2 and y.shape[1] > 1 and np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all():
+        raise BadInput(f"{kind}, one 1 in every row: give labels, y.argmax(axis=1), or say --task values")
     if task == "values" or (task is None and np.issubdtype(y.dtype, np.floating)):
         return y.reshape(len(y), -1).astype(np.float64), 0
     if y.ndim != 1 or not whole:
         raise BadInput(
             f"{kind}; labels must be whole numbers, one for each example: leave out --task classes for values"
         )
-    if y.min() < 0:
-        raise BadInput(f"labels in {path} must be 0 or above, got {y.min():g}")
     if y.max() >= len(y):
         raise BadInput(
             f"labels in {path} go up to {y.max():g}, more classes than its {len(y)} examples: number them from 0, or"
             " say --task values"
         )
+    if y.min() != 0:
+        raise BadInput(f"labels in {path} must begin at 0, but begin at {y.min():g}; {NUMBERED}")
     return y.astype(np.int64), int(y.max()) + 1
 
 
@@ -202,8 +209,10 @@ def _read(path: Path) -> dict[str, np.ndarray]:
             return {name: file[name] for name in file.files}
     except FileNotFoundError as error:
         raise BadInput(f"there is no file {path}") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise BadInput(f"cannot read {path} as .npz: {error}") from error
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # NumPy would have the user unpickle it
+        raise BadInput(f"{path} is no .npz file of numbers or text, such as {SAVED} writes") from error
 
 
 def _split(dataset: data.Dataset, seed: int, loaded: "Network | None") -> Split:

@@ -183,7 +183,11 @@ def test_an_edit_that_gives_no_delta(edit, says):
 
 @pytest.mark.parametrize(
     ("given", "says"),
-    [({"key": 0}, "key must be a JAX key"), ({"beneath": mb.rules.SignSymmetry}, "got the class SignSymmetry")],
+    [
+        ({"key": 0}, "key must be a JAX key"),
+        ({"key": mb.rules.SignSymmetry()}, "the rule to edit is given by name, beneath=rule"),
+        ({"beneath": mb.rules.SignSymmetry}, "got the class SignSymmetry"),
+    ],
 )
 def test_a_rule_of_edits_with_something_else_in_it(given, says):
     with pytest.raises(TypeError, match=says):
@@ -281,3 +285,9 @@ def test_an_activation_of_ones_own_that_is_not_elementwise(row, error, says):
     params = generic(objective.net)
     with pytest.raises(error, match=says):
         jax.eval_shape(partial(mb.hessian_vector_product, objective), params, X, at()[2], params)
+
+
+def test_an_error_term_of_another_dtype_is_not_said_to_have_another_shape():
+    params, x, _, trace, _ = at()
+    with pytest.raises(ValueError, match=r"dL/da is float32\[7, 4\] but z is float64\[7, 4\]; it must have z's dtype"):
+        mb.backward(NET, params, trace, jnp.ones((7, 4), "float32"))

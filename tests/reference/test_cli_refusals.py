@@ -98,12 +98,15 @@ GOOD = {"x": np.random.default_rng(0).normal(size=(40, 3)), "y": np.arange(40) %
         ({"x": np.ones((40, 3), complex)}, "it must be real numbers"),
         ({"x": np.full((40, 3), np.nan)}, "120 entries of nan or inf"),
         ({"y": np.arange(39)}, "40 rows of x but 39 of y"),
-        ({"y": np.asarray(["a"] * 40)}, "it must be integer labels"),
-        ({"y": -np.ones(40, int)}, "labels in {path} must be 0 or above, got -1"),
+        ({"y": np.zeros(40, complex)}, "it must be integer labels"),
+        ({"y": -np.ones(40, int)}, "labels in {path} must begin at 0, but begin at -1"),
         ({"y": np.arange(40) % 2 + 0.0}, "may be classes or values: say --task classes or --task values"),
         ({"y": np.arange(40) + 1950}, "go up to 1989, more classes than its 40 examples"),
         ({"x": np.ones((5, 3)), "y": np.zeros(5, int)}, "at least 10 are needed"),
-        ({"x": np.asarray([{}] * 40, object)}, "cannot read {path} as .npz"),
+        ({"y": 1 + np.arange(40) % 3}, "begin at 1; number them from 0"),
+        ({"y": np.eye(4)[np.arange(40) % 4]}, "y.argmax(axis=1), or say --task values"),
+        ({"y": np.asarray(["a"] * 40)}, "y in {path} is text; number them from 0"),
+        ({"x": np.asarray([{}] * 40, object)}, "{path} is no .npz file of numbers or text, such as np.savez(FILE, x="),
     ],
 )
 def test_bad_data_files_are_refused(capsys, tmp_path, changed, says):
@@ -120,7 +123,7 @@ def test_a_file_that_is_no_npz_is_refused(capsys, tmp_path):
         path.write_bytes(content)
         status, _, err = run(capsys, "train", "--data", str(path))
         assert status == 2
-        assert f"cannot read {path} as .npz" in err
+        assert f"{path} is no .npz file" in err
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,7 @@ def test_the_command_draws_an_objective_of_yours(capsys, tmp_path, monkeypatch):
     [
         ([], "give --sizes"),
         (["--sizes", "4"], "at least inputs and outputs"),
+        (["--sizes", "4,1"], "the softmax of one output is 1"),
         (["--sizes", "4,3,3", "--activation", "swoosh"], "no activation is called"),
         (["--sizes", "4,3", "--out", "graph.jpg"], "write one of .svg"),
         (["--sizes", "4,3", "--out", "nowhere/graph.svg"], "does not exist"),
@@ -64,7 +65,7 @@ def test_the_command_draws_an_objective_of_yours(capsys, tmp_path, monkeypatch):
         (["--sizes", "4,3", "--out", "graph"], "has no ending"),
         (["--sizes", "4,3", "--values", "--loss", "binary_cross_entropy"], "add --output-activation sigmoid"),
         (["no_such_module:b"], "there is no module"),
-        (["tests.manual_backprop.test_graph_pictures:OBJECTIVE", "--values"], "use Python"),
+        (["tests.manual_backprop.test_graph_pictures:OBJECTIVE", "--values"], "call mb.forward_graph or"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_draw(capsys, arguments, text):
