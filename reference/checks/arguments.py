@@ -45,13 +45,16 @@ class Arguments:
 
     @property
     def working(self) -> np.dtype:
-        """The narrowest precision among the leaves that are differentiated."""
-        dtypes = {jnp.dtype(leaf.dtype) for leaf in self.fresh("moving")}
-        return max(dtypes, key=lambda dtype: float(jnp.finfo(dtype).eps))
+        """The narrowest precision among the float arrays, differentiated or not: what reads one rounds as it does."""
+        return max(self._precisions(), key=lambda dtype: float(jnp.finfo(dtype).eps))
+
+    def _precisions(self) -> set[np.dtype]:
+        leaves = (*self.fresh("moving"), *self.fresh("data"))
+        return {jnp.dtype(leaf.dtype) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)}
 
     def notes(self) -> list[str]:
-        """A note if the differentiated leaves have several precisions."""
-        if len({jnp.dtype(leaf.dtype) for leaf in self.fresh("moving")}) == 1:
+        """A note if the float arrays have several precisions."""
+        if len(self._precisions()) == 1:
             return []
         return [f"float arguments of several dtypes; tolerances are those of {self.working}"]
 

@@ -21,6 +21,7 @@ from reference.cli.targets import current_folder_first, module, told
 from reference.cli.terminal import print_table, progress
 from reference.report import Report
 from reference.reports.formats import github_annotations, write_reports, write_step_summary
+from reference.reports.html import require_engine
 from reference.reports.run import NetworkResult, Published, Run
 from reference.xla import quick
 
@@ -43,6 +44,8 @@ def run(arguments: Namespace) -> int:
     for path in files.values():
         if path is not None:
             require_writable(Path(path))
+    if files["html"] is not None:
+        require_engine()
     for name in arguments.imports:
         _add(name)
     if arguments.list:

@@ -56,13 +56,19 @@ def mutation_score(
         The score. After an interrupt from the keyboard, the score of the mutants judged so far, marked partial.
 
     Raises:
-        TypeError: `check` is not callable, or returns something else; `grad_fun` does not trace.
+        TypeError: `check` is not callable, or returns something else; `grad_fun` does not trace, or is a custom_vjp
+            or custom_jvp, of which the plain function would be broken and not the rule.
         ValueError: no floats among the arguments or the equations, a check that fails on `grad_fun` itself, or
             one that calls the mutant with arguments of other shapes or dtypes.
     """
     for name, function in (("grad_fun", grad_fun), ("check", check)):
         if not callable(function):
             raise TypeError(f"{name} must be a function, got {type(function).__name__} {function!r}")
+    if isinstance(grad_fun, jax.custom_vjp | jax.custom_jvp):
+        raise TypeError(
+            "grad_fun has a rule of its own, which calling it does not run; to break the rule pass its gradient,"
+            " such as jax.grad(function) or lambda *args: jax.vjp(function, *args)[1](cotangent)"
+        )
     if not 0 < nudge < 1:
         raise ValueError(f"nudge is a relative error, between 0 and 1; got {nudge}")
     if limit is not None and limit < 1:

@@ -53,6 +53,21 @@ class Section:
     source_lines: list[SourceLine]
 
 
+def require_engine() -> None:
+    """Refuse to begin a run whose page could not be written.
+
+    Raises:
+        BadInput: jinja2 is not installed.
+    """
+    try:
+        import jinja2  # noqa: F401
+    except ImportError as error:
+        raise BadInput(
+            f"the HTML page needs {error.name}, which is not installed; in the clone of the repository, run"
+            ' python -m pip install -e ".[cli]"'
+        ) from error
+
+
 def as_html(run: Run) -> str:
     """The page: the verdict, a table of the networks, and each network with its pictures and all its rows.
 
@@ -61,14 +76,9 @@ def as_html(run: Run) -> str:
     Raises:
         BadInput: jinja2 is not installed.
     """
-    try:
-        import jinja2
-        from markupsafe import Markup
-    except ImportError as error:
-        raise BadInput(
-            f"the HTML page needs {error.name}, which is not installed; in the clone of the repository, run"
-            ' python -m pip install -e ".[cli]"'
-        ) from error
+    require_engine()
+    import jinja2
+    from markupsafe import Markup
 
     environment = jinja2.Environment(
         autoescape=True,

@@ -253,6 +253,18 @@ def test_mixed_precisions_are_held_to_the_narrowest_and_that_is_said() -> None:
     assert any("several dtypes" in note for note in report.notes)
 
 
+def test_data_of_a_narrower_precision_is_read_in_it() -> None:
+    """A right gradient that adds up float32 data is not held to float64, though what it is by is float64."""
+    rng = np.random.default_rng(0)
+    A, x = jnp.asarray(rng.normal(size=(4, 4)), "float32"), rng.normal(size=4)
+    report = check_gradient(
+        lambda x, A: 0.5 * x @ A.astype("float64") @ x, lambda x, A: (0.5 * (A + A.T)).astype(x.dtype) @ x, x, A
+    )
+    assert report.passed, report.summary()
+    assert report.dtype == "float32"
+    assert any("several dtypes" in note for note in report.notes)
+
+
 def test_it_works_for_a_user_without_x64_and_says_what_it_was_run_in() -> None:
     with jax.enable_x64(False):
         assert check_gradient(loss, gradient, PARAMS, X).dtype == "float64"

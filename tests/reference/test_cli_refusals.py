@@ -197,3 +197,10 @@ def test_a_missing_scikit_learn_is_installed_from_the_clone(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(BadInput, match=r'python -m pip install -e "\.\[cli\]"'):
         data.raw.__wrapped__("digits")
+
+
+def test_a_page_that_could_not_be_written_is_refused_before_the_work(capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    status, out, err = run(capsys, "check", "--html", str(tmp_path / "a.html"), "--json", str(tmp_path / "a.json"))
+    assert (status, out) == (2, "")
+    assert "the HTML page needs jinja2" in err and "networks checked" not in err

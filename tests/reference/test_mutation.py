@@ -404,6 +404,8 @@ def _shape_changing(mutant):
 
 BAD = {
     "grad_fun": (lambda: mutation_score(3, print, V), TypeError, "grad_fun must be a function, got int 3"),
+    "custom_vjp": (lambda: mutation_score(_halved, print, V), TypeError, "to break the rule pass its gradient"),
+    "custom_jvp": (lambda: mutation_score(_cubed, print, V), TypeError, "to break the rule pass its gradient"),
     "check": (lambda: mutation_score(jnp.tanh, None, V), TypeError, "check must be a function"),
     "not jax": (
         lambda: mutation_score(lambda v: v if float(v[0]) > 0 else -v, lambda m: None, V),
