@@ -26,7 +26,7 @@ from sphinx.transforms.post_transforms import SphinxPostTransform
 from sphinx.util.nodes import make_refnode
 
 OURS = ("manual_backprop", "reference")
-EQUATIONS = "docs/equations"
+EQUATIONS, IN_CHINESE = "docs/equations", "docs/zh-CN/equations"
 ANCHORS = set(re.findall(r'<a id="(eq-\w+)">', (Path(__file__).parent / "equations.md").read_text(encoding="utf-8")))
 
 # ---- docstrings
@@ -233,7 +233,8 @@ class Link(SphinxPostTransform):
             if CITED.fullmatch(piece) and scheme in PAPERS:
                 yield nodes.reference("", piece, refuri=PAPERS[scheme] + number, internal=False)
             elif CITED.fullmatch(piece) and f"eq-{tag}" in ANCHORS:
-                yield self._link(EQUATIONS, f"eq-{tag}", nodes.inline(text=piece))
+                page = IN_CHINESE if "zh-CN" in self.env.docname else EQUATIONS
+                yield self._link(page, f"eq-{tag}", nodes.inline(text=piece))
             else:
                 yield nodes.Text(piece)
 
