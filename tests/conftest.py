@@ -19,10 +19,6 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: slow ones run last
-
-
 @pytest.fixture
 def without_hook() -> Iterator[None]:
     """Run-time annotation checks off, as for a user: what is left is the library's own refusal."""

@@ -61,7 +61,7 @@ def test_exact_claims_hold(name):
     assert_holds(name, EXACT[name])
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 @pytest.mark.parametrize("name", SLOW)
 def test_claims_about_training_and_sampling_hold(name):
     assert_holds(name, SLOW[name])
@@ -113,7 +113,7 @@ def test_feedback_that_nothing_learns_with_does_not_align():
     assert float(angles.min()) > 80
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 @pytest.mark.parametrize("moment", ["P", "P + 4"])
 def test_another_second_moment_would_be_seen(moment):
     with jax.enable_x64(True):

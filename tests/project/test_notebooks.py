@@ -1,4 +1,4 @@
-"""The notebooks: a pair is one text, and what is stored is fit to be read. `.ci/run` runs them from the first cell."""
+"""The notebooks: each pair is one text, what is stored is fit to be read, and every one runs from its first cell."""
 
 import ast
 import copy
@@ -252,13 +252,19 @@ for fault, told in (("1 / 0", "ZeroDivisionError"), ("import sys; sys.stderr.wri
 """
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_a_script_gives_the_same_bytes_twice_and_one_that_fails_leaves_them(tmp_path: Path) -> None:
     script = tmp_path / "1_small.py"
     script.write_text(SMALL, encoding="utf-8")
     in_its_own_process("-c", TWICE_AND_BROKEN, str(script))
     assert build.wrong_with(stored(script)) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1_small.ipynb", "1_small.py"]
+
+
+@pytest.mark.evidence
+@each
+def test_every_notebook_runs_from_its_first_cell(script: Path) -> None:
+    in_its_own_process("notebooks/build.py", "--dry", script.stem)
 
 
 def in_its_own_process(*arguments: str) -> None:

@@ -41,7 +41,7 @@ def test_the_pages_of_a_language_show_every_picture_on_both_papers(pages):
     assert {*shown} == there == {f"{p}.{theme}.svg" for p in pictures.PICTURES for theme in THEMES}
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 @pytest.mark.parametrize(("name", "theme"), [("heat_map", "light"), ("error_terms", "dark")])
 def test_measured_pictures_can_be_made_again(name, theme):
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

@@ -105,7 +105,7 @@ def test_a_nan_is_a_failure_and_the_report_is_still_json(capsys, broken, tmp_pat
     json.loads(path.read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_train_on_digits_reaches_97_percent_and_equals_jax_grad(capsys, tmp_path):
     path = tmp_path / "net.npz"
     status, out, _ = run(capsys, "train", "--save", str(path))
@@ -310,7 +310,7 @@ def test_a_target_without_arguments_is_bad_input(capsys):
     assert "--args is missing" in err
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 def test_every_mutant_of_the_library_is_killed_or_equivalent(tmp_path):
     """The check that this suite rests on sees every fault in every equation of our own gradients' programs.
 

@@ -533,7 +533,7 @@ def test_published_gradients_are_right():
             np.testing.assert_allclose(ours, theirs, rtol=1e-11, atol=1e-13, err_msg=subject.name)
 
 
-@pytest.mark.slow
+@pytest.mark.evidence
 @pytest.mark.usefixtures("without_hook")
 def test_the_published_table_counts_what_each_checker_sees():
     softmax = next(subject for subject in SUBJECTS if subject.name == "weighted softmax")
