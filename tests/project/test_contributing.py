@@ -61,6 +61,7 @@ assert main([*given, next(name for name in listed.getvalue().splitlines() if "fl
 """
 
 
+@pytest.mark.evidence
 def test_its_methods_are_proven_and_it_stands_in_the_catalogue(tmp_path):
     """The very text: saved as ring.py, checked method by method, listed and proven by the command."""
     (tmp_path / "ring.py").write_text(LAYER, encoding="utf-8")
@@ -98,6 +99,7 @@ def test_the_composite_is_proven_in_every_sweep(damped):
     assert net.out_shape((4,)) == (2,)
 
 
+@pytest.mark.evidence
 def test_the_network_and_the_composite_of_branches(tmp_path):
     assert "PROVEN" in run(tmp_path, "-c", NETWORK).stdout
     mean = loaded("mean", tmp_path, MEAN).Mean

@@ -231,6 +231,7 @@ def says(printed: str, line: str) -> bool:
     return any(all(math.isclose(a, b, rel_tol=0.02) for a, b in zip(each, numbers, strict=True)) for each in found)
 
 
+@pytest.mark.evidence
 def test_the_pages_programs_run_and_print_what_the_pages_say():
     """Each page by itself, all in one process, with JAX as it is without the tests' settings."""
     sources = {named(path): program(markdown(path)) for path in PROGRAMS}
