@@ -151,6 +151,8 @@ def test_an_example_without_gradient_is_not_scaled_by_nan():
     assert_close(weights(np.asarray([0.0, 4.0, 1.0]), 1.0), np.asarray([1.0, 0.5, 1.0]), 0)
     assert_close(weights(np.asarray([0.0, 4.0, np.inf]), 0.0), np.asarray([1.0, 0.0, 0.0]), 0)
     assert np.isnan(weights(np.asarray([np.nan, 4.0, 1.0]), 1.0)[0])
+    zero = jax.device_put(np.zeros(()))  # its value is known, and zero is allowed
+    assert_close(mb.clip_weights(jax.device_put(np.asarray([0.0, 4.0])), zero), np.asarray([1.0, 0.0]), 0)
 
 
 def test_second_moment(case):
