@@ -348,3 +348,8 @@ def test_nothing_is_written_unless_everything_can_be(tmp_path: Path, monkeypatch
     with pytest.raises(BadInput, match=r'jinja2, .* python -m pip install -e "\.\[cli\]"'):
         formats.write_reports(sample(), json=good, html=tmp_path / "a.html")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_a_scatter_only_its_size_is_written() -> None:
+    assert Pictures(scatter=(np.zeros(3), np.ones(3))).as_dict()["scatter_entries"] == 3
+    assert Pictures().as_dict()["scatter_entries"] == 0
