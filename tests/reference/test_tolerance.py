@@ -38,6 +38,17 @@ def test_a_single_rounding_is_measured_at_its_size(dtype):
         assert np.all(np.abs(low - measured.value) <= measured.tolerance)
 
 
+def test_a_library_function_may_err_by_a_few_roundings():
+    """Libraries compute tanh and exp to a few units in the last place; a product is rounded once."""
+    x = rounded(np.random.default_rng(0).uniform(0.5, 2, 400), "float32")
+    sizes = {}
+    for name, function in (("product", lambda x: x * 1.25), ("tanh", jnp.tanh), ("exp", jnp.exp)):
+        measured = measure(function, x, dtype="float32")
+        sizes[name] = np.median(measured.tolerance / np.abs(measured.value))
+    assert 3 < sizes["tanh"] / sizes["product"] < 5
+    assert 3 < sizes["exp"] / sizes["product"] < 5
+
+
 def program(kind):
     """The same chain of sums and products, wrapped in each of JAX's ways to hold a program within a program."""
 
