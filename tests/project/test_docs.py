@@ -183,11 +183,12 @@ def test_the_test_for_links_can_fail():
 
 
 def lost_files(path: Path) -> list[str]:
-    """Files and folders of ours that a page names in code and that are not there."""
+    """Files and folders of ours that a page names in code and that are not there; a page may name what it builds."""
     tokens = MarkdownIt("commonmark").enable("table").parse(markdown(path))
     code = [child.content for token in tokens for child in token.children or [] if child.type == "code_inline"]
     named = [text for text in code if re.fullmatch(r"(manual_backprop|reference|benchmarks|docs|tests)/[\w/.]*", text)]
-    return [text for text in named if not (ROOT / text).exists()]
+    kept = [text for text in named if not text.startswith("docs/_build/")]
+    return [text for text in kept if not (ROOT / text).exists()]
 
 
 @pytest.mark.parametrize("path", PAGES, ids=named)
