@@ -69,10 +69,10 @@ def family(seed: int, draws: int) -> Tally:
     jax.clear_caches()  # drop the programs of other architectures, since a process can map only a limited number
     rng = np.random.default_rng(seed)
     objective, n = architecture(rng), int(rng.choice(EXAMPLES))
-    options, tally = quick(), _empty()
+    tally = _empty()
     with jax.enable_x64(True):
         example = draw(objective, n, rng)
-        measured = meter(lambda p, x, y: autodiff.backprop(objective, p, x, y), *example, compiler_options=options)
+        measured = meter(lambda p, x, y: autodiff.backprop(objective, p, x, y), *example)
         run = _runner(objective)
         planted = list(_plants(objective, rng))
         for i in range(draws):

@@ -201,7 +201,7 @@ assert products["by hand"] == products["jax.grad"] == 3 + 3 + 2
 # %%
 judges, reports = {}, {}
 for dtype in ("float64", "float32"):
-    judges[dtype] = judge = reference.prepare(objective, params, x, y, dtype=dtype, compiler_options=QUICK)
+    judges[dtype] = judge = reference.prepare(objective, params, x, y, dtype=dtype)
     in_dtype = mb.backprop(objective, *judge.inputs)
     reports[dtype] = judge.report(in_dtype)
     print(reports[dtype].summary())

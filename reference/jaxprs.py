@@ -20,7 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 Values = list[Any]
 Rule = Callable[[JaxprEqn, Values], Sequence[Any]]
@@ -42,22 +42,45 @@ CALLS = {
 """Primitives that compute the jaxpr inside them, each with the name of the parameter that holds it."""
 
 
-def evaluate(closed: ClosedJaxpr, inputs: Sequence[Any], rule: Rule) -> Values:
+def evaluate(
+    closed: ClosedJaxpr, inputs: Sequence[Any], rule: Rule, lift: Callable[[Any], Any] = lambda number: number
+) -> Values:
     """The outputs of a jaxpr, with each of its equations computed by the rule.
+
+    Args:
+        closed: the jaxpr.
+        inputs: a value for each of its inputs.
+        rule: computes an equation.
+        lift: makes a value of a number that stands in the jaxpr, where values are more than JAX's own arrays.
 
     Raises:
         ValueError: the number of inputs differs from the jaxpr's, or that of the rule's outputs from the equation's.
     """
     jaxpr = closed.jaxpr
-    values: dict[Any, Any] = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*closed.consts, *inputs), strict=True))
-    for equation in jaxpr.eqns:
-        outputs = rule(equation, _read(equation.invars, values))
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, map(lift, closed.consts), strict=True))
+    values.update(zip(jaxpr.invars, inputs, strict=True))
+    last = _last_uses(jaxpr)
+    for number, equation in enumerate(jaxpr.eqns):
+        outputs = rule(equation, _read(equation.invars, values, lift))
         values.update(zip(equation.outvars, outputs, strict=True))
-    return _read(jaxpr.outvars, values)
+        for variable in last.get(number, ()):
+            del values[variable]
+    return _read(jaxpr.outvars, values, lift)
 
 
-def _read(atoms: Sequence[Any], values: dict[Any, Any]) -> Values:
-    return [atom.val if isinstance(atom, Literal) else values[atom] for atom in atoms]
+def _last_uses(jaxpr: Jaxpr) -> dict[int, list[Any]]:
+    """For an equation's number the variables that nobody reads after it, so that their memory can be freed."""
+    read = {v: n for n, e in enumerate(jaxpr.eqns) for v in (*e.outvars, *e.invars) if not isinstance(v, Literal)}
+    for variable in jaxpr.outvars:
+        read.pop(variable, None) if not isinstance(variable, Literal) else None
+    last: dict[int, list[Any]] = {}
+    for variable, number in read.items():
+        last.setdefault(number, []).append(variable)
+    return last
+
+
+def _read(atoms: Sequence[Any], values: dict[Any, Any], lift: Callable[[Any], Any]) -> Values:
+    return [lift(atom.val) if isinstance(atom, Literal) else values[atom] for atom in atoms]
 
 
 def bind(equation: JaxprEqn, inputs: Sequence[Any], **changed: Any) -> Values:

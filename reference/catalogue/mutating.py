@@ -69,7 +69,6 @@ def catalogue_mutation(
     quick: bool,
     seed: int,
     advance: Callable[[str], None] | None = None,
-    compiler_options: dict[str, Any] | None = None,
     names: Collection[str] | None = None,
 ) -> dict[str, MutationScore]:
     """Break `manual_backprop.backprop` everywhere, and compare every number of the step with `jax.grad`'s.
@@ -81,7 +80,6 @@ def catalogue_mutation(
         quick: judge a sample of `QUICK` mutants for each network instead of all.
         seed: draws parameters, data, the sample, and the elements that are zeroed.
         advance: called after each network with its score in words.
-        compiler_options: for XLA, as `jax.jit` takes them.
         names: of the networks to break; None breaks all of them.
 
     Returns:
@@ -96,7 +94,7 @@ def catalogue_mutation(
             args = (subject.params, subject.x, subject.y, subject.given)
             scores[name] = mutation_score(
                 step_by_hand(subject.objective),
-                step_check(subject, compiler_options),
+                step_check(subject),
                 *args,
                 seed=seed,
                 limit=QUICK if quick else None,
@@ -122,16 +120,14 @@ def step_by_hand(objective: mb.Objective) -> Callable[..., mb.Step]:
     return step
 
 
-def step_check(
-    subject: Subject, compiler_options: dict[str, Any] | None = None
-) -> Callable[[Callable[..., mb.Step]], bool]:
+def step_check(subject: Subject) -> Callable[[Callable[..., mb.Step]], bool]:
     """A check of a step function: False if any number of its step on the subject differs from the reference's."""
 
     def by_autodiff(params: Tree, x: jax.Array, y: jax.Array, given: dict[str, jax.Array]) -> mb.Step:
         return autodiff.backprop(subject.objective, params, x, y, **given)
 
     args = (subject.params, subject.x, subject.y, subject.given)
-    witness = measure(by_autodiff, *args, dtype="float64", compiler_options=compiler_options)
+    witness = measure(by_autodiff, *args, dtype="float64")
 
     def check(step: Callable[..., mb.Step]) -> bool:
         by_hand = jax.device_get(step(*args))

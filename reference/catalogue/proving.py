@@ -78,7 +78,7 @@ def _proven(task: Task, pictures: bool, seed: int) -> NetworkResult:
 def _once(name: str, case: networks.Case, pictures: bool, seed: int) -> NetworkResult:
     started = time.perf_counter()
     inputs = (case.params, case.x, case.y)
-    judge = prepare(case.objective, *inputs, lam=case.lam, dtype=case.dtype, seed=seed, compiler_options=quick())
+    judge = prepare(case.objective, *inputs, lam=case.lam, dtype=case.dtype, seed=seed)
     step, pair = by_hand(judge, compiler_options=quick())
     report = judge.report(step, pair)
     drawn = _pictures(judge, step, seed) if pictures else None

@@ -16,7 +16,6 @@ from reference.checks.witness_rows import chosen_ways, witness_rows
 from reference.compare import compare_leaf
 from reference.report import Report, Row
 from reference.tolerance.rounding import Measured, measure, require_samples
-from reference.xla import quick
 
 Tree = Any
 TRANSFORMS = ("eager", "jit", "vmap")
@@ -184,7 +183,6 @@ def _reference(subject: _Subject, points: list[list[Any]], plan: Plan, samples: 
             dtype=subject.given.working,
             samples=samples,
             seed=seed,
-            compiler_options=quick(),
         )
 
     hint = "arrays that it closes over keep their own dtype: pass them as arguments"

@@ -17,7 +17,6 @@ from reference.checks.rule_subject import like, output_of, primal_rows, rule_of,
 from reference.compare import compare_leaf
 from reference.report import Report, Row
 from reference.tolerance.rounding import Measured, measure, require_samples
-from reference.xla import quick
 
 Tree = Any
 
@@ -243,7 +242,6 @@ def _transposed(trial: Trial, measured: Measured) -> tuple[list[Row], list[str]]
             dtype=given.working,
             samples=trial.samples,
             seed=trial.seed,
-            compiler_options=quick(),
         )
         witness = "jax.vjp of the plain function"
         wanted = (exact.value[0], exact.tolerance[0])

@@ -82,7 +82,6 @@ def check(
         dtype=dtype,
         samples=samples,
         seed=seed,
-        compiler_options=compiler_options,
     )
     return judge.report(*by_hand(judge, backprop, value_and_grad, compiler_options))
 
@@ -175,7 +174,6 @@ def prepare(
     dtype: DTypeLike = "float64",
     samples: int = SAMPLES,
     seed: int = 0,
-    compiler_options: dict[str, Any] | None = None,
 ) -> Judge:
     """The reference's side of `check`, for callers that check many steps; arguments as there."""
     Objective.required(objective)
@@ -190,9 +188,7 @@ def prepare(
         def step(p: Tree, x: Any, y: Any, given: dict[str, Any]) -> Step:
             return autodiff.backprop(objective, p, x, y, **given)
 
-        measured = measure(
-            step, *rounded, given, dtype=dtype, samples=samples, seed=seed, compiler_options=compiler_options
-        )
+        measured = measure(step, *rounded, given, dtype=dtype, samples=samples, seed=seed)
     return Judge(objective, rounded, given, str(jnp.dtype(dtype)), measured)
 
 

@@ -186,7 +186,7 @@ def _mutated(arguments: Namespace) -> _Found:
     found = _Found()
     broken = _broken(arguments)
     with progress("networks mutated", len(broken)) as advance:
-        scores = catalogue_mutation(arguments.quick, arguments.seed, advance, quick(), tuple(broken))
+        scores = catalogue_mutation(arguments.quick, arguments.seed, advance, tuple(broken))
     for name, score in scores.items():
         it = broken[name]
         lam, weights = it.given.get("lam"), it.given.get("weights")

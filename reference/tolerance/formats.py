@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import DTypeLike
 
@@ -29,10 +28,9 @@ def require_floats(dtype: Any) -> None:
         raise ValueError(f"dtype must be a floating-point type such as 'float32', got {dtype!r}")
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Format:
-    """The rounding of a precision in numbers that may be traced, so that one compiled program serves all precisions.
+    """The rounding of a precision in numbers.
 
     Attributes:
         u: unit roundoff of a result.
@@ -42,11 +40,11 @@ class Format:
         largest: the largest finite number; beyond it results are inf.
     """
 
-    u: Any
-    u_sum: Any
-    eta: Any
-    eta_sum: Any
-    largest: Any
+    u: float
+    u_sum: float
+    eta: float
+    eta_sum: float
+    largest: float
 
     @classmethod
     def of(cls: type[Kind], dtype: DTypeLike) -> Kind:

@@ -12,28 +12,27 @@ a few samples shows how far apart two right answers may be (D. S. Parker, Monte 
 A computed value that several operations use is rounded anew for each of them. Another right program may compute it
 twice, and errors that cancel in one program need not cancel in the other.
 
-Samples run side by side under one vmap with a named axis, so that a comparison can widen the spread of its operands.
-A comparison that rounding could turn (a kink, a branch) is then turned more often than by rounding, and even a few
-samples show its effect.
+The samples run side by side (`reference.tolerance.side_by_side`), so that a comparison can widen the spread of its
+operands. A comparison that rounding could turn (a kink, a branch) is then turned more often than by rounding, and even
+a few samples show its effect.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
-from jaxtyping import Array
 
-from reference.jaxprs import Values, bind, evaluate, inside, through
+from reference.jaxprs import CALLS, Values, inside
 from reference.tolerance.formats import Format
+from reference.tolerance.side_by_side import chosen, evaluate_all, is_float, sampled, stacked
 
-SAMPLES_AXIS = "monte_carlo_samples"
 WIDENED = 4.0  # factor by which the spread of a comparison's operands is widened
+BLOCK = 1 << 12  # entries of every sample that are rounded at a time
+SPARE_TURNS = 16
 TABLE = 1 << 14  # noise is drawn once, and every operation reads it at another offset
 TRANSCENDENTAL = 4.0  # libraries compute these to a few ulps, not to half of one
 
@@ -59,43 +58,77 @@ _LIBRARY = frozenset({
 _TURNS = frozenset({"ge", "gt", "le", "lt"})
 
 
-@jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Noise:
-    """One sample's noise: a table that every operation reads at its own offset, and the widening of comparisons."""
+    """The noise of all samples: a table that every operation reads at its own offset, and the format's rounding.
 
-    table: Any
-    widened: Any
+    Attributes:
+        table: [samples, entries], uniform in [-1, 1]; the first sample is 0, which is the function itself.
+        format: the precision under test.
+        turn: added to every offset, so that each turn of a loop has other noise.
+        widened: factor by which the spread of a comparison's operands is widened.
+    """
+
+    table: np.ndarray
     format: Format
+    turn: int = 0
+    widened: float = WIDENED
 
+    def rounded(
+        self, site: int, x: np.ndarray, factor: float = 1.0, terms: int = 0, size: np.ndarray | None = None
+    ) -> np.ndarray:
+        """The results of one operation, rounded in every sample as the module says.
 
-NOISE_AXES = Noise(0, 0, Format(None, None, None, None, 0))
-"""Where each number of `noises` has its samples, for `jax.vmap`: None for what is the same in all of them."""
+        Args:
+            site: the operation's number, for noise of its own.
+            x: exact results.
+            factor: how many roundings a library function may be off.
+            terms: of a sum.
+            size: of a sum, the sum of its terms' magnitudes in the first sample, which is near enough.
+        """
+        format, count, root = self.format, math.prod(x.shape[1:]), terms**0.5
+        flat, results = x.reshape(len(x), count), np.empty((len(self.table), count), x.dtype)
+        sizes = None if size is None else size.reshape(1, count)
+        for start in range(0, count, BLOCK):  # block by block, since a processor's cache is small
+            part = (slice(None), slice(start, start + BLOCK))
+            magnitude = np.abs(flat[part])
+            reach = factor * format.u * magnitude
+            reach += np.minimum(magnitude, format.eta)
+            if sizes is not None:
+                reach += root * format.u_sum * sizes[part] + np.minimum(sizes[part], root * format.eta)
+            offset = (site * 7919 + self.turn + start) % TABLE
+            noisy = self.table[:, offset : offset + reach.shape[1]] * reach
+            results[part] = noisy + flat[part]
+            if not np.all(magnitude <= format.largest):
+                results[part] = np.where(magnitude <= format.largest, results[part], flat[part] * np.inf)
+        results[0] = flat[0]
+        return results.reshape(-1, *x.shape[1:])
 
 
 def noises(format: Format, samples: int, seed: int) -> Noise:
-    """`samples` samples of noise, and in front one without noise: the function itself."""
-    rng = np.random.default_rng(seed)
-    table = rng.uniform(-1, 1, (samples + 1, TABLE))
+    """`samples` samples of noise, and in front one without noise."""
+    table = np.random.default_rng(seed).uniform(-1, 1, (samples + 1, TABLE))
     table[0] = 0.0
-    table = np.concatenate([table, table], axis=1)  # so that no read wraps around
-    widened = np.full(samples + 1, WIDENED)
-    widened[0] = 1.0
-    largest = np.full(samples + 1, format.largest)
-    largest[0] = np.inf
-    return Noise(table, widened, replace(format, largest=largest))
+    return Noise(np.concatenate([table, table], axis=1), format)  # twice, so that no read wraps around
 
 
-def perturbed(closed: ClosedJaxpr) -> Callable[..., list[Array]]:
-    """A function (noise, *flat arguments) -> flat results of `closed` in float64 under one sample of noise.
+def perturbed(closed: ClosedJaxpr, noise: Noise, inputs: Sequence[Any]) -> Values:
+    """The results of `closed` in float64 for every sample of noise.
 
-    It may be jitted, and must be vmapped over the noise, `in_axes` NOISE_AXES, with `axis_name=SAMPLES_AXIS`.
+    Args:
+        closed: any jaxpr; its floats are widened to double.
+        noise: of `noises`.
+        inputs: with samples on the first axis, or one row for a value that all samples share.
+
+    Returns:
+        Arrays with samples, or one row, on the first axis.
     """
-    return lambda noise, *arguments: _Sample(noise).run(closed, arguments)
+    with np.errstate(all="ignore"):
+        return _Run(noise).run(closed, inputs)
 
 
-class _Sample:
-    """Evaluates jaxprs under one sample of noise, and counts the roundings, since each reads other noise."""
+class _Run:
+    """Evaluates jaxprs for all samples, and counts the roundings, since each reads other noise."""
 
     def __init__(self, noise: Noise, site: int = 0) -> None:
         self.noise, self.site = noise, site
@@ -104,60 +137,90 @@ class _Sample:
         shared = _shared(closed.jaxpr)
 
         def rule(equation: JaxprEqn, inputs: Values) -> Values:
-            inputs = [_wide(value) for value in inputs]
             if equation.primitive.name not in _EXACT:
                 anew = [isinstance(atom, Var) and atom in shared for atom in equation.invars]
-                inputs = [self._rounded(x, 1.0) if other else x for x, other in zip(inputs, anew, strict=True)]
-            if inside(equation):
-                return through(equation, inputs, partial(self._within, equation))
-            return self._operation(equation, inputs)
+                inputs = [self._rounded(x) if other else x for x, other in zip(inputs, anew, strict=True)]
+            match equation.primitive.name:
+                case "cond":
+                    return self._cond(equation, *inputs)
+                case "scan":
+                    return self._scan(equation, inputs)
+                case "while":
+                    return self._while(equation, inputs)
+                case name:
+                    return self.run(inside(equation)[0], inputs) if name in CALLS else self._operation(equation, inputs)
 
-        return [_wide(result) for result in evaluate(closed, arguments, rule)]
+        return evaluate_all(closed, arguments, rule)
 
-    def _within(self, equation: JaxprEqn, k: int, values: Values, turn: Any) -> Values:
-        """Evaluate one of the jaxprs in an equation; each turn of a loop has noise of its own."""
-        sample = self
-        if turn is not None:
-            # A loop's condition is not widened, since with widening the loop might never end.
-            decides = equation.primitive.name == "while" and k == 0
-            sample = _Sample(_unwidened(self.noise) if decides else _turned(self.noise, turn), self.site)
-        return sample.run(inside(equation)[k], values)
+    def _cond(self, equation: JaxprEqn, index: np.ndarray, *inputs: Any) -> Values:
+        """The branch of every sample; one that no sample takes is not run."""
+        branches = inside(equation)
+        index = np.clip(index.astype(int), 0, len(branches) - 1)
+        taken = np.unique(index)
+        results = {k: _Run(self.noise, self.site).run(branches[k], inputs) for k in taken}
+        found = results[taken[0]]
+        for k in taken[1:]:
+            found = [chosen(index == k, a, b) for a, b in zip(results[k], found, strict=True)]
+        return found
+
+    def _scan(self, equation: JaxprEqn, inputs: Values) -> Values:
+        params = equation.params
+        length, body = params["length"], inside(equation)[0]
+        consts, carry, xs = _split(inputs, params["num_consts"], params["num_carry"])
+        rows: list[Values] = [[]] * length
+        for t, i in enumerate(reversed(range(length)) if params["reverse"] else range(length)):
+            outputs = self._turned(t).run(body, [*consts, *carry, *(x[:, i] for x in xs)])
+            carry, rows[i] = outputs[: len(carry)], outputs[len(carry) :]
+        if length == 0:  # no turns, so nothing to stack
+            return sampled(equation, inputs)
+        return [*carry, *map(stacked, zip(*rows, strict=True))]
+
+    def _while(self, equation: JaxprEqn, inputs: Values) -> Values:
+        """Until no sample goes on; one that is done keeps what it has, and under vmap so do its examples.
+
+        Noise may keep a sample from converging, so it takes at most about twice the turns of the function itself.
+        """
+        condition, body = inside(equation)
+        counts = equation.params["cond_nconsts"], equation.params["body_nconsts"]
+        for_condition, for_body, carry = _split(inputs, *counts)
+        turn, most, going = 0, math.inf, np.asarray(True)
+        while True:
+            # The condition is not widened, since with widening the loop might never end.
+            asked = _Run(replace(self._turned(turn).noise, widened=1.0), self.site)
+            going = going & asked.run(condition, [*for_condition, *carry])[0]
+            if not going[0].any():
+                most = min(most, 2 * turn + SPARE_TURNS)
+            if not going.any() or turn >= most:
+                return carry
+            after = self._turned(turn).run(body, [*for_body, *carry])
+            carry = [chosen(going, new, old) for new, old in zip(after, carry, strict=True)]
+            turn += 1
+
+    def _turned(self, turn: int) -> "_Run":
+        """For one turn of a loop, with noise of its own."""
+        return _Run(replace(self.noise, turn=self.noise.turn - turn * 104729 - 1), self.site)
 
     def _operation(self, equation: JaxprEqn, inputs: Values) -> Values:
         name = equation.primitive.name
-        if name in _TURNS and _is_float(inputs[0]):
-            inputs = [_apart(inputs[0], inputs[1], self.noise.widened), jnp.zeros_like(inputs[0])]
-        in_double = _in_double(equation)
-        results = [_wide(result) for result in bind(equation, inputs, **in_double)]
+        if name in _TURNS and is_float(inputs[0]):
+            inputs = [_apart(inputs[0], inputs[1], self.noise.widened), np.zeros((1,) * inputs[0].ndim)]
+        results = sampled(equation, inputs)
         if name in _EXACT:
             return results
-        spread = None
+        terms, size = 0, None
         if name in _SUMS:
-            magnitudes = [jnp.abs(value) if _is_float(value) else value for value in inputs]
-            size = jnp.abs(bind(equation, magnitudes, **in_double)[0])
-            root = _terms(equation, inputs, results[0]) ** 0.5
-            spread = root * self.noise.format.u_sum * size + jnp.minimum(size, root * self.noise.format.eta)
+            magnitudes = [np.abs(value[:1]) if is_float(value) else value[:1] for value in inputs]
+            terms, size = _terms(equation, inputs, results[0]), np.abs(sampled(equation, magnitudes)[0])
         factor = TRANSCENDENTAL if name in _LIBRARY else 1.0
-        return [self._rounded(result, factor, spread) if _is_float(result) else result for result in results]
+        return [self._rounded(result, factor, terms, size) if is_float(result) else result for result in results]
 
-    def _rounded(self, x: Array, factor: float, spread: Array | None = None) -> Array:
-        """Round once, with noise from an offset of its own; see the module."""
+    def _rounded(self, x: np.ndarray, *of_a_sum: Any) -> np.ndarray:
         self.site += 1
-        table, offset = self.noise.table, self.site * 7919 % TABLE
-        if x.size > TABLE:
-            table = jnp.tile(table, -(-x.size // TABLE))
-        xi = jax.lax.slice(table, (offset,), (offset + x.size,))
-        format = self.noise.format
-        u = format.u if factor == 1 else format.u * factor
-        return _round(x, xi, u, format.eta, format.largest, spread)
+        return self.noise.rounded(self.site, x, *of_a_sum)
 
 
-def _turned(noise: Noise, turn: Array) -> Noise:
-    return replace(noise, table=jnp.roll(noise.table, turn * 104729 + 1))
-
-
-def _unwidened(noise: Noise) -> Noise:
-    return replace(noise, widened=jnp.ones_like(noise.widened))
+def _split(inputs: Values, first: int, second: int) -> tuple[Values, Values, Values]:
+    return inputs[:first], inputs[first : first + second], inputs[first + second :]
 
 
 def _shared(jaxpr: Jaxpr) -> set[Any]:
@@ -173,70 +236,32 @@ def _shared(jaxpr: Jaxpr) -> set[Any]:
         if not isinstance(atom, Literal)
     )
     given = {*jaxpr.invars, *jaxpr.constvars}
-    return {v for v, n in uses.items() if n > 1 and v not in given and _is_float_type(v.aval)}
+    return {v for v, n in uses.items() if n > 1 and v not in given and is_float(v.aval)}
 
 
-def _is_float_type(aval: Any) -> bool:
-    return jnp.issubdtype(getattr(aval, "dtype", np.dtype(bool)), jnp.floating)
-
-
-def _is_float(value: Any) -> bool:
-    return jnp.issubdtype(jnp.result_type(value), jnp.inexact) and not _is_key(value)
-
-
-def _is_key(value: Any) -> bool:
-    return jnp.issubdtype(getattr(value, "dtype", np.dtype(bool)), jax.dtypes.prng_key)
-
-
-def _widest(dtype: Any) -> Any:
-    return jnp.dtype(jnp.complex128 if jnp.issubdtype(dtype, jnp.complexfloating) else jnp.float64)
-
-
-def _wide(value: Any) -> Any:
-    if _is_key(value) or getattr(value, "dtype", None) == jax.dtypes.float0 or not _is_float(value):
-        return value
-    return jnp.asarray(value, _widest(jnp.result_type(value)))
-
-
-@jax.jit
-def _round(x: Array, xi: Array, u: Any, eta: Any, largest: Any, spread: Array | None) -> Array:
-    """Add one rounding's noise to x; inf beyond the largest number."""
-    size = jnp.abs(x)
-    reach = u * size + jnp.minimum(size, eta)
-    if spread is not None:
-        reach = reach + spread
-    noisy = x + xi.reshape(x.shape) * reach
-    return jax.lax.select(size <= largest, noisy, x * jnp.inf)
-
-
-@jax.jit
-def _apart(a: Array, b: Array, widened: Array) -> Array:
+def _apart(a: np.ndarray, b: np.ndarray, widened: float) -> np.ndarray:
     """The difference a - b, with its spread among the samples widened."""
     difference = a - b
-    mean = jax.lax.pmean(difference, SAMPLES_AXIS)
+    mean = difference.mean(axis=0, keepdims=True)
     further = mean + widened * (difference - mean)
-    return jnp.where(jnp.isfinite(further), further, jnp.where(a == b, 0.0, difference))
+    return np.where(np.isfinite(further), further, np.where(a == b, 0.0, difference))
 
 
-def _in_double(equation: JaxprEqn) -> dict[str, Any]:
-    """The parameters of an operation that hold a float type, widened to double."""
-    if equation.primitive.name == "reduce_precision":  # would cut the samples' bits; keep their noise
-        return {"exponent_bits": 11, "mantissa_bits": 52}
-    keys = ("new_dtype", "dtype", "preferred_element_type")
-    types = {key: dtype for key in keys if (dtype := equation.params.get(key)) is not None}
-    return {key: _widest(dtype) for key, dtype in types.items() if jnp.issubdtype(dtype, jnp.inexact)}
-
-
-def _terms(equation: JaxprEqn, inputs: Values, result: Array) -> int:
+def _terms(equation: JaxprEqn, inputs: Values, result: np.ndarray) -> int:
     """The number of terms in each entry of a sum."""
     name, params = equation.primitive.name, equation.params
+    shapes = [value.shape[1:] for value in inputs]
     if name == "dot_general":
         (contracted, _), _ = params["dimension_numbers"]
-        return max(1, int(np.prod([inputs[0].shape[axis] for axis in contracted], dtype=int)))
+        return max(1, _size(shapes[0][axis] for axis in contracted))
     if name == "reduce_sum":
-        return max(1, inputs[0].size // max(1, result.size))
+        return max(1, _size(shapes[0]) // max(1, _size(result.shape[1:])))
     if name == "cumsum":
-        return inputs[0].shape[params["axis"]]
+        return shapes[0][params["axis"]]
     if name == "conv_general_dilated":
-        return max(1, inputs[1].size // max(1, inputs[1].shape[params["dimension_numbers"].rhs_spec[0]]))
-    return max(2, *(value.size for value in inputs))
+        return max(1, _size(shapes[1]) // max(1, shapes[1][params["dimension_numbers"].rhs_spec[0]]))
+    return max(2, *map(_size, shapes))
+
+
+def _size(shape: Iterable[int]) -> int:
+    return math.prod(shape)

@@ -4,9 +4,8 @@ The tolerance of an entry is SIGMAS times the spread of its Monte Carlo samples 
 A few samples give an uncertain spread for one entry, so a part of the whole leaf's spread is added.
 """
 
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,14 +14,13 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from reference.tolerance.formats import Format
-from reference.tolerance.identity import identity
-from reference.tolerance.monte_carlo import NOISE_AXES, SAMPLES_AXIS, Noise, noises, perturbed
+from reference.tolerance.monte_carlo import noises, perturbed
+from reference.tolerance.side_by_side import lifted
 
 Tree = Any
 SIGMAS = 6.0
 OF_THE_LEAF = 0.25
 SAMPLES = 16
-KEPT = 64  # compiled programs: whoever checks again with another precision or another fault waits once
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,12 +53,7 @@ def require_samples(samples: Any) -> None:
 
 
 def measure(
-    function: Callable[..., Any],
-    *args: Any,
-    dtype: DTypeLike,
-    samples: int = SAMPLES,
-    seed: int = 0,
-    compiler_options: dict[str, Any] | None = None,
+    function: Callable[..., Any], *args: Any, dtype: DTypeLike, samples: int = SAMPLES, seed: int = 0
 ) -> Measured:
     """Evaluate a function in float64, and measure how far rounding in `dtype` could change each result.
 
@@ -70,7 +63,6 @@ def measure(
         dtype: float64, float32, bfloat16 or float16.
         samples: of Monte Carlo arithmetic.
         seed: of its noise.
-        compiler_options: for XLA, as `jax.jit` takes them; None compiles normally.
 
     Returns:
         The value and the tolerance of every entry.
@@ -78,56 +70,24 @@ def measure(
     Raises:
         ValueError: samples below 1.
     """
-    return meter(function, *args, samples=samples, seed=seed, compiler_options=compiler_options)(dtype, *args)
+    return meter(function, *args, samples=samples, seed=seed)(dtype, *args)
 
 
-def meter(
-    function: Callable[..., Any],
-    *like: Any,
-    samples: int = SAMPLES,
-    seed: int = 0,
-    compiler_options: dict[str, Any] | None = None,
-) -> Callable[..., Measured]:
-    """Compile `measure` once for arguments like these; return a function (dtype, *args) -> Measured.
-
-    A program that was compiled before, for another precision or by another check, is not compiled again.
-    """
+def meter(function: Callable[..., Any], *like: Any, samples: int = SAMPLES, seed: int = 0) -> Callable[..., Measured]:
+    """Trace a function once for arguments like these; return a function (dtype, *args) -> Measured."""
     require_samples(samples)
     with jax.enable_x64(True):
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*jax.tree.map(_in_float64, like))
-        run = _compiled(_Program(identity(closed), closed), tuple(sorted((compiler_options or {}).items())))
     tree: Any = jax.tree.structure(shape)
 
     def measured(dtype: DTypeLike, *args: Any) -> Measured:
         with jax.enable_x64(True):
-            flat = [_in_float64(leaf) for leaf in jax.tree.leaves(args)]
-            results = jax.device_get(run(noises(Format.of(dtype), samples, seed), *flat))
+            flat = [lifted(_in_float64(leaf)) for leaf in jax.tree.leaves(args)]
+            results = perturbed(closed, noises(Format.of(dtype), samples, seed), flat)
         pairs = [spread(result) for result in results]
         return Measured(tree.unflatten([value for value, _ in pairs]), tree.unflatten([tol for _, tol in pairs]))
 
     return measured
-
-
-@dataclass(frozen=True)
-class _Program:
-    """A jaxpr that is equal to every other jaxpr of the same program."""
-
-    identity: Hashable
-    closed: Any = field(compare=False)
-
-
-@lru_cache(maxsize=KEPT)
-def _compiled(program: _Program, options: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
-    return jax.jit(_sampled(program.closed), compiler_options=dict(options) or None)
-
-
-def _sampled(closed: Any) -> Callable[..., Any]:
-    one = perturbed(closed)
-
-    def run(noise: Noise, *flat: Any) -> Any:
-        return jax.vmap(lambda noise: one(noise, *flat), (NOISE_AXES,), axis_name=SAMPLES_AXIS)(noise)
-
-    return run
 
 
 def _in_float64(leaf: Any) -> Any:
@@ -138,9 +98,12 @@ def _in_float64(leaf: Any) -> Any:
 
 
 def spread(results: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(value, tolerance) from samples on the first axis; the first sample has no noise."""
+    """(value, tolerance) from samples on the first axis; the first sample has no noise.
+
+    A single row, which all samples share, is exact.
+    """
     value, noisy = np.asarray(results[0]), results[1:]
-    if not np.issubdtype(results.dtype, np.inexact):
+    if len(results) == 1 or not np.issubdtype(results.dtype, np.inexact):
         return value, np.zeros(value.shape)
     with np.errstate(invalid="ignore", over="ignore"):
         rms = _rms(np.abs(noisy - value), axis=0)

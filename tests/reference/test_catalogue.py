@@ -20,7 +20,6 @@ from reference.catalogue import mutating, networks, proving
 from reference.checks.step import Judge, prepare
 from reference.mutation.score import mutation_score
 from reference.report import Report
-from reference.xla import quick
 
 OWN = Path(__file__).parents[1] / "scaled_layer.py"
 Run = Callable[..., tuple[int, str, str]]
@@ -125,7 +124,7 @@ def proven(case: networks.Case) -> Report:
 
 def reference_of(case: networks.Case) -> Judge:
     """The reference's side of `proven`, for several faults of our own."""
-    return prepare(case.objective, case.params, case.x, case.y, lam=case.lam, compiler_options=quick())
+    return prepare(case.objective, case.params, case.x, case.y, lam=case.lam)
 
 
 def by_operation(judge: Judge) -> Report:
@@ -241,7 +240,7 @@ def test_mutants_of_what_is_ones_own_are_killed(mine: ModuleType) -> None:
             subject = subjects[name]
             score = mutation_score(
                 mutating.step_by_hand(subject.objective),
-                mutating.step_check(subject, quick()),
+                mutating.step_check(subject),
                 *(subject.params, subject.x, subject.y, subject.given),
                 limit=40,
                 accept=mutating.EQUIVALENT,

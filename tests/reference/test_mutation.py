@@ -17,7 +17,6 @@ from reference.mutation import program
 from reference.mutation.program import Program
 from reference.mutation.score import mutation_score
 from reference.report import Report
-from reference.xla import quick
 
 A = np.array([[1.0, -2.0], [3.0, 5.0]])
 B = np.array([[0.5, 4.0], [-7.0, 2.0]])
@@ -492,7 +491,7 @@ def test_the_catalogue_judges_and_stops(monkeypatch):
     only = {name: mutation_catalogue.subjects(0)[name] for name in ("probabilities", "tied")}
     monkeypatch.setattr(mutation_catalogue, "subjects", lambda seed: only)
     told = []
-    scores = mutation_catalogue.catalogue_mutation(True, 0, told.append, quick())
+    scores = mutation_catalogue.catalogue_mutation(True, 0, told.append)
     assert list(scores) == list(only) and len(told) == 2
     for score in scores.values():
         assert score.planned == 30 < score.possible
@@ -512,7 +511,7 @@ WRONG = {
 def test_the_catalogues_check_looks_at_every_part_of_the_step():
     subject = mutation_catalogue.subjects(0)["tied"]
     right = jax.jit(mutation_catalogue.step_by_hand(subject.objective))
-    check = mutation_catalogue.step_check(subject, quick())
+    check = mutation_catalogue.step_check(subject)
     assert check(right)
     step = right(subject.params, subject.x, subject.y, subject.given)
     for name, wrong in WRONG.items():
