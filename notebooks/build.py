@@ -26,6 +26,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellControlSignal, DeadKernelError
 from PIL import Image
 
+from reference import xla
 from reference.cli.files import BadInput, write_atomically
 
 HERE = Path(__file__).resolve().parent
@@ -70,8 +71,12 @@ def from_percent(text: str) -> Any:
     return notebook
 
 
-def execute(notebook: Any) -> Any:
+def execute(notebook: Any, flags: str = "") -> Any:
     """The notebook with its outputs, from a fresh kernel in this folder that knows nothing of its user's settings.
+
+    Args:
+        notebook: its cells are run in order.
+        flags: for XLA in that kernel.
 
     Raises:
         BadInput: a cell raised or hung, or its kernel died.
@@ -87,9 +92,9 @@ def execute(notebook: Any) -> Any:
     )
     with tempfile.TemporaryDirectory() as folder:
         own = {"IPYTHONDIR": folder, "MPLBACKEND": "module://matplotlib_inline.backend_inline", "JAX_PLATFORMS": "cpu"}
-        own |= {"MATPLOTLIBRC": str(Path(folder) / "matplotlibrc"), "PYTHONHASHSEED": "0"}
+        own |= {"MATPLOTLIBRC": str(Path(folder) / "matplotlibrc"), "PYTHONHASHSEED": "0", "XLA_FLAGS": flags}
         Path(own["MATPLOTLIBRC"]).touch()  # empty: matplotlib's own defaults
-        users = {name: value for name, value in os.environ.items() if name not in ("XLA_FLAGS", "PYTHONWARNINGS")}
+        users = {name: value for name, value in os.environ.items() if name != "PYTHONWARNINGS"}
         try:
             client.execute(env={**users, **own})
         except (CellControlSignal, DeadKernelError) as error:  # raised, hung, or took its kernel down
@@ -188,12 +193,12 @@ def _traces_of_a_machine(text: str) -> Iterator[tuple[str, str]]:
 
 
 def build(script: Path, dry: bool = False) -> int:
-    """Run one script and write its notebook; returns its size in bytes.
+    """Run one script and write its notebook; returns its size in bytes. What is not written is compiled quickly.
 
     Raises:
         BadInput: a cell raised, or the result is not fit to be stored.
     """
-    notebook = execute(from_percent(script.read_text(encoding="utf-8")))
+    notebook = execute(from_percent(script.read_text(encoding="utf-8")), xla.flags() if dry else "")
     problems = wrong_with(notebook)
     if problems:
         raise BadInput("\n  ".join([f"{script.name}:", *problems]))
