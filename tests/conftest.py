@@ -1,7 +1,9 @@
 """Strict everywhere: x64 on, no implicit promotion of dtypes or ranks, annotations enforced at run time."""
 
 import os
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jaxtyping
@@ -14,9 +16,29 @@ pytest_plugins = "pytester"
 # The tests compile much and run little. Processes that they start inherit the variable; `helpers.OPTIMISED` undoes it.
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags()}"
 
+# They compile the same programs again and again: in other tests, in other workers, in the processes that they start.
+# What one has compiled is kept for all, and for the next run.
+COMPILED = Path(__file__).parent.parent / ".jax_cache"
+MOST_COMPILED = 300_000_000  # bytes; a run makes some 30 MB
+CACHE = {
+    "jax_compilation_cache_dir": str(COMPILED),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+}
+for option, value in CACHE.items():
+    os.environ[option.upper()] = str(value)
+    jax.config.update(option, value)
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Start with an empty cache where changes to the code have filled it."""
+    first = not hasattr(session.config, "workerinput")
+    if first and sum(file.stat().st_size for file in COMPILED.glob("*")) > MOST_COMPILED:
+        shutil.rmtree(COMPILED)
 
 
 @pytest.fixture
