@@ -43,7 +43,7 @@ CALLS = {
 
 
 def evaluate(
-    closed: ClosedJaxpr, inputs: Sequence[Any], rule: Rule, lift: Callable[[Any], Any] = lambda number: number
+    closed: ClosedJaxpr, inputs: Sequence[Any], rule: Rule, lift: Callable[[Any, Any], Any] = lambda number, _: number
 ) -> Values:
     """The outputs of a jaxpr, with each of its equations computed by the rule.
 
@@ -51,13 +51,13 @@ def evaluate(
         closed: the jaxpr.
         inputs: a value for each of its inputs.
         rule: computes an equation.
-        lift: makes a value of a number that stands in the jaxpr, where values are more than JAX's own arrays.
+        lift: (number that stands in the jaxpr, its type) -> value, where values are more than JAX's own arrays.
 
     Raises:
         ValueError: the number of inputs differs from the jaxpr's, or that of the rule's outputs from the equation's.
     """
     jaxpr = closed.jaxpr
-    values: dict[Any, Any] = dict(zip(jaxpr.constvars, map(lift, closed.consts), strict=True))
+    values: dict[Any, Any] = dict(zip(jaxpr.constvars, _lifted(closed, lift), strict=True))
     values.update(zip(jaxpr.invars, inputs, strict=True))
     last = _last_uses(jaxpr)
     for number, equation in enumerate(jaxpr.eqns):
@@ -66,6 +66,10 @@ def evaluate(
         for variable in last.get(number, ()):
             del values[variable]
     return _read(jaxpr.outvars, values, lift)
+
+
+def _lifted(closed: ClosedJaxpr, lift: Callable[[Any, Any], Any]) -> Values:
+    return [lift(const, variable.aval) for const, variable in zip(closed.consts, closed.jaxpr.constvars, strict=True)]
 
 
 def _last_uses(jaxpr: Jaxpr) -> dict[int, list[Any]]:
@@ -79,8 +83,8 @@ def _last_uses(jaxpr: Jaxpr) -> dict[int, list[Any]]:
     return last
 
 
-def _read(atoms: Sequence[Any], values: dict[Any, Any], lift: Callable[[Any], Any]) -> Values:
-    return [lift(atom.val) if isinstance(atom, Literal) else values[atom] for atom in atoms]
+def _read(atoms: Sequence[Any], values: dict[Any, Any], lift: Callable[[Any, Any], Any]) -> Values:
+    return [lift(atom.val, atom.aval) if isinstance(atom, Literal) else values[atom] for atom in atoms]
 
 
 def bind(equation: JaxprEqn, inputs: Sequence[Any], **changed: Any) -> Values:

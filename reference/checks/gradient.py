@@ -177,13 +177,8 @@ def _reference(subject: _Subject, points: list[list[Any]], plan: Plan, samples: 
         return [(value, plan.seen(gradient)) for value, gradient in found]
 
     def run(*points_and_data: Any) -> Measured:
-        return measure(
-            everything,
-            *points_and_data,
-            dtype=subject.given.working,
-            samples=samples,
-            seed=seed,
-        )
+        with subject.given.precision():
+            return measure(everything, *points_and_data, dtype=subject.given.working, samples=samples, seed=seed)
 
     hint = "arrays that it closes over keep their own dtype: pass them as arguments"
     measured = faults.call(run, (points, data), f"jax.grad of {faults.name_of(subject.fun)} in float64", hint)

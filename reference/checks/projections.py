@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -45,10 +46,11 @@ class Plan:
         xp: Any = np if isinstance(leaf, np.ndarray) else jnp
         rows = max(1, int(leaf.size**0.5))
         pad = -leaf.size % rows
-        flat = xp.pad(xp.reshape(leaf, -1).astype("float64"), (0, pad)).reshape(rows, -1)
         rng = np.random.default_rng((self.seed, number))
-        sizes = (rng.uniform(0.5, 1.5, flat.shape) * rng.choice([-1.0, 1.0], flat.shape) for _ in range(DIRECTIONS))
-        return xp.stack([xp.sum(xp.sum(flat * d, axis=1)) for d in sizes])
+        with jax.enable_x64(True):
+            flat = xp.pad(xp.reshape(leaf, -1).astype("float64"), (0, pad)).reshape(rows, -1)
+            sizes = (rng.uniform(0.5, 1.5, flat.shape) * rng.choice([-1.0, 1.0], flat.shape) for _ in range(DIRECTIONS))
+            return xp.stack([xp.sum(xp.sum(flat * d, axis=1)) for d in sizes])
 
     def notes(self) -> list[str]:
         """A note on the leaves that are projected, if any."""

@@ -20,6 +20,7 @@ from reference.equations.rows import Equation, equations
 from reference.report import Report, Row
 from reference.tolerance.formats import require_floats
 from reference.tolerance.rounding import SAMPLES, Measured, measure, require_samples
+from reference.tolerance.side_by_side import widened
 
 Tree = Any
 Backprop = Callable[..., Step]
@@ -188,7 +189,8 @@ def prepare(
         def step(p: Tree, x: Any, y: Any, given: dict[str, Any]) -> Step:
             return autodiff.backprop(objective, p, x, y, **given)
 
-        measured = measure(step, *rounded, given, dtype=dtype, samples=samples, seed=seed)
+        wide = jax.tree.map(lambda leaf: widened(np.asarray(leaf)), (*rounded, given))
+        measured = measure(step, *wide, dtype=dtype, samples=samples, seed=seed)
     return Judge(objective, rounded, given, str(jnp.dtype(dtype)), measured)
 
 

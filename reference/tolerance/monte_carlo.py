@@ -27,32 +27,28 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from reference.jaxprs import CALLS, Values, inside
+from reference.tolerance import libraries
 from reference.tolerance.formats import Format
-from reference.tolerance.side_by_side import chosen, evaluate_all, is_float, sampled, stacked
+from reference.tolerance.side_by_side import chosen, evaluate_all, is_float, is_narrow, level, sampled, stacked
 
 WIDENED = 4.0  # factor by which the spread of a comparison's operands is widened
 BLOCK = 1 << 12  # entries of every sample that are rounded at a time
 SPARE_TURNS = 16
 TABLE = 1 << 14  # noise is drawn once, and every operation reads it at another offset
-TRANSCENDENTAL = 4.0  # libraries compute these to a few ulps, not to half of one
 
 # fmt: off
 _EXACT = frozenset({
     "abs", "argmax", "argmin", "bitcast_convert_type", "broadcast_in_dim", "ceil", "clamp", "concatenate",
-    "convert_element_type", "copy", "copy_p", "device_put", "dynamic_slice", "dynamic_update_slice", "eq",
-    "expand_dims", "floor", "gather", "ge", "gt", "imag", "iota", "is_finite", "le", "lt", "max", "min", "ne", "neg",
-    "optimization_barrier", "pad", "pvary", "real", "reduce_and", "reduce_max", "reduce_min", "reduce_or",
-    "reduce_precision", "reshape", "rev", "round", "scatter", "select_and_gather_add", "select_n", "sign", "slice",
-    "sort", "split", "squeeze", "stop_gradient", "top_k", "transpose",
+    "convert_element_type", "copy", "copy_p", "cummax", "cummin", "device_put", "dynamic_slice",
+    "dynamic_update_slice", "eq", "expand_dims", "floor", "gather", "ge", "gt", "imag", "iota", "is_finite", "le",
+    "lt", "max", "min", "ne", "neg", "optimization_barrier", "pad", "pvary", "real", "reduce_and", "reduce_max",
+    "reduce_min", "reduce_or", "reduce_precision", "reshape", "rev", "round", "scatter", "scatter-max",
+    "scatter-min", "scatter_max", "scatter_min", "select_and_gather_add", "select_n", "sign", "slice", "sort",
+    "split", "squeeze", "stop_gradient", "top_k", "transpose",
 })
 _SUMS = frozenset({
     "conv_general_dilated", "cumsum", "dot_general", "ragged_dot_general", "reduce_sum", "reduce_window_sum",
     "scatter-add",
-})
-_LIBRARY = frozenset({
-    "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cos", "cosh", "digamma", "erf", "erf_inv",
-    "erfc", "exp", "exp2", "expm1", "lgamma", "log", "log1p", "logistic", "pow", "rsqrt", "sin", "sinh", "sqrt", "tan",
-    "tanh",
 })
 # fmt: on
 _TURNS = frozenset({"ge", "gt", "le", "lt"})
@@ -75,7 +71,7 @@ class Noise:
     widened: float = WIDENED
 
     def rounded(
-        self, site: int, x: np.ndarray, factor: float = 1.0, terms: int = 0, size: np.ndarray | None = None
+        self, site: int, x: np.ndarray, factor: float = 1.0, terms: float | int = 0, size: np.ndarray | None = None
     ) -> np.ndarray:
         """The results of one operation, rounded in every sample as the module says.
 
@@ -102,7 +98,7 @@ class Noise:
             if not np.all(magnitude <= format.largest):
                 results[part] = np.where(magnitude <= format.largest, results[part], flat[part] * np.inf)
         results[0] = flat[0]
-        return results.reshape(-1, *x.shape[1:])
+        return results.reshape(len(results), *x.shape[1:])
 
 
 def noises(format: Format, samples: int, seed: int) -> Noise:
@@ -139,6 +135,7 @@ class _Run:
         def rule(equation: JaxprEqn, inputs: Values) -> Values:
             if equation.primitive.name not in _EXACT:
                 anew = [isinstance(atom, Var) and atom in shared for atom in equation.invars]
+                anew = [each and not is_narrow([x]) for each, x in zip(anew, inputs, strict=True)]
                 inputs = [self._rounded(x) if other else x for x, other in zip(inputs, anew, strict=True)]
             match equation.primitive.name:
                 case "cond":
@@ -202,17 +199,31 @@ class _Run:
 
     def _operation(self, equation: JaxprEqn, inputs: Values) -> Values:
         name = equation.primitive.name
-        if name in _TURNS and is_float(inputs[0]):
-            inputs = [_apart(inputs[0], inputs[1], self.noise.widened), np.zeros((1,) * inputs[0].ndim)]
+        if name in _TURNS and is_float(inputs[0]) and not is_narrow(inputs):
+            inputs = [_apart(*level(inputs), self.noise.widened), np.zeros(1)]
+        if name in libraries.STABLE and not is_narrow(inputs):
+            inputs = [self._moved(equation, x) if is_float(x) else x for x in inputs]
         results = sampled(equation, inputs)
-        if name in _EXACT:
+        if name in _EXACT or is_narrow(inputs):
             return results
-        terms, size = 0, None
+        terms, size = 0.0, None
         if name in _SUMS:
             magnitudes = [np.abs(value[:1]) if is_float(value) else value[:1] for value in inputs]
             terms, size = _terms(equation, inputs, results[0]), np.abs(sampled(equation, magnitudes)[0])
-        factor = TRANSCENDENTAL if name in _LIBRARY else 1.0
+            if name in libraries.NARROW:
+                terms *= (self.noise.format.u / self.noise.format.u_sum) ** 2
+        elif name in libraries.SCALES:
+            terms, size = 1.0, libraries.SCALES[name](inputs[0][:1])
+        factor = libraries.FACTORS.get(name, 1.0)
+        if name in libraries.NARROW - _SUMS:
+            factor = _terms(equation, inputs, results[0]) ** 0.5
         return [self._rounded(result, factor, terms, size) if is_float(result) else result for result in results]
+
+    def _moved(self, equation: JaxprEqn, x: np.ndarray) -> np.ndarray:
+        """The input, moved by as much as a backward stable algorithm may move it."""
+        name, lengths = equation.primitive.name, equation.params.get("fft_lengths", ())
+        size = np.asarray(libraries.norm(name, x[:1], lengths))
+        return self._rounded(x, 0.0, libraries.STABLE[name] ** 2, size)
 
     def _rounded(self, x: np.ndarray, *of_a_sum: Any) -> np.ndarray:
         self.site += 1
@@ -256,7 +267,7 @@ def _terms(equation: JaxprEqn, inputs: Values, result: np.ndarray) -> int:
         return max(1, _size(shapes[0][axis] for axis in contracted))
     if name == "reduce_sum":
         return max(1, _size(shapes[0]) // max(1, _size(result.shape[1:])))
-    if name == "cumsum":
+    if name in ("cumsum", "cumprod", "cumlogsumexp"):
         return shapes[0][params["axis"]]
     if name == "conv_general_dilated":
         return max(1, _size(shapes[1]) // max(1, shapes[1][params["dimension_numbers"].rhs_spec[0]]))

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
 from reference.tolerance.formats import Format
 from reference.tolerance.monte_carlo import noises, perturbed
-from reference.tolerance.side_by_side import lifted
+from reference.tolerance.side_by_side import given, widened
 
 Tree = Any
 SIGMAS = 6.0
@@ -58,8 +57,9 @@ def measure(
     """Evaluate a function in float64, and measure how far rounding in `dtype` could change each result.
 
     Args:
-        function: traceable by JAX; may contain jit, scan, while, cond, custom rules and remat.
-        args: pytrees; float leaves are taken to float64 unchanged (round them to `dtype` first).
+        function: traceable by JAX; may contain jit, scan, while, cond, custom rules and remat. It is traced with the
+            arguments as they are, and the same program is then evaluated with its floats in float64.
+        args: pytrees of arrays; round float leaves to `dtype` first.
         dtype: float64, float32, bfloat16 or float16.
         samples: of Monte Carlo arithmetic.
         seed: of its noise.
@@ -76,25 +76,17 @@ def measure(
 def meter(function: Callable[..., Any], *like: Any, samples: int = SAMPLES, seed: int = 0) -> Callable[..., Measured]:
     """Trace a function once for arguments like these; return a function (dtype, *args) -> Measured."""
     require_samples(samples)
-    with jax.enable_x64(True):
-        closed, shape = jax.make_jaxpr(function, return_shape=True)(*jax.tree.map(_in_float64, like))
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(*like)
     tree: Any = jax.tree.structure(shape)
 
     def measured(dtype: DTypeLike, *args: Any) -> Measured:
         with jax.enable_x64(True):
-            flat = [lifted(_in_float64(leaf)) for leaf in jax.tree.leaves(args)]
+            flat = [given(leaf) for leaf in jax.tree.leaves(args)]
             results = perturbed(closed, noises(Format.of(dtype), samples, seed), flat)
-        pairs = [spread(result) for result in results]
+        pairs = [spread(widened(result)) for result in results]
         return Measured(tree.unflatten([value for value, _ in pairs]), tree.unflatten([tol for _, tol in pairs]))
 
     return measured
-
-
-def _in_float64(leaf: Any) -> Any:
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.extended):
-        return leaf
-    leaf = np.asarray(leaf)
-    return leaf.astype(np.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
 
 def spread(results: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

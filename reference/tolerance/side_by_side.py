@@ -3,6 +3,10 @@
 The samples lie on the first axis of every value: all of them, or a single row for a value that they share. NumPy needs
 no compilation, and the programs that are checked are small, so their operations take microseconds where compiling them
 would take seconds. An operation that has no row in `OPERATIONS` is computed by JAX, vmapped over the samples.
+
+Floats that depend on the arguments are in double. Integers, bits and random draws have the width that the program gives
+them, since a draw in another width is another draw: a float that is made of bits, or of numbers that stand in the
+program, stays narrow until it meets one in double.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jaxtyping import DTypeLike
 
 from reference.jaxprs import Rule, Values, bind, evaluate
@@ -20,14 +24,36 @@ Operation = Callable[..., np.ndarray | None]
 """(the equation's parameters, *inputs) -> its output, or None for inputs that NumPy and XLA treat differently."""
 
 
-def lifted(value: Any) -> Any:
-    """A value that all samples share: floats widened to double, with an axis of one sample in front."""
+def lifted(value: Any, aval: Any) -> Any:
+    """A number that stands in a program, as a value that all samples share; a single one has the program's width."""
+    if np.ndim(value) or is_key(value):
+        return widened(value)[None]
+    return np.asarray(value, aval.dtype)[None]
+
+
+def given(value: Any) -> Any:
+    """An argument, as a value that all samples share; floats in double."""
     return widened(value)[None]
+
+
+def _kept(value: Any) -> Any:
+    return value if is_key(value) else np.asarray(value)
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value holds random keys, which only JAX knows."""
+    return jnp.issubdtype(getattr(value, "dtype", bool), jax.dtypes.extended)
+
+
+def is_narrow(values: Sequence[Any]) -> bool:
+    """Whether there are floats among these, and all of them made of bits or of numbers that stand in the program."""
+    floats = [value.dtype for value in values if is_float(value)]
+    return bool(floats) and all(dtype not in (np.float64, np.complex128) for dtype in floats)
 
 
 def widened(value: Any) -> Any:
     """Floats as float64 or complex128; NumPy arrays, but for random keys, which only JAX knows."""
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.extended):
+    if is_key(value):
         return value
     array = np.asarray(value)
     return array.astype(double(array.dtype), copy=False) if jnp.issubdtype(array.dtype, jnp.inexact) else array
@@ -64,15 +90,31 @@ def stacked(values: Sequence[Any]) -> Any:
 
 
 def sampled(equation: JaxprEqn, inputs: Values) -> Values:
-    """The outputs of an equation without jaxprs inside, for every sample, in double."""
+    """The outputs of an equation without jaxprs inside, for every sample; in double unless its inputs are narrow."""
+    if equation.primitive.name == "bitcast_convert_type":
+        own = [value.astype(atom.aval.dtype) for value, atom in zip(inputs, equation.invars, strict=True)]
+        return _by_jax(equation, own, narrow=True)
+    if equation.primitive.name in ("pure_callback", "io_callback"):
+        return _called(equation, inputs)
+    if is_narrow(inputs):
+        return _by_jax(equation, inputs, narrow=True)
+    inputs = [widened(value) for value in inputs]
     operation = OPERATIONS.get(equation.primitive.name)
     found = None if operation is None else operation(equation.params, *inputs)
     return _by_jax(equation, inputs) if found is None else [found]
 
 
-def _by_jax(equation: JaxprEqn, inputs: Values) -> Values:
-    """By the primitive itself, with the float types in its parameters widened."""
-    changed = _in_double(equation)
+def _called(equation: JaxprEqn, inputs: Values) -> Values:
+    """By the user's function in Python, sample by sample, with values as wide as it knows them."""
+    own = [value.astype(atom.aval.dtype) for value, atom in zip(inputs, equation.invars, strict=True)]
+    rows = max(map(len, own), default=1)
+    each = [equation.params["callback"](*(value[k % len(value)] for value in own)) for k in range(rows)]
+    return [widened(np.stack([np.asarray(result) for result in results])) for results in zip(*each, strict=True)]
+
+
+def _by_jax(equation: JaxprEqn, inputs: Values, narrow: bool = False) -> Values:
+    """By the primitive itself, with the float types in its parameters widened unless it is narrow."""
+    changed, kept = ({}, _kept) if narrow else (_in_double(equation), widened)
     many = [len(value) > 1 for value in inputs]
 
     def one(*given: Any) -> Values:
@@ -80,17 +122,49 @@ def _by_jax(equation: JaxprEqn, inputs: Values) -> Values:
 
     given = [value if varies else value[0] for value, varies in zip(inputs, many, strict=True)]
     if any(many):
-        return [widened(output) for output in jax.vmap(one, [0 if varies else None for varies in many])(*given)]
-    return [lifted(output) for output in one(*given)]
+        return [kept(output) for output in jax.vmap(one, [0 if varies else None for varies in many])(*given)]
+    return [kept(output)[None] for output in one(*given)]
+
+
+TYPES = ("new_dtype", "dtype", "preferred_element_type")
 
 
 def _in_double(equation: JaxprEqn) -> dict[str, Any]:
-    keys = ("new_dtype", "dtype", "preferred_element_type")
-    types = {key: dtype for key in keys if (dtype := equation.params.get(key)) is not None}
-    return {key: double(dtype) for key, dtype in types.items() if jnp.issubdtype(dtype, jnp.inexact)}
+    """The parameters of an equation that hold a float type or a program, widened."""
+    types = {key: dtype for key in TYPES if (dtype := equation.params.get(key)) is not None}
+    changed = {key: double(dtype) for key, dtype in types.items() if jnp.issubdtype(dtype, jnp.inexact)}
+    for key, value in equation.params.items():
+        if any(map(_is_program, jax.tree.leaves(value, is_leaf=_is_program))):
+            changed[key] = jax.tree.map(_program, value, is_leaf=_is_program)
+    return changed
 
 
-def _level(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _is_program(value: Any) -> bool:
+    return isinstance(value, ClosedJaxpr | Jaxpr)
+
+
+def _program(program: Any) -> Any:
+    """A program inside an equation, traced anew in double: how a scatter adds, what a linear solve solves with."""
+    if not _is_program(program):
+        return program
+    closed = program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
+
+    def wide(value: Any) -> Any:
+        return jnp.asarray(value, double(value.dtype)) if is_float(value) else value
+
+    def rule(equation: JaxprEqn, inputs: Values) -> Values:
+        return bind(equation, [wide(value) for value in inputs], **_in_double(equation))
+
+    def run(*inputs: Any) -> Values:
+        return evaluate(closed, inputs, rule, lambda number, aval: wide(np.asarray(number, aval.dtype)))
+
+    avals = [variable.aval for variable in closed.jaxpr.invars]
+    types = [double(aval.dtype) if is_float(aval) else aval.dtype for aval in avals]
+    made = jax.make_jaxpr(run)(*(jax.ShapeDtypeStruct(a.shape, t) for a, t in zip(avals, types, strict=True)))
+    return made if isinstance(program, ClosedJaxpr) else made.jaxpr
+
+
+def level(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Give scalars as many axes as the others have, behind that of the samples."""
     axes = max(value.ndim for value in inputs)
     return [value.reshape(len(value), *(1,) * (axes - 1)) if value.ndim < axes else value for value in inputs]
@@ -102,7 +176,7 @@ def _each(function: Callable[..., Any], kinds: str = "fc") -> Operation:
     def operation(params: dict[str, Any], *inputs: np.ndarray) -> np.ndarray | None:
         if any(value.dtype.kind not in kinds for value in inputs):
             return None
-        return function(*_level(inputs))
+        return function(*level(inputs))
 
     return operation
 
@@ -182,7 +256,7 @@ def _reshape(params: dict[str, Any], x: np.ndarray, *dynamic: Any) -> np.ndarray
 def _select_n(params: dict[str, Any], which: np.ndarray, *cases: np.ndarray) -> np.ndarray | None:
     if len(cases) != 2 or which.dtype != np.bool_:
         return None
-    which, no, yes = _level((which, *cases))
+    which, no, yes = level((which, *cases))
     return np.where(which, yes, no)
 
 

@@ -1,0 +1,52 @@
+"""How far the functions of a backend's libraries may be off, as measured.
+
+`python -m benchmarks.functions` measures the errors of XLA's functions over their ranges, in units of u, against
+float64. A factor f here stands for noise of f roundings, whose tolerance is about 3.5 f; it covers the largest error
+met. Some functions err relative to a scale of their own, because they cancel near a zero.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+FACTORS: dict[str, float] = {
+    **dict.fromkeys(("sqrt", "rsqrt", "sin", "cos", "tan", "pow", "log", "exp", "tanh", "logistic"), 4.0),
+    **dict.fromkeys(("acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "cosh", "sinh"), 4.0),
+    **dict.fromkeys(("erf", "expm1", "log1p", "bessel_i0e", "lgamma", "digamma"), 4.0),
+    "bessel_i1e": 6.0,
+    "polygamma": 8.0,
+    "zeta": 12.0,
+    "erfc": 12.0,
+    "igamma": 16.0,
+    "exp2": 24.0,
+    "igammac": 24.0,
+    "igamma_grad_a": 24.0,
+    "random_gamma_grad": 24.0,
+    "erf_inv": 32.0,
+    "regularized_incomplete_beta": 128.0,
+}
+"""Roundings of the result; a function that is not here is rounded once."""
+
+SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "digamma": lambda x: 4 * (1 + np.abs(np.log(np.abs(x))) + 1 / np.abs(x)),
+    "lgamma": lambda x: 8 * (1 + np.abs(x * np.log(np.abs(x)))),
+}
+"""Of the argument: further roundings, absolute."""
+
+NARROW = frozenset({"cumlogsumexp", "cumprod", "cumsum", "reduce_prod", "reduce_window_sum", "scatter-add"})
+"""These accumulate in the format itself; other sums of 16-bit numbers accumulate in float32."""
+
+STABLE: dict[str, float] = {
+    **dict.fromkeys(("cholesky", "eig", "eigh", "geqrf", "householder_product", "lu", "qr", "schur", "svd"), 1.0),
+    "fft": 1.0,
+}
+"""Backward stable: the result is right for an input that differs by this many roundings of its norm (N. J. Higham,
+Accuracy and Stability of Numerical Algorithms, 2002, chapters 9, 10, 19, 24)."""
+
+
+def norm(name: str, x: np.ndarray, lengths: tuple[int, ...] = ()) -> np.ndarray:
+    """The norm of every matrix of x, or for `fft` the root mean square over the transformed axes, as wide as x."""
+    axes = tuple(range(-len(lengths), 0)) if name == "fft" else (-2, -1)
+    squared = np.square(np.abs(x))
+    size = np.sqrt(squared.mean(axes, keepdims=True) if name == "fft" else squared.sum(axes, keepdims=True))
+    return np.broadcast_to(size, x.shape)
