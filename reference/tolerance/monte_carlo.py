@@ -200,7 +200,8 @@ class _Run:
     def _operation(self, equation: JaxprEqn, inputs: Values) -> Values:
         name = equation.primitive.name
         if name in _TURNS and is_float(inputs[0]) and not is_narrow(inputs):
-            inputs = [_apart(*level(inputs), self.noise.widened), np.zeros(1)]
+            a, b = level(inputs)
+            inputs = [_apart(a, b, self.noise.widened), np.zeros(1)]
         if name in libraries.STABLE and not is_narrow(inputs):
             inputs = [self._moved(equation, x) if is_float(x) else x for x in inputs]
         results = sampled(equation, inputs)

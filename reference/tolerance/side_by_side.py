@@ -92,8 +92,7 @@ def stacked(values: Sequence[Any]) -> Any:
 def sampled(equation: JaxprEqn, inputs: Values) -> Values:
     """The outputs of an equation without jaxprs inside, for every sample; in double unless its inputs are narrow."""
     if equation.primitive.name == "bitcast_convert_type":
-        own = [value.astype(atom.aval.dtype) for value, atom in zip(inputs, equation.invars, strict=True)]
-        return _by_jax(equation, own, narrow=True)
+        return _by_jax(equation, _as_wide_as_known(equation, inputs), narrow=True)
     if equation.primitive.name in ("pure_callback", "io_callback"):
         return _called(equation, inputs)
     if is_narrow(inputs):
@@ -104,9 +103,15 @@ def sampled(equation: JaxprEqn, inputs: Values) -> Values:
     return _by_jax(equation, inputs) if found is None else [found]
 
 
+def _as_wide_as_known(equation: JaxprEqn, inputs: Values) -> Values:
+    """The inputs in the types that the program gives them."""
+    avals: list[Any] = [atom.aval for atom in equation.invars]
+    return [value.astype(aval.dtype) for value, aval in zip(inputs, avals, strict=True)]
+
+
 def _called(equation: JaxprEqn, inputs: Values) -> Values:
     """By the user's function in Python, sample by sample, with values as wide as it knows them."""
-    own = [value.astype(atom.aval.dtype) for value, atom in zip(inputs, equation.invars, strict=True)]
+    own = _as_wide_as_known(equation, inputs)
     rows = max(map(len, own), default=1)
     each = [equation.params["callback"](*(value[k % len(value)] for value in own)) for k in range(rows)]
     return [widened(np.stack([np.asarray(result) for result in results])) for results in zip(*each, strict=True)]

@@ -1,0 +1,117 @@
+"""Code that nobody here wrote: what is right passes, and what the table of libraries allows is what they err."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+import reference
+from benchmarks import elsewhere, functions
+from reference.tolerance import libraries
+
+# One of each kind; `python -m benchmarks.elsewhere` has them all.
+QUICK = (
+    "bernoulli",
+    "bitcast_convert_type",
+    "dtype",
+    "fori_loop",
+    "pure_callback",
+    "vmap of a while",
+    "cumsum",
+    "gather",
+    "scatter max",
+    "sort",
+    "digamma",
+    "erf_inv",
+    "fft",
+    "qr",
+    "solve, condition 1e4",
+)
+WIDE_ONLY = {"qr", "solve, condition 1e4", "fft"}  # no LAPACK or FFT in 16 bits
+SLOW = "vmap of a while"
+
+
+def report(name, dtype, f=None):
+    case = elsewhere.CASES[name]
+    given = {"raw": case.function, "dtype": dtype, "transforms": "eager"}
+    return reference.check_vjp(f or case.function, case.point(), **given)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_jax_passes_against_itself(name):
+    assert report(name, "float32").verdict == "pass"
+
+
+@pytest.mark.parametrize("name", [name for name in QUICK if name not in {*WIDE_ONLY, SLOW}])
+def test_jax_does_not_fail_against_itself_in_16_bits(name):
+    assert report(name, "bfloat16").failures == ()
+
+
+@pytest.mark.evidence
+def test_every_function_passes_against_itself():
+    assert {name: elsewhere.judged(case)[0] for name, case in elsewhere.CASES.items()} == dict.fromkeys(
+        elsewhere.CASES, "pass"
+    )
+
+
+def broken(function, scale):
+    """The function with a backward rule that is off by a factor."""
+    ruled = jax.custom_vjp(lambda x: function(x))
+
+    def backward(x, g):
+        pulled = jax.vjp(function, x)[1](g)[0]
+        return (pulled * jnp.asarray(scale, pulled.dtype),)
+
+    ruled.defvjp(lambda x: (function(x), x), backward)
+    return ruled
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "cumsum", "digamma", "fft", "qr"])
+def test_a_rule_that_is_a_thousandth_off_still_fails(name):
+    """What lets right code pass does not let wrong code pass."""
+    assert report(name, "float32", broken(elsewhere.CASES[name].function, 1.001)).verdict == "fail"
+    assert report(name, "float32", broken(elsewhere.CASES[name].function, 1.0)).verdict == "pass"
+
+
+def test_another_draw_is_another_function():
+    case, other = elsewhere.CASES["bernoulli"], jax.random.key(1)
+    wrong = jax.custom_vjp(case.function)
+    wrong.defvjp(
+        lambda x: (case.function(x), x),
+        lambda x, g: (2 * g * x * jnp.where(jax.random.bernoulli(other, 0.7, x.shape), 1 / 0.7, 0),),
+    )
+    assert report("bernoulli", "float32", wrong).verdict == "fail"
+
+
+def test_a_draw_is_the_same_to_the_bit_and_has_no_tolerance():
+    key = jax.random.key(3)
+    drawn = lambda x: 0 * x + jnp.where(jax.random.uniform(key, x.shape, x.dtype) < 0.5, 1.0, 0.0)  # noqa: E731
+    x = np.ones(4000, "float32")
+    measured = reference.measure(drawn, x, dtype="float32")
+    np.testing.assert_array_equal(measured.value, drawn(x))
+    assert measured.tolerance.max() < 1e-5
+
+
+@pytest.mark.parametrize("name", functions.FUNCTIONS)
+def test_the_table_of_libraries_covers_what_they_err(name):
+    assert name in libraries.FACTORS
+    assert functions.errors(name, points=2000, seed=1).max() < functions.TOLERANCE
+
+
+def test_linear_algebra_errs_with_its_condition_and_sums_do_not():
+    """The tolerance of a solution grows as the condition number does; that of a product stays."""
+    sizes = []
+    for condition in ("1e1", "1e4"):
+        A = elsewhere.square(jnp.linalg.inv, condition).point()
+        solved, product = (reference.measure(f, A, dtype="float32") for f in (jnp.linalg.inv, lambda A: A @ A))
+        sizes.append([np.median(m.tolerance) / np.abs(m.value).max() for m in (solved, product)])
+    (solved, product), (solved_ill, product_ill) = sizes
+    assert 30 < solved_ill / solved < 30_000
+    assert 0.1 < product_ill / product < 10
+
+
+def test_running_sums_accumulate_in_the_format_and_other_sums_in_float32():
+    x = np.asarray(np.random.default_rng(0).uniform(1, 2, 256), jnp.bfloat16)
+    whole, running = (reference.measure(f, x, dtype="bfloat16") for f in (jnp.sum, lambda x: lax.cumsum(x)[-1]))
+    assert 3 < running.tolerance / whole.tolerance < 100
