@@ -95,7 +95,7 @@ def sampled(equation: JaxprEqn, inputs: Values) -> Values:
         return _by_jax(equation, _as_wide_as_known(equation, inputs), narrow=True)
     if equation.primitive.name in ("pure_callback", "io_callback"):
         return _called(equation, inputs)
-    if is_narrow(inputs):
+    if is_narrow(inputs) or any(map(is_key, inputs)):
         return _by_jax(equation, inputs, narrow=True)
     inputs = [widened(value) for value in inputs]
     operation = OPERATIONS.get(equation.primitive.name)

@@ -32,27 +32,34 @@ WIDE_ONLY = {"qr", "solve, condition 1e4", "fft"}  # no LAPACK or FFT in 16 bits
 SLOW = "vmap of a while"
 
 
+@pytest.fixture(autouse=True)
+def defaults():
+    """JAX's own settings, which its own functions are written for: promotion of dtypes and ranks, 32 bits."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.enable_x64(False):
+        yield
+
+
 def report(name, dtype, f=None):
     case = elsewhere.CASES[name]
     given = {"raw": case.function, "dtype": dtype, "transforms": "eager"}
     return reference.check_vjp(f or case.function, case.point(), **given)
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", [name for name in QUICK if name != SLOW])
 def test_jax_passes_against_itself(name):
     assert report(name, "float32").verdict == "pass"
 
 
+@pytest.mark.evidence
 @pytest.mark.parametrize("name", [name for name in QUICK if name not in {*WIDE_ONLY, SLOW}])
 def test_jax_does_not_fail_against_itself_in_16_bits(name):
     assert report(name, "bfloat16").failures == ()
 
 
 @pytest.mark.evidence
-def test_every_function_passes_against_itself():
-    assert {name: elsewhere.judged(case)[0] for name, case in elsewhere.CASES.items()} == dict.fromkeys(
-        elsewhere.CASES, "pass"
-    )
+@pytest.mark.parametrize("name", elsewhere.CASES)
+def test_every_function_passes_against_itself_under_jit_and_vmap_too(name):
+    assert elsewhere.judged(elsewhere.CASES[name]) == ("pass", "")
 
 
 def broken(function, scale):
@@ -93,7 +100,12 @@ def test_a_draw_is_the_same_to_the_bit_and_has_no_tolerance():
     assert measured.tolerance.max() < 1e-5
 
 
-@pytest.mark.parametrize("name", functions.FUNCTIONS)
+SOME = ("bessel_i1e", "digamma", "erf_inv", "exp", "lgamma", "tanh")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.evidence) for name in functions.FUNCTIONS]
+)
 def test_the_table_of_libraries_covers_what_they_err(name):
     assert name in libraries.FACTORS
     assert functions.errors(name, points=2000, seed=1).max() < functions.TOLERANCE
