@@ -100,6 +100,14 @@ def test_a_draw_is_the_same_to_the_bit_and_has_no_tolerance():
     assert measured.tolerance.max() < 1e-5
 
 
+def test_a_draw_in_16_bits_next_to_its_threshold_is_not_turned_by_rounding():
+    """Of 4000 draws in bfloat16 many are a rounding away from 0.5; in another program they are the same draws."""
+    key = jax.random.key(3)
+    kept = lambda x: 0 * x + jnp.where(jax.random.uniform(key, x.shape, x.dtype) < 0.5, 1, 0).astype(x.dtype)  # noqa: E731
+    measured = reference.measure(kept, np.ones(4000, jnp.bfloat16), dtype="bfloat16")
+    assert measured.tolerance.max() < 0.1
+
+
 SOME = ("bessel_i1e", "digamma", "erf_inv", "exp", "lgamma", "tanh")
 
 

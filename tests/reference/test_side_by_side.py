@@ -177,3 +177,9 @@ def test_two_seeds_differ_and_what_is_large_is_rounded_everywhere():
     measured = measure(lambda x: x * 1.1, x, dtype="float32")
     assert measured.tolerance.min() > 1e-8
     assert len(np.unique(measured.tolerance)) > 10_000
+
+
+def test_the_value_is_the_function_s_own_where_it_is_infinite_or_the_precision_overflows():
+    assert measure(lambda x: x * x, np.asarray([300.0]), dtype="float16").value == 90_000
+    measured = measure(lambda x: 1 / x, np.asarray([0.0, -0.0, 2.0]), dtype="float32")
+    np.testing.assert_array_equal(measured.value, [np.inf, -np.inf, 0.5])
