@@ -6,8 +6,10 @@ A jaxpr is interpreted in float64. After every operation each float result x bec
 
 u is the unit roundoff of the precision under test. eta is the size of its smallest results: smaller ones are flushed
 or lose digits. The error of a sum of n terms is relative to its terms, not to its result, so u_sum sqrt(n) times the
-sum of magnitudes is added in the bracket. Results beyond the largest number of the precision become inf. The spread of
-a few samples shows how far apart two right answers may be (D. S. Parker, Monte Carlo Arithmetic, 1997).
+sum of magnitudes is added in the bracket. What accumulates in the format itself, how far library functions err, and the
+model of linear algebra stand in `reference.tolerance.libraries`. Results beyond the largest number of the precision
+become inf. The spread of a few samples shows how far apart two right answers may be (D. S. Parker, Monte Carlo
+Arithmetic, 1997).
 
 A computed value that several operations use is rounded anew for each of them. Another right program may compute it
 twice, and errors that cancel in one program need not cancel in the other.
@@ -79,8 +81,9 @@ class Noise:
             site: the operation's number, for noise of its own.
             x: exact results.
             factor: how many roundings a library function may be off.
-            terms: of a sum.
-            size: of a sum, the sum of its terms' magnitudes in the first sample, which is near enough.
+            terms: of a sum; they err by its root times u_sum times `size`.
+            size: of a sum, the sum of its terms' magnitudes in the first sample, which is near enough; of another
+                operation, the scale of a further, absolute error.
         """
         format, count, root = self.format, math.prod(x.shape[1:]), terms**0.5
         flat, results = x.reshape(len(x), count), np.empty((len(self.table), count), x.dtype)

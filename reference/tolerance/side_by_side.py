@@ -46,7 +46,10 @@ def is_key(value: Any) -> bool:
 
 
 def is_narrow(values: Sequence[Any]) -> bool:
-    """Whether there are floats among these, and all of them made of bits or of numbers that stand in the program."""
+    """Whether there are floats among these, and all of them made of bits or of numbers that stand in the program.
+
+    They are told by their width, so float64 numbers of a program under x64 count as depending on the arguments.
+    """
     floats = [value.dtype for value in values if is_float(value)]
     return bool(floats) and all(dtype not in (np.float64, np.complex128) for dtype in floats)
 
