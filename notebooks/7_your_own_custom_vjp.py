@@ -117,7 +117,7 @@ broken = {
 reports = {}
 for name, rule in broken.items():
     reports[name] = reference.check_vjp(with_rule(forward, rule), W, b, a_in, transforms="eager")
-    print(f"--- {name}\n{reports[name].summary().rpartition('  again:')[0]}")
+    print(f"--- {name}\n{reports[name].summary().rpartition('  to see this again:')[0]}")
     assert reports[name].verdict == "fail"
 
 # %% [markdown]

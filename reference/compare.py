@@ -54,6 +54,9 @@ def compare_leaf(
         errors = np.where(np.isnan(errors), np.where(np.isnan(theirs), np.nan, np.inf), errors)
         used = np.where(errors == 0, 0.0, np.where(np.isinf(allowed), 0.0, errors / allowed))
     unknown = np.isinf(allowed) | np.isnan(theirs)
+    blind = blind_entries(theirs, allowed)
+    if described.get("leading", "").startswith("for ") and blind.ndim:
+        blind = np.asarray(blind.all(axis=0))
     used = np.where(np.isnan(theirs), 0.0, used)
     worst = np.unravel_index(np.argmax(used), used.shape) if used.size else ()
     power = _power(ours, theirs, np.where(unknown, np.inf, allowed))
@@ -77,7 +80,29 @@ def compare_leaf(
         verdict=verdict,
         pattern=pattern,
         cause=reason,
+        reason=_why_undecided(unknown, theirs) if verdict == "inconclusive" else "",
+        blind=int(np.count_nonzero(blind)),
         **described,
+    )
+
+
+def blind_entries(reference: np.ndarray, tolerance: np.ndarray) -> np.ndarray:
+    """Where a number other than zero could be halved or doubled and stay within its tolerance, which is known."""
+    size = np.abs(reference)
+    return np.asarray((size > 0) & np.isfinite(tolerance) & (BLIND * size <= tolerance))
+
+
+def _why_undecided(unknown: np.ndarray, reference: np.ndarray) -> str:
+    """Why no tolerance is known, and what helps; "" where it is known and too large."""
+    if not unknown.any():
+        return ""
+    nan = np.count_nonzero(np.isnan(reference))
+    if nan:
+        return f"the reference is nan in {nan} of {reference.size} entries: check where it is not"
+    return (
+        f"no tolerance is known for {np.count_nonzero(unknown)} of {unknown.size} entries: moved by rounding, something"
+        " in their computation overflows or leaves its domain (it may be in a branch that is not selected); check at"
+        " smaller arguments, farther inside the domain, or in a wider precision"
     )
 
 

@@ -46,6 +46,9 @@ class Row:
         witness: the method that computed `reference`.
         pattern: on failure, the pattern of the ratios manual / reference.
         cause: on failure, the probable cause, or "".
+        judged: on failure, what the function's own values say, or "".
+        reason: why a row is inconclusive, and what would decide, or "".
+        blind: how many entries are so small beside their tolerance that their own doubling would not show.
         by: for an error term, the layers whose transports, W^T delta, it is computed from.
         leading: "for cotangent", "for tangent" or "at point" where several of these are stacked in front of the
             leaf's own axes, else "".
@@ -68,6 +71,9 @@ class Row:
     witness: str = "jax.grad"
     pattern: str = ""
     cause: str = ""
+    judged: str = ""
+    reason: str = ""
+    blind: int = 0
     leading: str = ""
     by: str = ""
 
@@ -120,7 +126,8 @@ class Row:
         if self.pattern:
             detail += f"; {self.pattern}"
         text = f"{lead}{self.path}{at} is {self.manual:.9g} by hand, {self.reference:.9g} by {self.witness} ({detail})"
-        return f"{text}\n  probable cause: {self.cause}" if self.cause else text
+        text += f"\n  probable cause: {self.cause}" if self.cause else ""
+        return f"{text}\n  {self.judged}" if self.judged else text
 
 
 @dataclass(frozen=True)
@@ -189,7 +196,7 @@ class Report:
 
     def summary(self) -> str:
         """The result in one line; unless it is a pass, a few lines with the first row that is not."""
-        again = f"\n  again: {self.reproduce}" if self.reproduce else ""
+        again = f"\n  to see this again: {self.reproduce}" if self.reproduce else ""
         if self.failures:
             return (
                 f"DIFFERS: {len(self.failures)} of {len(self.rows)} comparisons in {self.dtype}; first in the order"
@@ -197,9 +204,13 @@ class Report:
             )
         if self.inconclusive:
             row = self.inconclusive[0]
+            count = f"{len(self.inconclusive)} of {len(self.rows)} comparisons"
+            if row.reason:
+                head = f"INCONCLUSIVE: {count} in {self.dtype} decide nothing; first in the order of computation:"
+                return f"{head}\n  {row.name()}: {row.reason}{again}"
             return (
-                f"INCONCLUSIVE: in {self.dtype} rounding could hide a fault in {len(self.inconclusive)} of"
-                f" {len(self.rows)} comparisons; first in the order of computation:\n  {row.name()}: a fault below"
+                f"INCONCLUSIVE: in {self.dtype} rounding could hide a fault in {count}; first in the order of"
+                f" computation:\n  {row.name()}: a fault below"
                 f" {row.power:.2g} of its value would not show ({row.kind}); check it in a wider precision{again}"
             )
         if self.partial or not self.rows:

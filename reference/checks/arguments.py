@@ -6,7 +6,7 @@ differentiated) stays as it is and is never traced, so a function may branch on 
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
@@ -49,14 +49,30 @@ class Arguments:
         return max(self._precisions(), key=lambda dtype: float(jnp.finfo(dtype).eps))
 
     def _precisions(self) -> set[np.dtype]:
-        leaves = (*self.fresh("moving"), *self.fresh("data"))
-        return {jnp.dtype(leaf.dtype) for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.floating)}
+        """Those of the float arrays; of scalars only where there is no array, since a weak type decides nothing."""
+        floats = [leaf for leaf in (*self.fresh("moving"), *self.fresh("data")) if _is_float(leaf)]
+        return {jnp.dtype(leaf.dtype) for leaf in floats if not getattr(leaf, "weak_type", False)} or {
+            jnp.dtype(leaf.dtype) for leaf in floats
+        }
 
     def notes(self) -> list[str]:
         """A note if the float arrays have several precisions."""
         if len(self._precisions()) == 1:
             return []
         return [f"float arguments of several dtypes; tolerances are those of {self.working}"]
+
+    def require_finite(self) -> None:
+        """Refuse to differentiate where there is no point.
+
+        Raises:
+            ValueError: names the leaf and its first entry that is nan or inf.
+        """
+        for path, leaf in zip(self.moving_paths, self.fresh("moving"), strict=True):
+            bad = np.argwhere(~np.isfinite(np.asarray(leaf, np.float64)))
+            if len(bad):
+                at = f"[{', '.join(map(str, bad[0]))}]" if np.ndim(leaf) else ""
+                number = float(np.asarray(leaf, np.float64)[tuple(bad[0])])
+                raise ValueError(f"{path}{at} is {number}: give a finite point to differentiate at")
 
     def fresh(self, kind: Kind) -> list[Any]:
         """Copies of the leaves of one kind, cast, so that the caller's own stay unchanged."""
@@ -69,21 +85,55 @@ class Arguments:
         leaves = [_apart(leaf) if kind == "fixed" else next(values[kind]) for leaf, kind in pairs]
         return jax.tree.unflatten(self.treedef, leaves)
 
+    def moved(self, moving: Sequence[Any]) -> "Arguments":
+        """These arguments with other values for what is differentiated."""
+        values = iter(moving)
+        pairs = zip(self.leaves, self.kinds, strict=True)
+        return replace(self, leaves=tuple(next(values) if kind == "moving" else leaf for leaf, kind in pairs))
+
     def _copy(self, leaf: Any) -> Any:
-        """A copy of a leaf; a NumPy array stays one, to detect code that writes into its arguments."""
-        dtype = jnp.result_type(leaf) if isinstance(leaf, float) else leaf.dtype
-        if self.dtype is not None and jnp.issubdtype(dtype, jnp.floating):
-            dtype = self.dtype
-        if isinstance(leaf, np.ndarray) and dtype.kind != "V":  # NumPy's own arithmetic does not keep bfloat16
-            return np.array(leaf, dtype)
+        """A copy of a leaf, in the dtype that JAX would give it.
+
+        A NumPy array stays one, to detect code that writes into its arguments. A Python float beside arrays stays weak.
+        """
         with self.precision():
+            if _is_python_float(leaf) and self._any_array:
+                return jnp.asarray(float(leaf))
+            dtype = jnp.dtype(jax.dtypes.canonicalize_dtype(jnp.result_type(leaf)))
+            if self.dtype is not None and jnp.issubdtype(dtype, jnp.floating):
+                dtype = self.dtype
+            if isinstance(leaf, np.ndarray) and dtype.kind != "V":  # NumPy's own arithmetic does not keep bfloat16
+                return np.array(leaf, dtype)
             return jnp.array(np.asarray(leaf), dtype)
 
+    @property
+    def _any_array(self) -> bool:
+        pairs = zip(self.leaves, self.kinds, strict=True)
+        return any(
+            kind != "fixed" and isinstance(leaf, np.ndarray | jax.Array) and _is_float(leaf) for leaf, kind in pairs
+        )
+
     def precision(self) -> AbstractContextManager[Any]:
-        """A context with the caller's own x64 setting, or with x64 if a float64 leaf would be cut short without it."""
-        given = any(getattr(leaf, "dtype", None) == np.float64 for leaf in self.leaves)
-        double = self.dtype == np.float64 if self.dtype is not None else given
+        """A context with the caller's x64 setting, or with x64 if what is differentiated would be cut short without.
+
+        Data in float64 beside arguments in float32 is what JAX makes of it under the caller's own setting. So is a
+        NumPy scalar beside arrays.
+        """
+        if self.dtype is not None:
+            double = self.dtype == np.float64
+        else:
+            scalar = np.generic if self._any_array else ()
+            moving = [leaf for leaf, kind in zip(self.leaves, self.kinds, strict=True) if kind == "moving"]
+            double = any(getattr(leaf, "dtype", None) == np.float64 and not isinstance(leaf, scalar) for leaf in moving)
         return jax.enable_x64(True) if double else nullcontext()
+
+
+def _is_float(leaf: Any) -> bool:
+    return bool(jnp.issubdtype(jnp.result_type(leaf), jnp.floating))
+
+
+def _is_python_float(leaf: Any) -> bool:
+    return isinstance(leaf, float) and not isinstance(leaf, np.generic)
 
 
 def _apart(leaf: Any) -> Any:
@@ -119,7 +169,7 @@ def take_apart(
 
 
 def _kind(leaf: Any, differentiated: bool) -> Kind:
-    if isinstance(leaf, float) and not isinstance(leaf, np.generic):
+    if _is_python_float(leaf):
         return "moving" if differentiated else "fixed"
     if not isinstance(leaf, np.ndarray | np.generic | jax.Array):
         return "fixed"

@@ -10,6 +10,7 @@ import numpy as np
 
 from reference.checks import faults
 from reference.checks.arguments import Arguments, kind_of
+from reference.checks.held_rule import Held
 from reference.report import Row
 
 Tree = Any
@@ -35,25 +36,26 @@ class Findings:
         return [row for row in self.rows if not row.passed]
 
 
-def bare_vjp(rule: Any, given: Arguments, cotangent: Sequence[Any], output: Tree) -> Findings:
-    """Call a custom_vjp's forward rule, then its backward rule on one cotangent.
+def bare_vjp(held: Held, given: Arguments, cotangent: Sequence[Any], output: Tree) -> Findings:
+    """Call a custom_vjp's forward rule, then its backward rule on one cotangent, with arrays of JAX as JAX does.
 
     Args:
-        rule: the jax.custom_vjp.
+        held: the jax.custom_vjp.
         given: the arguments.
         cotangent: an array for every float leaf of the output.
         output: the plain function's result.
     """
     found = Findings()
-    args = given.build(given.fresh("moving"), given.fresh("data"))
-    static = [args[i] for i in rule.nondiff_argnums if i < len(args)]
-    free = {i: arg for i, arg in enumerate(args) if i not in rule.nondiff_argnums}
+    rule, moving = held.rule, [jnp.asarray(leaf) for leaf in given.fresh("moving")]
+    bound = held.bound(given.build(moving, [jnp.asarray(leaf) for leaf in given.fresh("data")]))
+    names = list(bound)
+    static = [bound[names[i]] for i in rule.nondiff_argnums if i < len(names)]
+    free = {name: bound[name] for i, name in enumerate(names) if i not in rule.nondiff_argnums}
+    entering = free
     if rule.symbolic_zeros:
-        held = jax.tree.map(lambda leaf: jax.custom_derivatives.CustomVJPPrimal(leaf, True), free)
-    else:
-        held = free
+        entering = jax.tree.map(lambda leaf: jax.custom_derivatives.CustomVJPPrimal(leaf, True), free)
     try:
-        pair = rule.fwd(*(held.get(i, arg) for i, arg in enumerate(args)))
+        pair = rule.fwd(*(bound | entering).values())
     except Exception as error:  # the error is the finding
         found.rows.append(faults.contract("fwd", f"the forward rule raised {faults.one_line(error)}"))
         return found
@@ -82,15 +84,15 @@ def _whole(cotangent: Sequence[Any], output: Tree) -> Tree:
     return jax.tree.map(one, output)
 
 
-def _inspect(found: Findings, cotangents: Any, free: dict[int, Any], given: Arguments) -> None:
+def _inspect(found: Findings, cotangents: Any, free: dict[str, Any], given: Arguments) -> None:
     if not isinstance(cotangents, tuple | list) or len(cotangents) != len(free):
         got = f"{len(cotangents)}" if isinstance(cotangents, tuple | list) else f"a {type(cotangents).__name__}"
         told = f"the backward rule must return a tuple of {len(free)}, one cotangent for each argument, got {got}"
         found.rows.append(faults.contract("bwd", told))
         return
     rows: list[Row] = []
-    for (i, arg), cotangent in zip(free.items(), cotangents, strict=True):
-        rows += _one_argument(found, f"args[{i}]", cotangent, arg, set(given.moving_paths))
+    for (name, arg), cotangent in zip(free.items(), cotangents, strict=True):
+        rows += _one_argument(found, name, cotangent, arg, set(given.moving_paths))
     broken = [row for row in rows if not row.passed]
     found.rows += broken or [faults.contract("types of cotangents")]
 
@@ -120,6 +122,7 @@ def _is_none(leaf: Any) -> bool:
 
 
 def _one_leaf(found: Findings, name: str, got: Any, leaf: Any) -> Row:
+    leaf = jnp.asarray(leaf) if isinstance(leaf, float) else leaf
     if isinstance(got, jax.custom_derivatives.SymbolicZero):
         got = jax.ShapeDtypeStruct(got.shape, got.dtype)
     if jnp.issubdtype(jnp.result_type(leaf), jnp.inexact):

@@ -1,5 +1,7 @@
 """Find faults of a function under test other than wrong numbers, and say each in plain words."""
 
+import functools
+import inspect
 import re
 import traceback
 from collections.abc import Callable, Sequence
@@ -25,8 +27,28 @@ class CallFailed(RuntimeError):  # noqa: N818
 
 
 def name_of(function: Any) -> str:
-    """The name of a function."""
+    """The name of a function; of a partial, that of the function inside."""
+    while isinstance(function, functools.partial):
+        function = function.func
     return str(getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or function)
+
+
+def call_of(check: str, functions: Sequence[Any], args: int, **options: Any) -> str:
+    """A call of a check as one would write it, with the names of the first function's parameters for its arguments.
+
+    Args:
+        check: its name.
+        functions: what it is called on.
+        args: how many arguments follow.
+        options: keywords; those that are None, 0 or False are left out, but for the seed.
+    """
+    try:
+        names = list(inspect.signature(functions[0]).parameters)[:args]
+    except (TypeError, ValueError):  # a function in C tells none
+        names = []
+    names += [f"args[{i}]" for i in range(len(names), args)]
+    said = [f"{key}={value!r}" for key, value in options.items() if key == "seed" or value not in (None, 0, False)]
+    return f"{check}({', '.join([*map(name_of, functions), *names, *said])})"
 
 
 def one_line(error: BaseException) -> str:
@@ -56,7 +78,7 @@ class Outcome:
 
     Attributes:
         result: the return value.
-        harm: paths of the arguments that it wrote into, deleted or restructured.
+        harm: paths of the arguments that it wrote into or restructured.
     """
 
     result: Any
@@ -84,7 +106,8 @@ def watched_call(function: Callable[..., Any], given: Arguments, role: str) -> O
 
 
 def _changed(after: Any, before: Any) -> bool:
-    return (isinstance(after, jax.Array) and after.is_deleted()) or not same_bits(after, before)
+    """Whether an argument was written into; one that was donated is gone by agreement."""
+    return not (isinstance(after, jax.Array) and after.is_deleted()) and not same_bits(after, before)
 
 
 def same_bits(a: Tree, b: Tree) -> bool:
@@ -235,9 +258,17 @@ def type_mismatch(path: str, cotangent: Any, argument: Any) -> Row:
     got, due = kind_of(cotangent), kind_of(argument)
     if isinstance(cotangent, float):
         got = due if np.shape(argument) == () else "float"
-    return contract(
-        f"type of {path}",
-        ""
-        if got == due
-        else f"the derivative for {path} is {got} but the argument is {due}; nothing broadcasts or casts it",
-    )
+    if got == due:
+        return contract(f"type of {path}")
+    told = f"the derivative for {path} is {got} but the argument is {due}; nothing broadcasts or casts it"
+    return contract(f"type of {path}", told + _unsummed(np.shape(cotangent), np.shape(argument)))
+
+
+def _unsummed(got: tuple[int, ...], due: tuple[int, ...]) -> str:
+    """A hint where a derivative has the shape that its argument was broadcast to."""
+    try:
+        spread = got != due and np.broadcast_shapes(got, due) == got
+    except ValueError:
+        spread = False
+    told = f"; where {list(due)} was broadcast to {list(got)}, its derivative is summed over the new axes"
+    return told if spread else ""

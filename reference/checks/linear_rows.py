@@ -1,4 +1,4 @@
-"""Checks of a derivative rule, for pullbacks and pushforwards: right, linear, and the same when transformed."""
+"""The rows that hold a derivative rule against the reference where JAX calls it as it stands: right, and linear."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import numpy as np
 
 from reference.checks import faults
 from reference.checks.arguments import Arguments
-from reference.checks.gradient import nearby
+from reference.checks.near import near_points
 from reference.compare import compare_leaf
 from reference.report import Row
 from reference.tolerance.rounding import Measured, measure
@@ -18,7 +18,8 @@ from reference.tolerance.rounding import Measured, measure
 Vector = list[Any]  # a cotangent for every float output, or a tangent for every float argument
 A, B = 0.75, -1.25  # u, v and A u + B v: exact in every binary precision
 DRAWN = 2  # number of drawn vectors; their combination is a third
-
+FACTORS = {2: (32.0,), 4: (1024.0, 1 / 1024), 8: (1024.0, 1 / 1024)}
+"""Powers of two to scale a vector by, exactly, by the width of its floats: 16 bits underflow soon."""
 
 Apply = Callable[[Callable[..., Any], Vector, Vector, list[Vector]], tuple[Vector, list[Vector]]]
 """(function, moving, data, vectors) -> (float outputs, the derivative applied to every vector)."""
@@ -66,7 +67,7 @@ def floats(tree: Any) -> Vector:
 
 def drawn(like: Sequence[Any], seed: int) -> list[Vector]:
     """Normal vectors u and v like these, all entries different, and A u + B v, each rounded to its leaf's dtype."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, 1])  # a caller's own arguments may be the first numbers that the seed gives
     return combined([[rng.normal(size=leaf.shape).astype(leaf.dtype) for leaf in like] for _ in range(DRAWN)])
 
 
@@ -75,6 +76,33 @@ def combined(vectors: list[Vector]) -> list[Vector]:
     pairs = zip(vectors[0], vectors[-1], strict=True)
     mixed = [(A * np.asarray(u, np.float64) + B * np.asarray(v, np.float64)).astype(u.dtype) for u, v in pairs]
     return [*vectors, mixed]
+
+
+def arrays(leaves: Sequence[Any]) -> Vector:
+    """The leaves as arrays of JAX, which is what JAX itself hands to a rule."""
+    return [jnp.asarray(leaf) for leaf in leaves]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What the reference says.
+
+    Attributes:
+        outputs: (values, tolerances) of the function.
+        results: for every vector, (values, tolerances) of its result.
+        near: a second point.
+        beside: (values, tolerances) of the result at the second point for the vector before the last.
+    """
+
+    outputs: tuple[Vector, Vector]
+    results: list[tuple[Vector, Vector]]
+    near: Vector
+    beside: tuple[Vector, Vector]
+
+    def leaf(self, i: int, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(values, tolerances) of one leaf, for the first vectors, stacked in front."""
+        chosen = self.results[:count]
+        return np.stack([values[i] for values, _ in chosen]), np.stack([allowed[i] for _, allowed in chosen])
 
 
 @dataclass(frozen=True)
@@ -89,6 +117,7 @@ class Trial:
         word: "cotangent" or "tangent".
         seed: of the nearby point and of the rounding noise.
         samples: of Monte Carlo arithmetic.
+        approximation: how far, relative to the largest entry, the rule may be off by intent.
     """
 
     rule: Rule
@@ -98,72 +127,93 @@ class Trial:
     word: str
     seed: int
     samples: int
+    approximation: float = 0.0
 
-    def reference(self) -> Measured:
-        """(outputs, results for every vector, results at the nearby point for the vector before the last)."""
-        moving, data = self._moving, self.rule.given.fresh("data")
+    def truth(self) -> Truth:
+        """What the reference says, at the first second point that is in the function's domain."""
+        for near in near_points(self.moving, self.seed):
+            found = self._truth(near)
+            if all(np.isfinite(leaf).all() for leaf in (*found.beside[0], *found.beside[1])):
+                break
+        return found
 
+    def _truth(self, near: Vector) -> Truth:
         def everything(moving: Vector, near: Vector, data: Vector, vectors: list[Vector]) -> Any:
             out, results = self.apply(self.rule.raw, moving, data, vectors)
             _, beside = self.apply(self.rule.raw, near, data, vectors[-2:-1])
             return out, results, beside[0]
 
-        given = (moving, self._near, data, self.vectors)
-        working = self.rule.given.working
-        return measure(everything, *given, dtype=working, samples=self.samples, seed=self.seed)
+        found = self.measured(everything, self.moving, near, self.data, self.vectors)
+        (out, results, beside), (out_bars, bars, beside_bars) = found.value, found.tolerance
+        return Truth((out, out_bars), list(zip(results, bars, strict=True)), near, (beside, beside_bars))
+
+    @staticmethod
+    def truth_from(found: Measured) -> Truth:
+        """A truth without a second point, from (outputs, results)."""
+        (out, results), (out_bars, bars) = found.value, found.tolerance
+        return Truth((out, out_bars), list(zip(results, bars, strict=True)), [], ([], []))
+
+    def measured(self, function: Callable[..., Any], *args: Any) -> Measured:
+        """A function of the plain function in float64, and its tolerances."""
+        found = measure(function, *args, dtype=self.rule.given.working, samples=self.samples, seed=self.seed)
+        return found.loosened(self.approximation)
 
     @property
-    def _moving(self) -> Vector:
+    def moving(self) -> Vector:
+        """Copies of what is differentiated: a rule may take its arguments for good."""
         return self.rule.given.fresh("moving")
 
     @property
-    def _near(self) -> Vector:
-        return nearby(self._moving, self.seed)
-
-    def by_rule(self, moving: Vector, data: Vector, vectors: list[Vector]) -> tuple[Vector, list[Vector]]:
-        """The derivative by the rule under test."""
-        return self.apply(self.rule.f, moving, data, vectors)
-
-    def rows(self, measured: Measured, transforms: Sequence[str]) -> Iterator[Row]:
-        """Rows on the rule's outputs and results against the reference, then on its promises."""
-        data = self.rule.given.fresh("data")
-        out, results = self.by_rule(self._moving, data, self.vectors)
-        again = self.by_rule(self._moving, data, self.vectors)
-        names = [name for name, _ in self.rule.outputs]
-        yield from against(names, out, (measured.value[0], measured.tolerance[0]), "the rule's value of ")
-        if "eager" in transforms:
-            yield from self._results(results, measured)
-        yield from self._linear(results, measured)
-        yield self._zero(data)
-        drift = "" if faults.same_bits((out, results), again) else "a second call gave other numbers"
-        yield faults.contract("second call the same", drift)
-        if "jit" in transforms:
-            yield from self._jitted(data, measured)
-        if "vmap" in transforms:
-            yield from self._vmapped(data, measured)
-
-    def _results(self, results: list[Vector], measured: Measured, prefix: str = "") -> Iterator[Row]:
-        """A row for every leaf, with the vectors, except their combination, on its first axis."""
-        last = len(self.vectors) - 1
-        for i, name in enumerate(self.names):
-            sides = (results[:last], measured.value[1][:last], measured.tolerance[1][:last])
-            ours, theirs, allowed = (np.stack([np.asarray(one[i], np.float64) for one in side]) for side in sides)
-            kind: Any = "contract" if prefix else "end to end"
-            leading = f"for {self.word}"
-            yield compare_leaf(prefix + name, ours, theirs, allowed, kind=kind, witness=self._witness, leading=leading)
+    def data(self) -> Vector:
+        """Copies of the other arrays."""
+        return self.rule.given.fresh("data")
 
     @property
-    def _witness(self) -> str:
+    def witness(self) -> str:
+        """The reference, in words."""
         return "jax.vjp of the plain function" if self.word == "cotangent" else "jax.jvp of the plain function"
 
-    def _linear(self, results: list[Vector], measured: Measured) -> Iterator[Row]:
+    def by_rule(self, vectors: list[Vector]) -> tuple[Vector, list[Vector]]:
+        """(outputs, results for every vector) of the rule under test."""
+        moving, data = arrays(self.moving), arrays(self.data)
+        return self.apply(self.rule.f, moving, data, [arrays(vector) for vector in vectors])
+
+    def rows(self, truth: Truth, eager: bool) -> Iterator[Row]:
+        """Rows on the rule's outputs and results, then on what follows from linearity."""
+        first = self.vectors[0]
+        zeros = [np.zeros_like(leaf) for leaf in first]
+        scaled = [[leaf * np.asarray(factor, leaf.dtype) for leaf in first] for factor in self._factors()]
+        out, results = self.by_rule([*self.vectors, zeros, *scaled])
+        again = self.by_rule([*self.vectors, zeros, *scaled])
+        n = len(self.vectors)
+        names = [name for name, _ in self.rule.outputs]
+        yield from against(names, out, truth.outputs, "the rule's value of ")
+        if eager:
+            yield from self.results(results[:n], truth)
+        yield from self._linear(results, truth)
+        wrong = [name for name, leaf in zip(self.names, results[n], strict=True) if np.asarray(leaf, np.float64).any()]
+        broken = f"a zero {self.word} gives something other than zero for {', '.join(wrong)}" if wrong else ""
+        yield faults.contract(f"zero {self.word}", broken)
+        for factor, result in zip(self._factors(), results[n + 1 :], strict=True):
+            yield from self._scaled(factor, result, truth)
+        drift = "" if faults.same_bits((out, results), again) else "a second call gave other numbers"
+        yield faults.contract("second call the same", drift)
+
+    def results(self, results: list[Vector], truth: Truth, prefix: str = "") -> Iterator[Row]:
+        """A row for every leaf, with the vectors, except their combination, on its first axis."""
+        count = len(self.vectors) - 1
+        kind: Any = "contract" if prefix else "end to end"
+        for i, name in enumerate(self.names):
+            ours = np.stack([np.asarray(one[i], np.float64) for one in results[:count]])
+            described: Any = {"kind": kind, "witness": self.witness, "leading": f"for {self.word}"}
+            yield compare_leaf(prefix + name, ours, *truth.leaf(i, count), **described)
+
+    def _linear(self, results: list[Vector], truth: Truth) -> Iterator[Row]:
         """Rows on D(A u + B v) = A D(u) + B D(v); the tolerance includes the exact rounding of A u + B v."""
         first, last, mixed = 0, len(self.vectors) - 2, len(self.vectors) - 1
         for i, name in enumerate(self.names):
-            ours, exact, allowed = (
-                [np.asarray(side[k][i], np.float64) for k in (first, last, mixed)]
-                for side in (results, measured.value[1], measured.tolerance[1])
-            )
+            ours = [np.asarray(results[k][i], np.float64) for k in (first, last, mixed)]
+            exact, allowed = ([truth.results[k][side][i] for k in (first, last, mixed)] for side in (0, 1))
             rounded = np.abs(A * exact[0] + B * exact[1] - exact[2])
             tolerance = abs(A) * allowed[0] + abs(B) * allowed[1] + allowed[2] + rounded
             yield compare_leaf(
@@ -175,46 +225,21 @@ class Trial:
                 witness="its own linear combination",
             )
 
-    def _zero(self, data: Vector) -> Row:
-        zeros = [np.zeros_like(leaf) for leaf in self.vectors[0]]
-        results = self.by_rule(self._moving, data, [zeros])[1][0]
-        wrong = [name for name, leaf in zip(self.names, results, strict=True) if np.asarray(leaf, np.float64).any()]
-        broken = f"a zero {self.word} gives something other than zero for {', '.join(wrong)}" if wrong else ""
-        return faults.contract(f"zero {self.word}", broken)
+    def _factors(self) -> Sequence[float]:
+        width = min(leaf.dtype.itemsize for leaf in self.vectors[0])
+        return FACTORS[width]
 
-    def _jitted(self, data: Vector, measured: Measured) -> Iterator[Row]:
-        try:
-            _, results = jax.jit(self.by_rule)(self._moving, data, self.vectors)
-        except Exception as error:  # an error under a transformation is the finding
-            yield faults.contract("under jit", f"raised {faults.one_line(error)}")
-            return
-        yield from self._results(results, measured, "under jit: ")
-
-    def _vmapped(self, data: Vector, measured: Measured) -> Iterator[Row]:
-        """Rows on two points and two vectors at once, each against the reference at its own point."""
-        points = _stacked(self._moving, self._near)
-        vectors = _stacked(self.vectors[0], self.vectors[-2])
-        try:
-            _, (results,) = jax.vmap(lambda m, v: self.by_rule(m, data, [v]))(points, vectors)
-        except Exception as error:
-            yield faults.contract("under vmap", f"raised {faults.one_line(error)}")
-            return
-        values, allowed = ([side[1][0], side[2]] for side in (measured.value, measured.tolerance))
-        for i, name in enumerate(self.names):
-            theirs, tolerance = (np.stack([one[i] for one in side]) for side in (values, allowed))
+    def _scaled(self, factor: float, result: Vector, truth: Truth) -> Iterator[Row]:
+        """Rows on D(c u) = c D(u), exact for a power of two: nothing is clipped, and no constant is added."""
+        for name, ours, exact, allowed in zip(self.names, result, *truth.results[0], strict=True):
+            info = jnp.finfo(jnp.result_type(ours))
+            if factor * np.max(np.abs(exact), initial=0) > float(info.max) / 16:
+                continue  # the precision would overflow: that is no fault of the rule
+            tolerance = factor * allowed + float(info.tiny)
+            told: Any = {"kind": "contract", "witness": self.witness}
             yield compare_leaf(
-                f"under vmap: {name}",
-                results[i],
-                theirs,
-                tolerance,
-                kind="contract",
-                witness=self._witness,
-                leading="at point",
+                f"for {factor:.4g} times the {self.word}: {name}", ours, factor * exact, tolerance, **told
             )
-
-
-def _stacked(one: Vector, other: Vector) -> Vector:
-    return [jnp.stack([jnp.asarray(a), jnp.asarray(b)]) for a, b in zip(one, other, strict=True)]
 
 
 def against(

@@ -1,6 +1,6 @@
 """Validate the inputs of a check of a custom rule, and collect what the check needs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,40 +10,19 @@ from jaxtyping import DTypeLike
 
 from reference.checks import faults
 from reference.checks.arguments import chosen, kind_of, structure, take_apart
-from reference.checks.linear_rows import Rule, Vector, against
+from reference.checks.donation import keeping
+from reference.checks.held_rule import Held
+from reference.checks.linear_rows import Rule, Truth, Vector, against, arrays
 from reference.report import Row
-from reference.tolerance.rounding import Measured
 
 Tree = Any
-_CHECKS = {jax.custom_vjp: "check_vjp", jax.custom_jvp: "check_jvp"}
-
-
-def rule_of(f: Any, kind: type, raw: Callable[..., Any] | None) -> Any:
-    """The rule inside `f` and its jit wrappers, or None if `raw` is given instead.
-
-    Raises:
-        TypeError: there is no rule and no `raw`, or its rules were never defined.
-    """
-    held, name = f, f"jax.{kind.__name__}"
-    while not isinstance(held, jax.custom_vjp | jax.custom_jvp) and hasattr(held, "__wrapped__"):
-        held = held.__wrapped__
-    if isinstance(held, kind):
-        if getattr(held, "fwd", True) is None or getattr(held, "jvp", True) is None:
-            raise TypeError(f"{faults.name_of(f)} is a {name} whose rule is not defined yet: call its defvjp or defjvp")
-        return held
-    if raw is not None:
-        return None
-    told = "use check_gradient(fun, grad_fun, ...) for a gradient that is a function, or give raw=, the plain function"
-    if type(held) in _CHECKS:
-        told = f"use {_CHECKS[type(held)]}"
-    raise TypeError(f"{faults.name_of(f)} is not a {name}: {told}")
 
 
 def rule_under_test(
-    f: Any, held: Any, raw: Any, args: tuple[Any, ...], argnums: Any, nondiff: Sequence[int], dtype: Any
+    f: Any, held: Held | None, raw: Any, args: tuple[Any, ...], argnums: Any, nondiff: Sequence[int], dtype: Any
 ) -> Rule:
     """The `Rule` that both checks need, after a trial call of its plain function."""
-    declared = () if held is None else held.nondiff_argnums
+    declared = () if held is None else held.static
     fixed = {*declared, *(chosen(nondiff, len(args)) if nondiff else ())}
     numbers = chosen([i for i in range(len(args)) if i not in fixed] if argnums is None else argnums, len(args))
     if set(numbers) & fixed:
@@ -51,27 +30,38 @@ def rule_under_test(
             f"argnums {argnums!r} names an argument that nondiff_argnums {tuple(sorted(fixed))} says is static"
         )
     given = take_apart(args, numbers, dtype, tuple(fixed))
-    plain = held.fun if raw is None else raw
+    plain = raw if raw is not None or held is None else held.plain
     role = f"the plain function of {faults.name_of(f)}"
+    given.require_finite()
     with given.precision():
-        moving, data = given.fresh("moving"), given.fresh("data")
+        moving, data = arrays(given.fresh("moving")), arrays(given.fresh("data"))
         value = faults.call(plain, given.build(moving, data), role)
         leaves = jax.tree_util.tree_leaves_with_path(value)
         found = [("primal" + jax.tree_util.keystr(path), jnp.asarray(leaf)) for path, leaf in leaves]
+        _require_real(found)
         outputs = [(name, leaf) for name, leaf in found if jnp.issubdtype(leaf.dtype, jnp.floating)]
         if not outputs:
             got = ", ".join(kind_of(leaf) for _, leaf in found) or "nothing"
             raise TypeError(f"{role} returns no float to differentiate: {got}")
+        f = keeping(f, given.build(arrays(given.fresh("moving")), arrays(given.fresh("data"))))
         rule = Rule(f, plain, given, tuple((name, jax.ShapeDtypeStruct(x.shape, x.dtype)) for name, x in outputs))
         values, names = [leaf for _, leaf in outputs], [name for name, _ in outputs]
         faults.require_finite(values, names, role, lambda m, d: rule.floats(plain, m, d), moving, data)
     return rule
 
 
+def _require_real(found: Sequence[tuple[str, Any]]) -> None:
+    for name, leaf in found:
+        if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+            raise TypeError(
+                f"{name} is complex: check a function that returns its real and imaginary parts as two outputs"
+            )
+
+
 def output_of(rule: Rule) -> Tree:
     """The plain function's result."""
     with rule.given.precision():
-        return rule.raw(*rule.given.build(rule.given.fresh("moving"), rule.given.fresh("data")))
+        return rule.raw(*rule.given.build(arrays(rule.given.fresh("moving")), arrays(rule.given.fresh("data"))))
 
 
 def like(tree: Tree, due: Tree, what: str, whose: str, dtype: DTypeLike | None) -> Vector:
@@ -102,9 +92,9 @@ def tangents_like(tangents: Tree, rule: Rule, argnums: Any, dtype: DTypeLike | N
     return like(tangents, due, "tangents", "the differentiated arguments", dtype)
 
 
-def primal_rows(rule: Rule, measured: Measured) -> list[Row]:
+def primal_rows(rule: Rule, truth: Truth) -> list[Row]:
     """Rows on the value of f itself, including integer outputs, against the plain function's."""
-    moving, data = rule.given.fresh("moving"), rule.given.fresh("data")
+    moving, data = arrays(rule.given.fresh("moving")), arrays(rule.given.fresh("data"))
     try:
         value = rule.f(*rule.given.build(moving, data))
     except Exception as error:  # f raises but its plain function does not: that is the finding
@@ -119,7 +109,7 @@ def primal_rows(rule: Rule, measured: Measured) -> list[Row]:
     whole = [[leaf for leaf in jax.tree.leaves(tree) if not _is_float(leaf)] for tree in (value, plain)]
     if not faults.same_bits(*whole):
         broken = "an output that is not a float differs from the plain function's"
-    names, wanted = [name for name, _ in rule.outputs], (measured.value[0], measured.tolerance[0])
+    names, wanted = [name for name, _ in rule.outputs], truth.outputs
     rows = list(against(names, [leaf for leaf in jax.tree.leaves(value) if _is_float(leaf)], wanted))
     return [*rows, faults.contract("type of primal", broken)]
 

@@ -106,7 +106,7 @@ class NetworkResult:
         if self.mutation.survivors:
             first = self.mutation.survivors[0]
             count = counted(len(self.mutation.survivors), "broken gradient")
-            again = f"\n  again: {self.report.reproduce}" if self.report.reproduce else ""
+            again = f"\n  to see this again: {self.report.reproduce}" if self.report.reproduce else ""
             return f"INCONCLUSIVE: the check lets {count} pass; first:\n  {first}{again}"
         return f"INCONCLUSIVE: mutation was {self.mutation.headline()}"
 

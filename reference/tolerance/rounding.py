@@ -40,6 +40,17 @@ class Measured:
         """Whether some result may overflow, so that nan or inf by hand may be right."""
         return any(np.isinf(leaf).any() for leaf in jax.tree.leaves(self.tolerance))
 
+    def loosened(self, approximation: float) -> "Measured":
+        """With a tolerance larger by `approximation` times the largest entry of every leaf."""
+        if not approximation:
+            return self
+
+        def one(value: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+            known = np.isfinite(value) & np.issubdtype(value.dtype, np.inexact)
+            return allowed + approximation * np.max(np.abs(value), initial=0, where=known)
+
+        return Measured(self.value, jax.tree.map(one, self.value, self.tolerance))
+
 
 def require_samples(samples: Any) -> None:
     """Refuse a number of samples that leaves no spread to measure.

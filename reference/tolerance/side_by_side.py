@@ -98,8 +98,11 @@ def sampled(equation: JaxprEqn, inputs: Values) -> Values:
         return _by_jax(equation, _as_wide_as_known(equation, inputs), narrow=True)
     if equation.primitive.name in ("pure_callback", "io_callback"):
         return _called(equation, inputs)
-    if is_narrow(inputs) or any(map(is_key, inputs)):
+    if is_narrow(inputs) or not inputs:  # without inputs it counts: an iota
         return _by_jax(equation, inputs, narrow=True)
+    if any(map(is_key, inputs)):
+        drawn = _by_jax(equation, _as_wide_as_known(equation, inputs), narrow=True)
+        return [widened(value) for value in drawn] if any(map(is_float, inputs)) else drawn
     inputs = [widened(value) for value in inputs]
     operation = OPERATIONS.get(equation.primitive.name)
     found = None if operation is None else operation(equation.params, *inputs)
@@ -109,7 +112,8 @@ def sampled(equation: JaxprEqn, inputs: Values) -> Values:
 def _as_wide_as_known(equation: JaxprEqn, inputs: Values) -> Values:
     """The inputs in the types that the program gives them."""
     avals: list[Any] = [atom.aval for atom in equation.invars]
-    return [value.astype(aval.dtype) for value, aval in zip(inputs, avals, strict=True)]
+    pairs = zip(inputs, avals, strict=True)
+    return [value if is_key(value) else value.astype(aval.dtype) for value, aval in pairs]
 
 
 def _called(equation: JaxprEqn, inputs: Values) -> Values:
@@ -129,9 +133,13 @@ def _by_jax(equation: JaxprEqn, inputs: Values, narrow: bool = False) -> Values:
         return bind(equation, given, **changed)
 
     given = [value if varies else value[0] for value, varies in zip(inputs, many, strict=True)]
-    if any(many):
+    if not any(many):
+        return [kept(output)[None] for output in one(*given)]
+    try:
         return [kept(output) for output in jax.vmap(one, [0 if varies else None for varies in many])(*given)]
-    return [kept(output)[None] for output in one(*given)]
+    except Exception:  # a primitive of some library that has no batching rule
+        rows = [one(*(value[k % len(value)] for value in inputs)) for k in range(max(map(len, inputs)))]
+        return [np.stack([kept(output) for output in outputs]) for outputs in zip(*rows, strict=True)]
 
 
 TYPES = ("new_dtype", "dtype", "preferred_element_type")
@@ -220,7 +228,9 @@ def _concatenate(params: dict[str, Any], *inputs: np.ndarray) -> np.ndarray:
 
 def _convert(params: dict[str, Any], x: np.ndarray) -> np.ndarray | None:
     kind = np.dtype(params["new_dtype"])
-    if jnp.issubdtype(kind, jnp.floating) and x.dtype.kind in "fiub":
+    if jnp.issubdtype(kind, jnp.floating) and x.dtype.kind in "iub":
+        return x.astype(kind)  # a count is exact, and no rounding moves it
+    if jnp.issubdtype(kind, jnp.floating) and x.dtype.kind == "f":
         return x.astype(np.float64, copy=False)
     return x if kind == x.dtype else None
 

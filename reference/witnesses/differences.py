@@ -278,16 +278,24 @@ def one_sided(fun: Callable[..., Any], args: tuple, direction: Tree) -> OneSided
     if values.shape != signed.shape:
         raise ValueError(f"fun must return a scalar, got an array of shape {values.shape[1:]}")
     at, ahead, behind = values[0], values[1 : 1 + steps.size], values[1 + steps.size :]
-    (right, right_error), (left, left_error) = _limit((ahead - at) / steps), _limit((at - behind) / steps)
-    return OneSided(left, right, max(left_error, right_error))
+    (right, right_error), (left, left_error) = limits((ahead - at) / steps), limits((at - behind) / steps)
+    return OneSided(float(left), float(right), float(max(left_error, right_error)))
 
 
-def _limit(slopes: np.ndarray) -> tuple[float, float]:
-    """(limit for step 0, error) of one-sided slopes at steps halved each time."""
-    twice = 2 * slopes[1:] - slopes[:-1]
-    thrice = (4 * twice[1:] - twice[:-1]) / 3
-    spread = np.maximum(np.abs(np.diff(thrice))[1:], np.abs(np.diff(thrice))[:-1])
-    if not np.isfinite(spread).any():
-        return float("nan"), float("inf")
-    best = int(np.nanargmin(spread))
-    return float(thrice[best + 1]), float(spread[best])
+def limits(slopes: np.ndarray, rounding: Any = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """(limits for step 0, errors) of one-sided slopes at steps halved each time, on the first axis.
+
+    Args:
+        slopes: one for every step; any further axes.
+        rounding: the error of each from the rounding of the function's values, of the same shape.
+    """
+    rounding = np.broadcast_to(rounding, slopes.shape)
+    with np.errstate(invalid="ignore", over="ignore"):
+        twice = 2 * slopes[1:] - slopes[:-1]
+        thrice = (4 * twice[1:] - twice[:-1]) / 3
+        jumps = np.abs(np.diff(thrice, axis=0))
+    spread = np.maximum(jumps[1:], jumps[:-1]) + rounding[3:-1]
+    spread = np.where(np.isnan(spread), np.inf, spread)
+    best = np.argmin(spread, axis=0)[None]
+    limit, error = (np.asarray(np.take_along_axis(array, best, axis=0)[0]) for array in (thrice[1:-1], spread))
+    return np.where(np.isinf(error), np.nan, limit), error

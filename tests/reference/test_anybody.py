@@ -231,10 +231,10 @@ def test_weak_points_are_noted() -> None:
         *args,
         argnums=(0, 1, 2),
     )
-    assert report.passed
-    assert "args[0] is all zeros" in report.notes[0]
-    assert "gradient for args[1] is zero here" in report.notes[1]
-    assert "args[2] is empty" in report.notes[2]
+    assert [row.path for row in report.inconclusive] == ["args[1]"]  # zero since args[0] is, so 2 a would pass for a
+    assert "zero at this point and not beside it" in report.summary()
+    assert "args[2] is empty" in report.notes[0]
+    assert "args[0] is all zeros" in report.notes[1]
 
 
 def test_mixed_precisions_are_held_to_the_narrowest_and_that_is_said() -> None:
@@ -275,9 +275,11 @@ def test_it_works_for_a_user_without_x64_and_says_what_it_was_run_in() -> None:
             seen.append(jnp.zeros(1).dtype)
             return gradient(params, x)
 
-        report = check_gradient(loss, watching, *single)
+        report = check_gradient(loss, watching, *single, dtype="float32")
         assert report.passed and report.dtype == "float32"
         assert set(seen) == {np.dtype("float32")}  # the user's own setting while the user's code runs
+        assert check_gradient(loss, watching, *single).passed
+        assert set(seen) == {np.dtype("float32"), np.dtype("float64")}  # and once more in float64
 
 
 @pytest.mark.parametrize("fault", [1.0, 0.97])

@@ -104,7 +104,8 @@ def test_an_operation_by_numpy_is_that_of_jax(name, monkeypatch):
     met = set()
 
     def both(equation, inputs):
-        wanted = _by_jax(equation, inputs)
+        counts = equation.primitive.name == "convert_element_type" and inputs[0].dtype.kind in "iub"
+        wanted = _by_jax(equation, inputs, narrow=counts)  # a count keeps the program's width
         with np.errstate(all="ignore"):
             found = sampled(equation, inputs)
         for ours, theirs in zip(found, wanted, strict=True):

@@ -1,0 +1,150 @@
+"""Who is right where a rule and JAX's derivative of the plain function differ: the function's values are asked.
+
+At a kink, such as relu at 0, a tie of max or the edge of a clip, there are two slopes, and any between them is a
+derivative by some convention. Where the program has a kink and the function has none, or where JAX's derivative is nan
+though the function has one, JAX stands alone. The values are those of the same program in float64, at points on a
+ladder of steps to both sides, so no derivative rule has a part in them.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from reference.tolerance.monte_carlo import exact
+from reference.tolerance.side_by_side import widened
+from reference.witnesses.differences import limits
+from reference.witnesses.kinks import ties
+from reference.witnesses.points import EPS
+
+Leaves = Sequence[Any]
+STEPS = 2.0 ** -np.arange(4, 28)
+FIRST = 8  # disputed entries that are looked at before all others: where one of them is wrong, so is the rule
+BUDGET = 1 << 22  # numbers in one batch of points
+MOST = 4096  # disputed entries of one leaf
+FAR = 8.0  # times the error of the slopes: so far is JAX off before it is said to stand alone
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Slopes of a function from the left and from the right, and the error of either; arrays of one shape."""
+
+    left: np.ndarray
+    right: np.ndarray
+    error: np.ndarray
+
+    def rule_on(self, ours: np.ndarray, theirs: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """For every entry, whether the slopes bear out `ours` against `theirs`, and what they say, in words."""
+        low, high = np.minimum(self.left, self.right), np.maximum(self.left, self.right)
+        slack = self.error + np.where(np.isfinite(allowed), allowed, 0.0)
+        kink = high - low > FAR * self.error + 1e-9 * np.maximum(np.abs(low), np.abs(high))
+        inside = (ours >= low - slack) & (ours <= high + slack)
+        middle = (low + high) / 2
+        theirs_off = ~(np.abs(theirs - middle) <= FAR * (self.error + (high - low)))
+        right = np.where(kink, inside, inside & theirs_off)
+        told = zip(*(np.ravel(each) for each in (kink, right, self.left, self.right, theirs, theirs_off)), strict=True)
+        return right, np.asarray([_in_words(*each) for each in told], object).reshape(right.shape)
+
+
+def _in_words(kink: bool, right: bool, left: float, after: float, theirs: float, theirs_off: bool) -> str:
+    if not np.isfinite(left + after):
+        return "the function's values show no slope there"
+    if kink:
+        return f"a kink of the function, with the one-sided derivatives {left:.6g} and {after:.6g}"
+    middle = f"the function's values have the slope {(left + after) / 2:.9g} there"
+    if right:
+        return f"{middle}, and JAX's derivative of the plain function, {theirs:.6g}, is the odd one out"
+    return f"{middle}, which is neither" if theirs_off else f"{middle}, as JAX says"
+
+
+@dataclass(frozen=True, eq=False)
+class Arbiter:
+    """A function's values in float64 around one point.
+
+    Attributes:
+        closed: the program: flat inputs, what moves first, to float outputs.
+        moving: the inputs that move.
+        data: the others.
+        named: (direction, weights) -> the kinks on which the point lies, in words.
+    """
+
+    closed: Any
+    moving: Leaves
+    data: Leaves
+    named: Callable[[Leaves], str]
+
+    @classmethod
+    def of(cls, function: Callable[[Leaves, Leaves], Leaves], moving: Leaves, data: Leaves) -> "Arbiter":
+        """For a function (moving, data) -> float outputs; it is traced with these arguments."""
+        closed = jax.make_jaxpr(function)(moving, data)
+
+        def named(moving: Leaves) -> str:
+            try:
+                found = ties(lambda moving: sum(leaf.sum() for leaf in function(moving, data)), moving)
+            except Exception:  # a name is welcome, and not needed for the verdict
+                return ""
+            return "; ".join(map(str, found))
+
+        return cls(closed, [widened(leaf) for leaf in moving], [widened(leaf) for leaf in data], named)
+
+    def kinks(self) -> str:
+        """The operations whose kink the point lies on, with file and line, or ""."""
+        return self.named(self.moving)
+
+    def along(self, direction: Leaves) -> list[Sides]:
+        """The slopes of every output along a direction."""
+        signed = np.concatenate([[0.0], STEPS, -STEPS])
+        size = max(1.0, *(float(np.max(np.abs(leaf), initial=0)) for leaf in self.moving))
+        rows = [
+            leaf[None] + size * signed.reshape(-1, *(1,) * leaf.ndim) * np.asarray(part, np.float64)
+            for leaf, part in zip(self.moving, direction, strict=True)
+        ]
+        return [_sides(values, np.asarray(size)) for values in self._values(rows)]
+
+    def by_entries(
+        self, leaf: int, entries: np.ndarray, vectors: Sequence[Leaves]
+    ) -> Iterator[tuple[np.ndarray, Sides]]:
+        """(entries, slopes by them), batch by batch: of the outputs weighted by every vector, which is the first axis.
+
+        Args:
+            leaf: which of `moving`.
+            entries: flat numbers of its entries.
+            vectors: weights for every output.
+        """
+        signed = np.concatenate([[0.0], STEPS, -STEPS])
+        x = self.moving[leaf]
+        largest = max(1, x.size, *(int(np.prod(v.aval.shape)) for v in self.closed.jaxpr.outvars))
+        count = max(1, BUDGET // (signed.size * largest))
+        batches = [entries[:FIRST], *(entries[k : k + count] for k in range(FIRST, len(entries), count))]
+        for batch in filter(len, batches):
+            sizes = np.maximum(1.0, np.abs(x.ravel()[batch]))
+            points = np.tile(x.reshape(1, 1, -1), (len(batch), signed.size, 1))
+            points[np.arange(len(batch))[:, None], np.arange(signed.size), batch[:, None]] += sizes[:, None] * signed
+            rows: list[Any] = [other[None] for other in self.moving]
+            rows[leaf] = points.reshape(-1, *x.shape)
+            total = np.zeros((len(rows[leaf]), len(vectors)))
+            for i, values in enumerate(self._values(rows)):
+                weights = np.stack([np.asarray(vector[i], np.float64).ravel() for vector in vectors], axis=1)
+                total += values.reshape(len(values), -1) @ weights
+            yield batch, _sides(total.reshape(len(batch), signed.size, -1).transpose(1, 2, 0), sizes)
+
+    def _values(self, rows: Leaves) -> list[np.ndarray]:
+        with jax.enable_x64(True):
+            found = exact(self.closed, [*rows, *(leaf[None] for leaf in self.data)])
+        return [np.asarray(values, np.float64) for values in found]
+
+
+def _sides(values: np.ndarray, size: np.ndarray) -> Sides:
+    """Slopes from the values at 0, at `STEPS` and at -`STEPS` times `size`, on the first axis."""
+    if len(values) == 1:  # an output that nothing here moves
+        still = np.zeros(values.shape[1:])
+        return Sides(still, still, still)
+    at, ahead, behind = values[:1], values[1 : 1 + STEPS.size], values[1 + STEPS.size :]
+    steps = size * STEPS.reshape(-1, *(1,) * (values.ndim - 1))
+    with np.errstate(invalid="ignore", over="ignore"):
+        rounding = 4 * EPS * np.abs(at) / steps
+        right, right_error = limits((ahead - at) / steps, rounding)
+        left, left_error = limits((at - behind) / steps, rounding)
+    return Sides(left, right, np.maximum(left_error, right_error))

@@ -1,0 +1,159 @@
+"""Settle entries on which a derivative by hand and JAX's differ: what the function's values bear out is no fault."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+
+import jax.numpy as jnp
+import numpy as np
+
+from reference.checks.arbiter import MOST, Arbiter, Sides
+from reference.checks.linear_rows import Trial, Truth, Vector
+from reference.report import Row
+
+Found = Callable[[np.ndarray], Iterator[tuple[np.ndarray, Sides]]]
+"""Flat numbers of entries -> (some of them, slopes for every vector and each of these), batch by batch."""
+SHOWN = 3  # entries that a note names
+UNKNOWN = 64.0  # roundings that pass where JAX's derivative is nan, so that no tolerance could be measured
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A reference with its disputes settled.
+
+    Attributes:
+        values: the reference, with what was borne out in place of JAX's.
+        allowed: the tolerances.
+        notes: on what was borne out.
+        judged: by what name of a leaf, what the function's values say about an entry that was not.
+    """
+
+    values: np.ndarray
+    allowed: np.ndarray
+    notes: list[str] = field(default_factory=list)
+    judged: str = ""
+
+
+def disputed(ours: np.ndarray, theirs: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """Where a number by hand is not what JAX says."""
+    with np.errstate(invalid="ignore"):
+        agree = (np.abs(ours - theirs) <= allowed) | (ours == theirs)
+    return np.asarray(~agree & np.isfinite(ours))
+
+
+def settled(
+    name: str, ours: np.ndarray, truth: tuple[np.ndarray, np.ndarray], found: Found, kinks: Callable[[], str]
+) -> Settled:
+    """Ask the function's values about every disputed entry of one leaf.
+
+    Args:
+        name: of the leaf.
+        ours: by hand; the vectors are the first axis.
+        truth: (values, tolerances) by JAX, likewise.
+        found: gives the slopes.
+        kinks: names the operations whose kink the point lies on.
+    """
+    shape, (theirs, allowed) = ours.shape, truth
+    flat_ours, values, bars = (np.array(each, np.float64).reshape(len(ours), -1) for each in (ours, theirs, allowed))
+    where = disputed(flat_ours, values, bars)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        used = np.where(where, np.nan_to_num(np.abs(flat_ours - values) / bars, nan=np.inf, posinf=np.inf), 0.0)
+    entries = np.argsort(-used.max(axis=0), kind="stable")[: np.count_nonzero(where.any(axis=0))]
+    lines, judged, worst, borne_out = [], "", 0.0, set[int]()
+    if len(entries) > MOST:
+        return Settled(theirs, allowed)
+    unit = UNKNOWN * float(jnp.finfo(ours.dtype).eps)
+    for batch, sides in found(entries):
+        right, told = sides.rule_on(flat_ours[:, batch], values[:, batch], bars[:, batch])
+        for k, j in np.argwhere(where[:, batch]):
+            at, text = batch[j], str(told[k, j])
+            if not right[k, j]:
+                if used[k, at] > worst:  # the entry that the row will show
+                    judged, worst = text + _named(text, kinks), used[k, at]
+                continue
+            if len(borne_out | {at}) <= SHOWN and at not in borne_out:
+                index = ", ".join(map(str, np.unravel_index(at, shape[1:])))
+                place = f"{name}[{index}]" if index else name
+                rule, jax_says = flat_ours[k, at], values[k, at]
+                lines.append(f"{place}: {text}{_named(text, kinks)}; by hand {rule:.6g}, by JAX {jax_says:.6g}: right")
+            borne_out.add(at)
+            size = np.nanmax(np.abs([flat_ours[k, at], sides.left[k, j], sides.right[k, j]]))
+            values[k, at] = flat_ours[k, at]
+            bars[k, at] = bars[k, at] if np.isfinite(bars[k, at]) else unit * size
+        if not right[where[:, batch]].any():
+            break  # nothing of this is borne out, and the first are the worst
+    if len(borne_out) > SHOWN:
+        lines.append(f"{name}: {len(borne_out) - SHOWN} more entries like these")
+    return Settled(values.reshape(shape), bars.reshape(shape), lines, judged)
+
+
+def _named(text: str, kinks: Callable[[], str]) -> str:
+    names = kinks() if text.startswith("a kink") else ""
+    return f" ({names})" if names else ""
+
+
+@dataclass(frozen=True, eq=False)
+class Disputes:
+    """The disputes of one trial.
+
+    Attributes:
+        trial: what is tested.
+        truth: the reference.
+        results: by hand, for every vector.
+    """
+
+    trial: Trial
+    truth: Truth
+    results: Sequence[Vector]
+
+    @cached_property
+    def _arbiter(self) -> Arbiter:
+        trial = self.trial
+        rule = trial.rule
+        function = lambda moving, data: rule.floats(rule.raw, list(moving), list(data))  # noqa: E731
+        return Arbiter.of(function, trial.moving, trial.data)
+
+    @cached_property
+    def _kinks(self) -> str:
+        return self._arbiter.kinks()
+
+    def settle(self) -> tuple[Truth, list[str], dict[str, str]]:
+        """(the truth with what was borne out, notes, by name of a leaf what the values say against it)."""
+        truth, notes, judged = self.truth, list[str](), dict[str, str]()
+        results = [(list(values), list(allowed)) for values, allowed in truth.results]
+        for i, name in enumerate(self.trial.names):
+            ours = np.stack([np.asarray(one[i]) for one in self.results])
+            wanted = truth.leaf(i)
+            if ours.shape != wanted[0].shape or not disputed(ours.astype(np.float64), *wanted).any():
+                continue
+            try:
+                found = settled(name, ours, wanted, partial(self._slopes, i), lambda: self._kinks)
+            except Exception:  # a function that cannot be evaluated this way has no say
+                continue
+            for k, (values, allowed) in enumerate(results):
+                values[i], allowed[i] = found.values[k], found.allowed[k]
+            notes += found.notes
+            judged |= {name: found.judged} if found.judged else {}
+        beside = self._beside() if truth.near and notes else truth.beside  # a zero is on its kink there as well
+        return replace(truth, results=results, beside=beside), notes, judged
+
+    def _beside(self) -> tuple[Vector, Vector]:
+        """The result at the second point, settled."""
+        rule, vector = self.trial.rule, self.trial.vectors[-2]
+        trial = replace(self.trial, rule=replace(rule, given=rule.given.moved(self.truth.near)), vectors=[vector])
+        truth = replace(self.truth, results=[self.truth.beside], near=[])
+        return Disputes(trial, truth, trial.by_rule([vector])[1]).settle()[0].results[0]
+
+    def _slopes(self, i: int, entries: np.ndarray) -> Iterator[tuple[np.ndarray, Sides]]:
+        if self.trial.word == "cotangent":
+            yield from self._arbiter.by_entries(i, entries, self.trial.vectors)
+            return
+        each = [self._arbiter.along(vector)[i] for vector in self.trial.vectors]
+        flat = [np.stack([getattr(one, side).ravel()[entries] for one in each]) for side in ("left", "right", "error")]
+        yield entries, Sides(*flat)
+
+
+def explained(row: Row, judged: dict[str, str]) -> Row:
+    """A failing row with what the function's values say."""
+    text = judged.get(row.path.rpartition(": ")[2], "")
+    return replace(row, judged=text) if text and row.verdict == "fail" else row

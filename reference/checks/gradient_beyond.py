@@ -1,0 +1,92 @@
+"""A gradient by hand beyond the given point and precision, and rows on it in which nothing could have failed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from reference.checks import faults
+from reference.checks.beyond import FACTORS, narrower, without_kinks
+from reference.checks.disputes import explained
+from reference.checks.gradient_trial import Subject, Trial
+from reference.checks.near import scaled, shuffled
+from reference.checks.vacuous import TRIED, all_zeros, elsewhere, vacuous, zero_here_alone
+from reference.report import Row
+from reference.tolerance.rounding import Measured
+
+NEEDS_VALUES = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+Said = tuple[list[Row], list[str]]
+
+
+def in_double(trial: Trial, prepared: Callable[[Any], Subject]) -> Said:
+    """Rows on the gradient run in float64, where a fault shows that narrower rounding hides, and notes."""
+    if trial.subject.given.working == np.float64:
+        return [], []
+    try:
+        wide = replace(trial, subject=prepared("float64"))
+        with wide.subject.given.precision():
+            given = wide.subject.given
+            both = lambda *args: [wide.subject.loss(*args), wide.subject.by_hand(*args)]  # noqa: E731
+            try:
+                narrow = narrower(both, given.fresh("moving"), given.fresh("data"))
+            except NEEDS_VALUES:
+                return [], ["not repeated in float64: grad_fun is not traced, so it may compute in less inside"]
+            if narrow:
+                return [], [f"not repeated in float64: one of the two computes in {narrow} inside"]
+            return without_kinks(_at(wide, "in float64: "))
+    except Exception as error:  # the precision that was asked for is proven; this is more than that
+        return [], [f"not repeated in float64: {faults.one_line(error)}"]
+
+
+def _at(trial: Trial, prefix: str) -> Said:
+    """Rows on every leaf at a trial's point, with disputes settled, and notes."""
+    subject = trial.subject
+    _, measured = trial.measured(False)
+    flat = subject.flat(subject.by_hand(subject.given.fresh("moving"), subject.given.fresh("data")))
+    measured, notes, judged = trial.settled(flat, measured)
+    rows = [explained(row, judged) for row in trial.compared([flat], measured, prefix)]
+    known = all(np.isfinite(leaf).all() for leaf in (*measured.value[0][1], *measured.tolerance[0][1]))
+    if not known and not any(row.verdict == "fail" for row in rows):
+        return [], [f"{prefix}left out, since the reference or its tolerance is not finite there"]
+    return trial.hinted(rows), [prefix + note for note in notes]
+
+
+def elsewhere_too(trial: Trial) -> Said:
+    """Rows at larger, smaller and other arguments, and notes on what could not be looked at."""
+    rows, notes = list[Row](), list[str]()
+    here = trial.subject.given.fresh("moving")
+    points = [(f"at {factor:g} times the arguments: ", scaled(here, factor)) for factor in FACTORS]
+    points.append(("at arguments in another order: ", shuffled(here, trial.seed)))
+    for prefix, moving in points:
+        try:
+            given = trial.subject.given.moved(moving)
+            found, said = _at(replace(trial, subject=replace(trial.subject, given=given)), prefix)
+        except Exception as error:
+            found, said = [], [f"{prefix}left out: {faults.one_line(error)}"]
+        rows, notes = rows + found, notes + said
+    return rows, notes
+
+
+def without_vacuous(trial: Trial, rows: Sequence[Row], measured: Measured) -> Said:
+    """The rows with those inconclusive in which nothing could have failed, and notes on what is zero."""
+    given, paths, gradient = trial.subject.given, trial.plan.paths, measured.value[0][1]
+    moving = given.fresh("moving")
+    empty = [not np.size(leaf) for leaf in moving]
+    zero = [not np.any(slope) and not none for slope, none in zip(gradient, empty, strict=True)]
+    here_alone = [False] * len(zero)
+    if any(zero):
+        with given.precision():
+            at = elsewhere(jax.grad(trial.subject.loss), moving, given.fresh("data"))
+            here_alone = zero_here_alone(moving, zero, at, trial.seed)
+    columns = list(zip(paths, zero, here_alone, empty, strict=True))
+    notes = [f"{path} is empty: there is nothing to compare" for path, *_, none in columns if none]
+    notes += [
+        f"the gradient for {path} is zero here and at {TRIED} points beside: only a fault that makes it other than zero"
+        " can show"
+        for path, is_zero, alone, _ in columns
+        if is_zero and not alone
+    ]
+    notes += all_zeros(paths, moving, {path for path, _, alone, _ in columns if alone})
+    return vacuous(rows, paths, here_alone, empty), notes

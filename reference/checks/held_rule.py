@@ -1,0 +1,81 @@
+"""Find the rule inside a user's function, and give it its arguments as JAX does: by position, defaults filled in."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from reference.checks import faults
+
+Rule = jax.custom_vjp | jax.custom_jvp
+_CHECKS: dict[Any, str] = {jax.custom_vjp: "check_vjp", jax.custom_jvp: "check_jvp"}
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A custom rule, and what `functools.partial` put in front of a user's arguments and among its keywords.
+
+    Attributes:
+        rule: the jax.custom_vjp or jax.custom_jvp.
+        before: positional arguments that a partial holds.
+        keywords: keyword arguments that a partial holds.
+    """
+
+    rule: Any
+    before: tuple[Any, ...]
+    keywords: Mapping[str, Any]
+
+    @property
+    def plain(self) -> Callable[..., Any]:
+        """The plain function inside the rule, of the user's arguments."""
+        return functools.partial(self.rule.fun, *self.before, **self.keywords)
+
+    @property
+    def static(self) -> tuple[int, ...]:
+        """The numbers of the user's arguments that the rule declares as not differentiable."""
+        return tuple(i - len(self.before) for i in self.rule.nondiff_argnums if i >= len(self.before))
+
+    def bound(self, args: tuple[Any, ...]) -> dict[str, Any]:
+        """Every argument of the rule by its name: `args[i]` for the user's own, the parameter's name for any other."""
+        everything = (*self.before, *args)
+        ours = [f"args[{i - len(self.before)}]" if i >= len(self.before) else "" for i in range(len(everything))]
+        try:
+            signature = inspect.signature(self.rule.fun)
+        except ValueError:  # a function in C has none, and no defaults that Python could know
+            return dict(zip((name or f"before[{i}]" for i, name in enumerate(ours)), everything, strict=True))
+        found = signature.bind(*everything, **self.keywords)
+        found.apply_defaults()
+        names = [*ours, *list(signature.parameters)[len(ours) :]]
+        return {name or f"before[{i}]": value for i, (name, value) in enumerate(zip(names, found.args, strict=True))}
+
+
+def held_rule(f: Any, kind: type, raw: Callable[..., Any] | None) -> Held | None:
+    """The rule inside `f`, its jit wrappers and its partials, or None if `raw` is given instead.
+
+    Raises:
+        TypeError: there is no rule and no `raw`, or its rules were never defined.
+    """
+    held: Any = f
+    before: tuple[Any, ...] = ()
+    keywords: dict[str, Any] = {}
+    name = f"jax.{kind.__name__}"
+    while not isinstance(held, Rule):
+        if isinstance(held, functools.partial):
+            held, before, keywords = held.func, (*held.args, *before), {**held.keywords, **keywords}
+        elif hasattr(held, "__wrapped__"):
+            held = held.__wrapped__
+        else:
+            break
+    if isinstance(held, kind):
+        if getattr(held, "fwd", True) is None or getattr(held, "jvp", True) is None:
+            raise TypeError(f"{faults.name_of(f)} is a {name} whose rule is not defined yet: call its defvjp or defjvp")
+        return Held(held, before, keywords)
+    if raw is not None:
+        return None
+    told = "use check_gradient(fun, grad_fun, ...) for a gradient that is a function, or give raw=, the plain function"
+    if type(held) in _CHECKS:
+        told = f"use {_CHECKS[type(held)]}"
+    raise TypeError(f"{faults.name_of(f)} is not a {name}: {told}")

@@ -1,0 +1,92 @@
+"""Every row on one rule at one point, with what JAX and the function's values disagree about settled first."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+import numpy as np
+
+from reference.checks import faults
+from reference.checks.approximation import hinted
+from reference.checks.blind import probed
+from reference.checks.disputes import Disputes, explained
+from reference.checks.linear_rows import Trial, Truth, Vector
+from reference.checks.mistakes import named
+from reference.checks.rule_parts import by_argument
+from reference.checks.transformed_rows import in_turns, jitted, vmapped
+from reference.report import Row
+
+
+def truth_of(trial: Trial) -> Truth:
+    """What the reference says.
+
+    Raises:
+        reference.CallFailed: JAX cannot differentiate the plain function.
+    """
+    word = "pulled back" if trial.word == "cotangent" else "pushed forward"
+    role = f"the plain function of {faults.name_of(trial.rule.f)}, {word} through in float64,"
+    hint = "if JAX cannot differentiate it, give raw=, a plain function of the same value that it can"
+    return faults.call(lambda *_: trial.truth(), (), role, hint)
+
+
+def proven(
+    trial: Trial, truth: Truth, transforms: Sequence[str], parts: Callable[[Truth], Iterator[Row]]
+) -> tuple[list[Row], list[str]]:
+    """(rows, notes) on a rule.
+
+    Args:
+        trial: what is tested.
+        truth: of the trial.
+        transforms: any of "eager", "jit" and "vmap".
+        parts: rows on one argument or output at a time.
+
+    Raises:
+        ValueError: the reference is not finite where the rule is not either.
+    """
+    eager = "eager" in transforms
+    first = guarded(lambda: trial.rows(truth, eager), "vjp" if trial.word == "cotangent" else "jvp")
+    raised = any(row.path in ("vjp", "jvp") for row in first)
+    notes, judged = list[str](), dict[str, str]()
+    strange = not all(np.isfinite(leaf).all() for values, _ in truth.results for leaf in values)
+    if not raised and (strange or any(row.verdict == "fail" for row in first)):
+        results = trial.by_rule(trial.vectors)[1]
+        truth, notes, judged = Disputes(trial, truth, results).settle()
+        first = named(trial, truth, results, list(trial.rows(truth, eager)))
+    _require_finite(trial, truth)
+    rows = [*first]
+    if not raised:
+        if trial.word == "cotangent":
+            rows += guarded(lambda: in_turns(trial, truth), "two pullbacks in turns")
+        if "jit" in transforms:
+            rows += jitted(trial, truth)
+        if "vmap" in transforms:
+            rows += vmapped(trial, truth, by_argument(trial.rule.given))
+        rows += guarded(lambda: parts(truth), "one at a time")
+        more, said = probed(trial, truth, rows)
+        rows, notes = rows + more, notes + said
+    rows = [explained(row, judged) for row in rows]
+    if any(row.verdict == "fail" for row in rows):
+        rule = trial.rule
+        program = jax.make_jaxpr(lambda moving, data: rule.floats(rule.raw, moving, data))(trial.moving, trial.data)
+        rows = hinted(rows, program)
+    return rows, notes
+
+
+def guarded(rows: Callable[[], Iterator[Row]], path: str) -> list[Row]:
+    """The rows; if computing them raises, one more row with the error as the finding."""
+    made: list[Row] = []
+    try:
+        for row in rows():
+            made.append(row)
+    except Exception as error:
+        made.append(faults.contract(path, f"raised {faults.one_line(error)}"))
+    return made
+
+
+def _require_finite(trial: Trial, truth: Truth) -> None:
+    with jax.enable_x64(True):
+
+        def again(moving: Vector, vector: Vector) -> Vector:
+            return trial.apply(trial.rule.raw, moving, trial.data, [vector])[1][0]
+
+        for values, _ in truth.results:
+            faults.require_finite(values, trial.names, "the reference", again, trial.moving, trial.vectors[0])

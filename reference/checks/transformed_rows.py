@@ -1,0 +1,119 @@
+"""The rows that hold a derivative rule against the reference as JAX transforms it: compiled, batched, in turns."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from reference.checks import faults
+from reference.checks.linear_rows import Trial, Truth, Vector, against, arrays
+from reference.compare import compare_leaf
+from reference.report import Row
+from reference.xla import quick
+
+Batch = tuple[str, Any, Any, list[int]]
+"""(name, in_axes of what is differentiated, its values, the numbers of the vectors in the batch)."""
+
+
+def in_turns(trial: Trial, truth: Truth) -> Iterator[Row]:
+    """Rows on two pullbacks made first and applied afterwards: what one keeps must not be the other's."""
+    rule, (first, last) = trial.rule, (trial.vectors[0], trial.vectors[-2])
+    pulls = [
+        jax.vjp(lambda m: rule.floats(rule.f, m, arrays(trial.data)), arrays(point))[1]
+        for point in (trial.moving, truth.near)
+    ]
+    results = [pull(arrays(vector))[0] for pull, vector in zip(pulls, (first, last), strict=True)]
+    yield from _pairs(trial, results, [truth.results[0], truth.beside], "two pullbacks in turns: ", "at point")
+
+
+def jitted(trial: Trial, truth: Truth) -> Iterator[Row]:
+    """Rows on the rule compiled."""
+    try:
+        _, results = jax.jit(lambda *args: trial.apply(trial.rule.f, *args))(trial.moving, trial.data, trial.vectors)
+    except Exception as error:  # an error under a transformation is the finding
+        yield faults.contract("under jit", f"raised {faults.one_line(error)}")
+        return
+    yield from trial.results(results, truth, "under jit: ")
+
+
+def vmapped(trial: Trial, truth: Truth, groups: Sequence[Sequence[int]]) -> Iterator[Row]:
+    """Rows on the rule under vmap: two points, one alone, vectors alone, and each argument alone with the rest shared.
+
+    Args:
+        trial: what is tested.
+        truth: what the reference says.
+        groups: the numbers of the differentiated leaves, by argument.
+    """
+    n, last = len(trial.moving), len(trial.vectors) - 2
+    both = [0, last]
+    twice = _stacked([trial.moving, trial.moving])
+    batches: list[Batch] = [
+        ("under vmap: ", 0, _stacked([trial.moving, truth.near]), both),
+        ("under vmap, a batch of one: ", 0, _stacked([trial.moving]), [0]),
+        (f"under vmap over {trial.word}s alone: ", None, arrays(trial.moving), both),
+    ]
+    for group in groups if len(groups) > 1 else ():
+        axes = [0 if i in group else None for i in range(n)]
+        values = [twice[i] if i in group else jnp.asarray(trial.moving[i]) for i in range(n)]
+        path = trial.rule.given.moving_paths[group[0]]
+        batches.append((f"under vmap over {path[: path.index(']') + 1]} alone: ", axes, values, both))
+    for (prefix, *_, numbers), results in _run(trial, batches):
+        first = prefix == "under vmap: "
+        if isinstance(results, Exception):
+            yield faults.contract(prefix.partition(":")[0], f"raised {faults.one_line(results)}")
+            if first:
+                return  # the others will raise the same
+            continue
+        wanted = [truth.results[0], truth.beside] if first else [truth.results[k] for k in numbers]
+        rows = [[leaf[k] for leaf in results] for k in range(len(numbers))]
+        yield from _pairs(trial, rows, wanted, prefix, "at point" if first else f"for {trial.word}")
+
+
+def _run(trial: Trial, batches: list[Batch]) -> Iterator[tuple[Batch, Any]]:
+    """Every batch with its results, all compiled as one program; or, where that raises, one by one as it stands."""
+
+    def one(batch: Batch) -> Callable[[Any, Any, Any], Any]:
+        def at(moving: Vector, data: Vector, vector: Vector) -> Any:
+            return trial.apply(trial.rule.f, moving, data, [vector])[1][0]
+
+        return jax.vmap(at, in_axes=(batch[1], None, 0))
+
+    def inputs() -> list[tuple[Any, Any, Any]]:
+        stacks = [_stacked([trial.vectors[k] for k in numbers]) for *_, numbers in batches]
+        return [(values, arrays(trial.data), stack) for (_, _, values, _), stack in zip(batches, stacks, strict=True)]
+
+    try:
+        together = jax.jit(
+            lambda given: [one(batch)(*each) for batch, each in zip(batches, given, strict=True)],
+            compiler_options=quick(),
+        )
+        yield from zip(batches, together(inputs()), strict=True)
+        return
+    except Exception:  # which one raises, and whether it does so uncompiled, is found out below
+        pass
+    for batch, given in zip(batches, inputs(), strict=True):
+        try:
+            found = one(batch)(*given)
+        except Exception as error:  # an error under a transformation is the finding
+            found = error
+        yield batch, found
+
+
+def _pairs(
+    trial: Trial, results: list[Vector], wanted: list[tuple[Vector, Vector]], prefix: str, leading: str
+) -> Iterator[Row]:
+    """A row for every leaf of several results, stacked in front."""
+    told: Any = {"kind": "contract", "witness": trial.witness}
+    if len(results) == 1:
+        yield from against(trial.names, results[0], wanted[0], prefix, **told)
+        return
+    for i, name in enumerate(trial.names):
+        ours = np.stack([np.asarray(one[i], np.float64) for one in results])
+        theirs, allowed = (np.stack([side[k][i] for side in wanted]) for k in (0, 1))
+        yield compare_leaf(prefix + name, ours, theirs, allowed, leading=leading, **told)
+
+
+def _stacked(points: Sequence[Vector]) -> Vector:
+    return [jnp.stack([jnp.asarray(leaf) for leaf in column]) for column in zip(*points, strict=True)]
