@@ -13,6 +13,8 @@ import manual_backprop as mb
 from manual_backprop.layers import Parameters
 from manual_backprop.objective import Objective, Step
 from reference import autodiff, causes, model
+from reference.checks import blind_spots
+from reference.checks.inputs import require_finite, require_something
 from reference.compare import compare_leaf, require_same_structure
 from reference.equations.bounds import Arithmetic
 from reference.equations.chain import layer_values
@@ -41,6 +43,7 @@ def check(
     samples: int = SAMPLES,
     seed: int = 0,
     compiler_options: dict[str, Any] | None = None,
+    generic: bool = True,
 ) -> Report:
     """Prove one hand-written step right, or say which equation of it is wrong.
 
@@ -51,9 +54,11 @@ def check(
     - end to end: `jax.grad` of an objective written independently computes it from the inputs alone. The tolerance
       is measured, entry by entry, by Monte Carlo arithmetic.
 
+    A verdict is about the values it was reached at; the report's notes say which faults cannot show at these.
+
     Args:
         objective: what to check.
-        params: its parameters; choose generic ones (such as b not zero), or faults may not show.
+        params: its parameters. Where a leaf hides faults, such as the zero biases of a fresh `init`, it is moved first.
         x: a batch; N >= 2 lets a missing 1/N show.
         y: targets.
         lam: as for the objective.
@@ -62,16 +67,18 @@ def check(
         backprop: the step under test, in the form of `manual_backprop.backprop`.
         value_and_grad: the gradient under test, in the form of `manual_backprop.value_and_grad`.
         samples: of Monte Carlo arithmetic.
-        seed: of its noise.
+        seed: of its noise, and of the values that leaves are moved to.
         compiler_options: for XLA, as `jax.jit` takes them.
+        generic: whether to move leaves that hide faults (all zeros, all ones, equal entries, a symmetric matrix) to
+            seeded values near them. The notes name them; with False, they say what cannot show there.
 
     Returns:
         A report with the rows of every equation in the order of computation, then those end to end. The first
         equation that fails is the cause.
 
     Raises:
-        ValueError, TypeError: no objective, inputs that the objective refuses, no precision, samples below 1, or a
-            step of the wrong structure or shapes.
+        ValueError, TypeError: no objective, inputs that the objective refuses, values that are nan or inf, weights
+            that are all zero, no precision, samples below 1, or a step of the wrong structure or shapes.
     """
     judge = prepare(
         objective,
@@ -83,6 +90,7 @@ def check(
         dtype=dtype,
         samples=samples,
         seed=seed,
+        generic=generic,
     )
     return judge.report(*by_hand(judge, backprop, value_and_grad, compiler_options))
 
@@ -108,10 +116,11 @@ class Judge:
 
     Attributes:
         objective: the objective to check.
-        inputs: (params, x, y), floats rounded to the precision under test.
+        inputs: (params, x, y), floats rounded to the precision under test; steps are compared at these.
         given: lam and weights, if they were given.
         dtype: the precision under test.
         measured: the reference's step in float64, and the tolerance of every entry.
+        notes: on parameters that hide faults, or that were moved since they did.
     """
 
     objective: Objective
@@ -119,15 +128,20 @@ class Judge:
     given: dict[str, Any]
     dtype: str
     measured: Measured
+    notes: tuple[str, ...] = ()
 
     def report(self, step: Step, value_and_grad: tuple[Any, Any] | None = None) -> Report:
         """The verdict on a step, and on a value and gradient if given."""
-        params, x, _ = self.inputs
-        regularizer, lam = self.objective.regularizer, self.given.get("lam")
-        coefficient = 0.0 if regularizer is None else float(regularizer.lam if lam is None else lam)
-        context = causes.Context(model.examples(x), coefficient)
+        n, lam = model.examples(self.inputs[1]), self._coefficient()
+        context = causes.Context(n, lam or 0.0)
         rows = [*self._equation_rows(step, context), *self._end_to_end_rows(step, value_and_grad, context)]
-        return Report(tuple(rows), self.dtype, str(self.objective.net), model.examples(x), coefficient)
+        notes = (*self.notes, *blind_spots.of_batch(n, self.given.get("weights"), lam))
+        return Report(tuple(rows), self.dtype, str(self.objective.net), n, lam or 0.0, notes)
+
+    def _coefficient(self) -> float | None:
+        """Lambda; None without a regulariser, where there is nothing to be hidden."""
+        regularizer, lam = self.objective.regularizer, self.given.get("lam")
+        return None if regularizer is None else float(regularizer.lam if lam is None else lam)
 
     def _equation_rows(self, step: Step, context: causes.Context) -> Iterator[Row]:
         require_same_structure("gradients", step.gradients, self.measured.value.gradients)
@@ -175,23 +189,45 @@ def prepare(
     dtype: DTypeLike = "float64",
     samples: int = SAMPLES,
     seed: int = 0,
+    generic: bool = False,
 ) -> Judge:
-    """The reference's side of `check`, for callers that check many steps; arguments as there."""
+    """The reference's side of `check`, for callers that check many steps; arguments as there.
+
+    Here `generic` is off, since a step that comes from elsewhere is at the caller's parameters. With it, compute every
+    step at the judge's `inputs`.
+    """
     Objective.required(objective)
     require_samples(samples)
     require_floats(dtype)
     with jax.enable_x64(True):
-        params, x, y = rounded = _cast((params, x, y), dtype)
-        named = {"lam": lam, "weights": weights}
-        given = {name: _as_sums(value, dtype) for name, value in named.items() if value is not None}
-        objective.checked(params, x, y, given.get("lam"), given.get("weights"))
+        (params, x, y), given = _checked(objective, (params, x, y), {"lam": lam, "weights": weights}, dtype)
+        hiding = blind_spots.degenerate_leaves(params)
+        if generic and hiding:
+            params = blind_spots.moved(params, seed)
 
         def step(p: Tree, x: Any, y: Any, given: dict[str, Any]) -> Step:
             return autodiff.backprop(objective, p, x, y, **given)
 
-        wide = jax.tree.map(lambda leaf: widened(np.asarray(leaf)), (*rounded, given))
+        wide = jax.tree.map(lambda leaf: widened(np.asarray(leaf)), (params, x, y, given))
         measured = measure(step, *wide, dtype=dtype, samples=samples, seed=seed)
-    return Judge(objective, rounded, given, str(jnp.dtype(dtype)), measured)
+    notes = tuple(blind_spots.of_parameters(hiding, generic))
+    return Judge(objective, (params, x, y), given, str(jnp.dtype(dtype)), measured, notes)
+
+
+def _checked(
+    objective: Objective, inputs: tuple[Tree, Any, Any], named: dict[str, Any], dtype: DTypeLike
+) -> tuple[tuple[Tree, Any, Any], dict[str, Any]]:
+    """(params, x, y) and what is given of lam and weights, rounded, or the error that says what is wrong with them."""
+    params, x, y = rounded = _cast(inputs, dtype)
+    given = {name: _as_sums(value, dtype) for name, value in named.items() if value is not None}
+    for name, values, kept in zip(("params", "x", "y"), inputs, rounded, strict=True):
+        require_finite(name, values, kept, str(jnp.dtype(dtype)))
+    lam, weights = given.get("lam"), given.get("weights")
+    objective.checked(params, x, y, lam, weights)
+    if weights is not None:
+        require_finite("weights", named["weights"], weights, str(weights.dtype))
+    require_something(x, weights)
+    return rounded, given
 
 
 def _cause(equation: Equation, context: causes.Context) -> Any:
@@ -207,7 +243,8 @@ def _cast(tree: Tree, dtype: DTypeLike) -> Tree:
         leaf = np.asarray(leaf)
         return leaf.astype(jnp.dtype(dtype)) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-    return jax.tree.map(one, tree)
+    with np.errstate(over="ignore"):  # what does not fit is refused by name
+        return jax.tree.map(one, tree)
 
 
 def _as_sums(value: Any, dtype: DTypeLike) -> Any:

@@ -293,7 +293,8 @@ def test_a_network_that_stays_undecided_ends_with_three(capsys, monkeypatch, tmp
     assert "1 of the networks drawn anew" in out
     (network,) = json.loads(path.read_text())["networks"]
     assert network["verdict"] == "inconclusive"
-    assert [note[:11] for note in network["report"]["notes"]] == ["drawn anew,"]
+    *of_its_values, last = network["report"]["notes"]  # equal entries of b, and N = 1
+    assert len(of_its_values) == 2 and last.startswith("drawn anew,")
 
 
 def test_a_plain_function_is_told_how_to_name_its_gradient(capsys, users):
