@@ -27,6 +27,10 @@ MOST = 4096  # disputed entries of one leaf
 FAR = 8.0  # times the error of the slopes: so far is JAX off before it is said to stand alone
 
 
+class NoSay(Exception):  # noqa: N818
+    """The function cannot be evaluated this way, so its values are not asked."""
+
+
 @dataclass(frozen=True)
 class Sides:
     """Slopes of a function from the left and from the right, and the error of either; arrays of one shape."""
@@ -34,6 +38,11 @@ class Sides:
     left: np.ndarray
     right: np.ndarray
     error: np.ndarray
+
+    def nearest(self, value: float, at: tuple[Any, ...]) -> tuple[float, float]:
+        """(the derivative between the two sides that is next to a value, the error of the slopes) of one entry."""
+        low, high = sorted((float(self.left[at]), float(self.right[at])))
+        return min(max(value, low), high), float(self.error[at])
 
     def rule_on(self, ours: np.ndarray, theirs: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For every entry, whether the slopes bear out `ours` against `theirs`, and what they say, in words."""
@@ -48,8 +57,8 @@ class Sides:
         return right, np.asarray([_in_words(*each) for each in told], object).reshape(right.shape)
 
 
-def _in_words(kink: bool, right: bool, left: float, after: float, theirs: float, theirs_off: bool) -> str:
-    if not np.isfinite(left + after):
+def _in_words(kink: Any, right: Any, left: float, after: float, theirs: float, theirs_off: Any) -> str:
+    if not (np.isfinite(left) and np.isfinite(after)):
         return "the function's values show no slope there"
     if kink:
         return f"a kink of the function, with the one-sided derivatives {left:.6g} and {after:.6g}"
@@ -131,8 +140,11 @@ class Arbiter:
             yield batch, _sides(total.reshape(len(batch), signed.size, -1).transpose(1, 2, 0), sizes)
 
     def _values(self, rows: Leaves) -> list[np.ndarray]:
-        with jax.enable_x64(True):
-            found = exact(self.closed, [*rows, *(leaf[None] for leaf in self.data)])
+        try:
+            with jax.enable_x64(True):
+                found = exact(self.closed, [*rows, *(leaf[None] for leaf in self.data)])
+        except Exception as error:
+            raise NoSay from error
         return [np.asarray(values, np.float64) for values in found]
 
 
@@ -147,4 +159,5 @@ def _sides(values: np.ndarray, size: np.ndarray) -> Sides:
         rounding = 4 * EPS * np.abs(at) / steps
         right, right_error = limits((ahead - at) / steps, rounding)
         left, left_error = limits((at - behind) / steps, rounding)
-    return Sides(left, right, np.maximum(left_error, right_error))
+        error = np.asarray(np.maximum(left_error, right_error))
+    return Sides(left, right, error)

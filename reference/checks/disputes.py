@@ -7,14 +7,14 @@ from functools import cached_property, partial
 import jax.numpy as jnp
 import numpy as np
 
-from reference.checks.arbiter import MOST, Arbiter, Sides
+from reference.checks.arbiter import MOST, Arbiter, NoSay, Sides
 from reference.checks.linear_rows import Trial, Truth, Vector
 from reference.report import Row
 
 Found = Callable[[np.ndarray], Iterator[tuple[np.ndarray, Sides]]]
 """Flat numbers of entries -> (some of them, slopes for every vector and each of these), batch by batch."""
 SHOWN = 3  # entries that a note names
-UNKNOWN = 64.0  # roundings that pass where JAX's derivative is nan, so that no tolerance could be measured
+UNKNOWN = 8.0  # roundings that pass where JAX's derivative is not the value to round
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,15 @@ def settled(
         return Settled(theirs, allowed)
     unit = UNKNOWN * float(jnp.finfo(ours.dtype).eps)
     for batch, sides in found(entries):
-        right, told = sides.rule_on(flat_ours[:, batch], values[:, batch], bars[:, batch])
+        rounding = unit * np.abs(flat_ours[:, batch])  # the tolerances are those of JAX's values, not of these
+        right, told = sides.rule_on(flat_ours[:, batch], values[:, batch], bars[:, batch] + rounding)
         for k, j in np.argwhere(where[:, batch]):
             at, text = batch[j], str(told[k, j])
             if not right[k, j]:
                 if used[k, at] > worst:  # the entry that the row will show
                     judged, worst = text + _named(text, kinks), used[k, at]
+                if not np.isfinite(values[k, at]):  # JAX has no answer, so the nearer side stands for it
+                    values[k, at], bars[k, at] = sides.nearest(flat_ours[k, at], (k, j))
                 continue
             if len(borne_out | {at}) <= SHOWN and at not in borne_out:
                 index = ", ".join(map(str, np.unravel_index(at, shape[1:])))
@@ -79,7 +82,7 @@ def settled(
             borne_out.add(at)
             size = np.nanmax(np.abs([flat_ours[k, at], sides.left[k, j], sides.right[k, j]]))
             values[k, at] = flat_ours[k, at]
-            bars[k, at] = bars[k, at] if np.isfinite(bars[k, at]) else unit * size
+            bars[k, at] = max(bars[k, at] if np.isfinite(bars[k, at]) else 0.0, unit * size)
         if not right[where[:, batch]].any():
             break  # nothing of this is borne out, and the first are the worst
     if len(borne_out) > SHOWN:
@@ -128,7 +131,7 @@ class Disputes:
                 continue
             try:
                 found = settled(name, ours, wanted, partial(self._slopes, i), lambda: self._kinks)
-            except Exception:  # a function that cannot be evaluated this way has no say
+            except NoSay:
                 continue
             for k, (values, allowed) in enumerate(results):
                 values[i], allowed[i] = found.values[k], found.allowed[k]

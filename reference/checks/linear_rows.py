@@ -106,6 +106,25 @@ class Truth:
 
 
 @dataclass(frozen=True)
+class Called:
+    """What a rule gave.
+
+    Attributes:
+        out: the float outputs.
+        results: for every vector.
+        zero: the result for zero.
+        scaled: the results for the first vector times each of `FACTORS`.
+        steady: whether a second call gave the same bits.
+    """
+
+    out: Vector
+    results: list[Vector]
+    zero: Vector
+    scaled: list[Vector]
+    steady: bool
+
+
+@dataclass(frozen=True)
 class Trial:
     """One derivative of one rule, at `args` and at a point near them.
 
@@ -178,26 +197,29 @@ class Trial:
         moving, data = arrays(self.moving), arrays(self.data)
         return self.apply(self.rule.f, moving, data, [arrays(vector) for vector in vectors])
 
-    def rows(self, truth: Truth, eager: bool) -> Iterator[Row]:
-        """Rows on the rule's outputs and results, then on what follows from linearity."""
+    def called(self) -> Called:
+        """Call the rule as it stands on every vector, on zero and on scaled vectors, and once more on the first."""
         first = self.vectors[0]
         zeros = [np.zeros_like(leaf) for leaf in first]
         scaled = [[leaf * np.asarray(factor, leaf.dtype) for leaf in first] for factor in self._factors()]
         out, results = self.by_rule([*self.vectors, zeros, *scaled])
-        again = self.by_rule([*self.vectors, zeros, *scaled])
+        again = self.by_rule([first])
         n = len(self.vectors)
+        return Called(out, results[:n], results[n], results[n + 1 :], faults.same_bits((out, results[:1]), again))
+
+    def rows(self, called: Called, truth: Truth, eager: bool) -> Iterator[Row]:
+        """Rows on the rule's outputs and results, then on what follows from linearity."""
         names = [name for name, _ in self.rule.outputs]
-        yield from against(names, out, truth.outputs, "the rule's value of ")
+        yield from against(names, called.out, truth.outputs, "the rule's value of ")
         if eager:
-            yield from self.results(results[:n], truth)
-        yield from self._linear(results, truth)
-        wrong = [name for name, leaf in zip(self.names, results[n], strict=True) if np.asarray(leaf, np.float64).any()]
+            yield from self.results(called.results, truth)
+        yield from self._linear(called.results, truth)
+        wrong = [name for name, leaf in zip(self.names, called.zero, strict=True) if np.asarray(leaf, np.float64).any()]
         broken = f"a zero {self.word} gives something other than zero for {', '.join(wrong)}" if wrong else ""
         yield faults.contract(f"zero {self.word}", broken)
-        for factor, result in zip(self._factors(), results[n + 1 :], strict=True):
+        for factor, result in zip(self._factors(), called.scaled, strict=True):
             yield from self._scaled(factor, result, truth)
-        drift = "" if faults.same_bits((out, results), again) else "a second call gave other numbers"
-        yield faults.contract("second call the same", drift)
+        yield faults.contract("second call the same", "" if called.steady else "a second call gave other numbers")
 
     def results(self, results: list[Vector], truth: Truth, prefix: str = "") -> Iterator[Row]:
         """A row for every leaf, with the vectors, except their combination, on its first axis."""

@@ -43,27 +43,28 @@ def proven(
         ValueError: the reference is not finite where the rule is not either.
     """
     eager = "eager" in transforms
-    first = guarded(lambda: trial.rows(truth, eager), "vjp" if trial.word == "cotangent" else "jvp")
-    raised = any(row.path in ("vjp", "jvp") for row in first)
+    try:
+        called = trial.called()
+    except Exception as error:  # the error is the finding
+        _require_finite(trial, truth)
+        return [faults.contract("vjp" if trial.word == "cotangent" else "jvp", f"raised {faults.one_line(error)}")], []
+    first = list(trial.rows(called, truth, eager))
     notes, judged = list[str](), dict[str, str]()
     strange = not all(np.isfinite(leaf).all() for values, _ in truth.results for leaf in values)
-    if not raised and (strange or any(row.verdict == "fail" for row in first)):
-        results = trial.by_rule(trial.vectors)[1]
-        truth, notes, judged = Disputes(trial, truth, results).settle()
-        first = named(trial, truth, results, list(trial.rows(truth, eager)))
+    if strange or any(row.verdict == "fail" for row in first):
+        truth, notes, judged = Disputes(trial, truth, called.results).settle()
+        first = named(trial, truth, called.results, list(trial.rows(called, truth, eager)))
     _require_finite(trial, truth)
     rows = [*first]
-    if not raised:
-        if trial.word == "cotangent":
-            rows += guarded(lambda: in_turns(trial, truth), "two pullbacks in turns")
-        if "jit" in transforms:
-            rows += jitted(trial, truth)
-        if "vmap" in transforms:
-            rows += vmapped(trial, truth, by_argument(trial.rule.given))
-        rows += guarded(lambda: parts(truth), "one at a time")
-        more, said = probed(trial, truth, rows)
-        rows, notes = rows + more, notes + said
-    rows = [explained(row, judged) for row in rows]
+    if trial.word == "cotangent":
+        rows += guarded(lambda: in_turns(trial, truth), "two pullbacks in turns")
+    if "jit" in transforms:
+        rows += jitted(trial, truth)
+    if "vmap" in transforms:
+        rows += vmapped(trial, truth, by_argument(trial.rule.given))
+    rows += guarded(lambda: parts(truth), "one at a time")
+    more, said = probed(trial, truth, rows)
+    rows, notes = [explained(row, judged) for row in rows + more], notes + said
     if any(row.verdict == "fail" for row in rows):
         rule = trial.rule
         program = jax.make_jaxpr(lambda moving, data: rule.floats(rule.raw, moving, data))(trial.moving, trial.data)

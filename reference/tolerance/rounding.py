@@ -47,7 +47,7 @@ class Measured:
 
         def one(value: np.ndarray, allowed: np.ndarray) -> np.ndarray:
             known = np.isfinite(value) & np.issubdtype(value.dtype, np.inexact)
-            return allowed + approximation * np.max(np.abs(value), initial=0, where=known)
+            return np.asarray(allowed + approximation * np.max(np.abs(value), initial=0, where=known))
 
         return Measured(self.value, jax.tree.map(one, self.value, self.tolerance))
 

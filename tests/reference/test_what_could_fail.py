@@ -1,0 +1,198 @@
+"""PROVEN is said only where something could have failed, and what is easily missed is looked at."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from reference.checks.gradient import check_gradient
+from reference.checks.near import near_points
+from reference.checks.rule import check_vjp
+
+RNG = np.random.default_rng(11)
+X, Y = RNG.normal(size=(2, 6)).astype("float32")
+M = RNG.normal(size=(4, 3)).astype("float32")
+QUICK = {"dtype": "float32", "transforms": "eager"}
+
+
+@pytest.fixture(autouse=True)
+def defaults():
+    """JAX's own settings."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.enable_x64(False):
+        yield
+
+
+def ruled(function, backward, forward=None):
+    f = jax.custom_vjp(function)
+    f.defvjp(forward or (lambda *args: (function(*args), args)), backward)
+    return f
+
+
+def test_a_derivative_that_is_zero_at_this_point_alone_proves_nothing():
+    cube, wrong = lambda v: v**3, lambda v: 99 * v**2
+    for report in (
+        check_gradient(lambda v: jnp.sum(cube(v)), wrong, jnp.zeros(3)),
+        check_vjp(ruled(cube, lambda saved, g: (g * wrong(saved[0]),)), jnp.zeros(3), **QUICK),
+    ):
+        assert report.verdict == "inconclusive"
+        assert "zero at this point and not beside it, so a wrong factor cannot show" in report.summary()
+
+
+def test_a_derivative_that_is_zero_everywhere_passes_with_a_note():
+    report = check_vjp(ruled(lambda v, w: 2 * v, lambda saved, g: (2 * g, 0 * saved[1])), X, Y, **QUICK)
+    assert report.passed, report.summary()
+    assert any(note.startswith("args[1] is zero here and at 3 points beside") for note in report.notes)
+
+
+def test_an_empty_batch_proves_nothing():
+    wrong = ruled(lambda x, w: x @ w, lambda saved, g: (g @ saved[1].T, 7 * saved[0].T @ g))
+    for report in (
+        check_gradient(lambda v: jnp.sum(v**3), lambda v: 99 * v**2, jnp.zeros((0, 3))),
+        check_vjp(wrong, jnp.zeros((0, 3)), jnp.ones((3, 2)), **QUICK),
+    ):
+        assert report.verdict == "inconclusive" and "there are no entries" in report.summary()
+
+
+def test_an_entry_that_is_small_beside_the_others_is_looked_at_alone():
+    x = np.asarray([0, -25, 1], "float32")
+    wrong = ruled(jnp.exp, lambda saved, g: (g * jnp.exp(saved[0]) * jnp.where(saved[0] < -20, 3, 1),))
+    report = check_vjp(wrong, x, **QUICK)
+    assert [row.path for row in report.failures] == ["from single outputs: args[0]"]
+    assert check_vjp(ruled(jnp.exp, lambda saved, g: (g * jnp.exp(saved[0]),)), x, **QUICK).notes == ()
+    total = ruled(lambda x: jnp.sum(jnp.exp(x)), lambda saved, g: (g * jnp.exp(saved[0]),))
+    (note,) = check_vjp(total, x, **QUICK).notes  # one output is all there is to look at
+    assert note.startswith("args[0]: 1 of 3 entries are so small beside what rounding may change")
+
+
+def test_the_second_point_stays_in_the_domain():
+    inverse = ruled(jnp.arccosh, lambda saved, g: (g / jnp.sqrt(saved[0] ** 2 - 1),))
+    report = check_vjp(inverse, np.asarray([1.001, 2], "float32"), dtype="float32")
+    assert report.passed, report.summary()
+    first, *_, last = near_points([X], 0)
+    assert not np.array_equal(first[0], X) and np.array_equal(last[0], X)
+
+
+def test_what_leaves_no_tolerance_says_so_and_what_helps():
+    """An exponential that overflows in the branch that is not taken."""
+    function = lambda x: jnp.where(x > 5, x, jnp.log(jnp.exp(x) + 1))  # noqa: E731
+    rule = ruled(function, lambda saved, g: (g * jnp.where(saved[0] > 5, 1, jax.nn.sigmoid(saved[0])),))
+    report = check_vjp(rule, np.asarray([100, 1], "float32"), **QUICK)
+    assert report.verdict == "inconclusive"
+    assert "overflows or leaves its domain (it may be in a branch that is not selected)" in report.summary()
+
+
+kept = {}
+
+
+def in_a_global(x):
+    kept["x"] = x
+    return jnp.sin(x), None
+
+
+def summed_over_the_batch(saved, g):
+    """Right for one example; two examples that share w get each other's part of it."""
+    x, w = saved
+    return g * w, jnp.sum(g * x)
+
+
+UNSEEN = {
+    "two pullbacks in turns": (ruled(jnp.sin, lambda _, g: (g * jnp.cos(kept["x"]),), in_a_global), (X,), {}),
+    "for 1024 times the cotangent": (ruled(jnp.sin, lambda s, g: (jnp.clip(g, -5, 5) * jnp.cos(s[0]),)), (X,), {}),
+    "for 0.0009766 times the cotangent": (
+        ruled(jnp.sin, lambda s, g: (jnp.where(jnp.abs(g) > 4e-4, g, 0) * jnp.cos(s[0]),)),
+        (X,),
+        {},
+    ),
+    "differentiated again": (
+        ruled(jnp.sin, lambda s, g: (g * jnp.cos(lax.stop_gradient(s[0])),)),
+        (X,),
+        {"thorough": True},
+    ),
+    "at 16 times the arguments": (
+        ruled(lambda x: x**2, lambda s, g: (2 * g * jnp.clip(s[0], -5, 5),)),
+        (X,),
+        {"thorough": True},
+    ),
+    "in float64": (
+        ruled(lambda x: jnp.log(x**2 + 1), lambda s, g: (2 * g * s[0] / (s[0] ** 2 + 1 + 1e-9),)),
+        (X,),
+        {"dtype": None},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_what_is_easily_missed_is_seen(name):
+    rule, args, options = UNSEEN[name]
+    report = check_vjp(rule, *args, **QUICK | options)
+    assert [row.path.partition(":")[0] for row in report.failures] == [name], report.summary()
+
+
+def test_a_right_rule_passes_the_thorough_check_and_one_that_is_float32_inside_is_not_held_to_float64():
+    sine = ruled(jnp.sin, lambda saved, g: (g * jnp.cos(saved[0]),))
+    assert check_vjp(sine, X, thorough=True, transforms="eager").passed
+    assert check_gradient(lambda x: jnp.sum(jnp.sin(x)), jnp.cos, X, thorough=True).passed
+    narrow = ruled(jnp.sin, lambda saved, g: (g * jnp.cos(saved[0].astype("float32")).astype(g.dtype),))
+    report = check_vjp(narrow, X, transforms="eager")
+    assert report.passed and any("computes in float32 inside" in note for note in report.notes)
+
+
+def test_a_root_is_left_out_where_its_argument_is_negative():
+    root = ruled(jnp.sqrt, lambda saved, g: (g / (2 * jnp.sqrt(saved[0])),))
+    report = check_vjp(root, np.abs(X), thorough=True, **QUICK)
+    assert report.passed, report.summary()
+    assert any(note.startswith("at -1 times the arguments: left out") for note in report.notes)
+
+
+def batched(wrong_axis):
+    """A rule that is wrong under vmap alone: its batching rule is that of a sum over the wrong axis."""
+
+    @jax.custom_batching.custom_vmap
+    def back(g, x, w):
+        return g * w
+
+    @back.def_vmap
+    def _(size, which, g, x, w):
+        g, x, w = (v if has else jnp.broadcast_to(v, (size, *v.shape)) for v, has in zip((g, x, w), which, strict=True))
+        shared = wrong_axis and which[0] and which[1] and not which[2]
+        return g * w * (2 if shared else 1), True
+
+    return ruled(lambda x, w: x * w, lambda saved, g: (back(g, *saved), g * saved[0]))
+
+
+def test_an_argument_that_is_shared_under_vmap_is_seen():
+    report = check_vjp(batched(True), X, Y, dtype="float32")
+    assert {row.path for row in report.failures} == {"under vmap over args[0] alone: args[0]"}, report.summary()
+    assert check_vjp(batched(False), X, Y, dtype="float32").passed
+
+
+def test_a_batch_of_one_is_seen():
+    @jax.custom_batching.custom_vmap
+    def back(g, x):
+        return g * jnp.cos(x)
+
+    @back.def_vmap
+    def _(size, which, g, x):
+        return g * jnp.cos(x) * (1 if size > 1 else 0.5), True
+
+    report = check_vjp(ruled(jnp.sin, lambda saved, g: (back(g, *saved),)), X, dtype="float32")
+    assert {row.path for row in report.failures} == {"under vmap, a batch of one: args[0]"}, report.summary()
+
+
+@pytest.mark.parametrize(
+    ("rule", "args", "cause"),
+    [
+        (ruled(jnp.sin, lambda saved, g: (jnp.cos(saved[0]),)), (X,), "it does not depend on the cotangent"),
+        (
+            ruled(lambda x: (jnp.sin(x), x**2), lambda saved, g: (g[0] * jnp.cos(saved[0]),)),
+            (X,),
+            "the cotangent of primal[1] is left out",
+        ),
+        (ruled(lambda a, b: a @ b, lambda saved, g: (saved[1] @ g.T, saved[0].T @ g)), (M[:3], M[1:]), "transposed"),
+        (ruled(lambda x, b: x + b, lambda saved, g: (g, g)), (M, M[0]), "[3] was broadcast to [4, 3]"),
+    ],
+)
+def test_mistakes_of_a_whole_rule_are_named(rule, args, cause):
+    report = check_vjp(rule, *args, **QUICK)
+    assert cause in report.failures[0].cause, report.summary()

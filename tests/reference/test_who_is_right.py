@@ -1,0 +1,166 @@
+"""Where a rule and jax.grad differ, the function's values are asked: a kink is no fault, nor is what jax.grad errs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from reference.checks.arbiter import Arbiter
+from reference.checks.gradient import check_gradient
+from reference.checks.rule import check_jvp, check_vjp
+from reference.reports.formats import write_reports
+from reference.reports.run import NetworkResult, Run
+
+X = np.asarray([0.0, -0.5, 0.3, 0.0, 1.5], "float32")
+QUICK = {"dtype": "float32", "transforms": "eager"}
+
+
+@pytest.fixture(autouse=True)
+def defaults():
+    """JAX's own settings."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.enable_x64(False):
+        yield
+
+
+def ruled(function, backward):
+    f = jax.custom_vjp(function)
+    f.defvjp(lambda *args: (function(*args), args), backward)
+    return f
+
+
+def at_zero(slope):
+    """Relu by maximum, whose jax.grad at 0 is 1/2, with another slope there."""
+    return ruled(
+        lambda x: jnp.maximum(x, 0),
+        lambda saved, g: (g * jnp.where(saved[0] == 0, slope, saved[0] > 0),),
+    )
+
+
+RIGHT = {
+    "abs": (ruled(jnp.abs, lambda saved, g: (jnp.where(saved[0] >= 0, g, -g),)), (X,)),
+    "tie of max": (
+        ruled(lambda x: jnp.max(x), lambda saved, g: (g * jax.nn.one_hot(jnp.argmax(saved[0]), 5, dtype=g.dtype),)),
+        (np.asarray([1, 2, 2, 0, -1], "float32"),),
+    ),
+    "edges of clip": (
+        ruled(lambda x: jnp.clip(x, -1, 1), lambda saved, g: (jnp.where(jnp.abs(saved[0]) < 1, g, 0),)),
+        (np.asarray([1, -1, 0.5, 2], "float32"),),
+    ),
+    "norm at 0": (
+        ruled(
+            lambda x: jnp.linalg.norm(x),
+            lambda saved, g: (g * saved[0] / jnp.maximum(jnp.linalg.norm(saved[0]), 1e-30),),
+        ),
+        (np.zeros(3, "float32"),),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_slope_between_the_two_sides_passes_with_a_note(name):
+    rule, args = RIGHT[name]
+    report = check_vjp(rule, *args, **QUICK)
+    assert report.passed, report.summary()
+    if name != "abs":  # there jax.grad has the same convention
+        assert any("a kink of the function, with the one-sided derivatives" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("slope", "verdict"), [(0.0, "pass"), (1.0, "pass"), (0.3, "pass"), (-1.0, "fail"), (1.1, "fail")]
+)
+def test_at_a_kink_what_lies_outside_fails_and_is_told_what_the_sides_are(slope, verdict):
+    report = check_vjp(at_zero(slope), X)
+    assert report.verdict == verdict, report.summary()
+    if verdict == "fail":
+        assert "a kink of the function, with the one-sided derivatives" in report.summary()
+        assert "(max at test_who_is_right.py:" in report.summary()
+
+
+def test_a_wrong_entry_beside_kinks_is_still_found():
+    wrong = ruled(lambda x: jnp.maximum(x, 0), lambda saved, g: (g * jnp.where(saved[0] > 1, 1.001, saved[0] > 0),))
+    report = check_vjp(wrong, X, **QUICK)
+    assert (report.verdict, report.failures[0].where[1:]) == ("fail", (4,))
+    assert "as JAX says" in report.summary()
+
+
+def test_a_kink_of_the_program_that_the_function_has_not_is_jax_grads_fault():
+    """3 x, written by where: at 0 the branch taken is a constant, so jax.grad says 0."""
+    function = lambda x: 3 * jnp.where(x == 0, 0, x)  # noqa: E731
+    report = check_vjp(ruled(function, lambda saved, g: (3 * g,)), X)
+    assert report.passed, report.summary()
+    assert any("JAX's derivative of the plain function, 0, is the odd one out" in note for note in report.notes)
+    assert check_vjp(ruled(function, lambda saved, g: (2.9 * g,)), X, **QUICK).verdict == "fail"
+
+
+def test_gradients_and_tangents_are_settled_too():
+    weights = jnp.arange(1.0, 6.0)
+    loss = lambda x: jnp.sum(jnp.maximum(x, 0) * weights)  # noqa: E731
+    for gradient in (lambda x: jnp.where(x > 0, weights, 0), lambda x: np.where(x > 0, weights, 0).astype(x.dtype)):
+        report = check_gradient(loss, gradient, X)
+        assert report.passed and any("a kink" in note for note in report.notes), report.summary()
+    assert check_gradient(loss, lambda x: jnp.where(x > 0, weights, -1), X).verdict == "fail"
+    norm = lambda x: jnp.sqrt(jnp.sum(x**2))  # noqa: E731
+    assert check_gradient(norm, lambda x: 0 * x, np.zeros(3, "float32")).passed
+    assert check_gradient(norm, lambda x: 0 * x + 2, np.zeros(3, "float32")).verdict == "fail"
+    for slope, verdict in ((0, "pass"), (2, "fail")):
+        relu = jax.custom_jvp(lambda x: jnp.maximum(x, 0))
+        relu.defjvp(lambda p, t, s=slope: (jnp.maximum(p[0], 0), jnp.where(p[0] == 0, s, p[0] > 0) * t[0]))
+        assert check_jvp(relu, X, dtype="float32").verdict == verdict
+
+
+def test_where_neither_is_finite_there_is_no_point_to_check_at():
+    root = ruled(jnp.sqrt, lambda saved, g: (g / (2 * jnp.sqrt(saved[0])),))
+    with pytest.raises(ValueError, match=r"the reference is inf in args\[0\]\[0\]"):
+        check_vjp(root, np.zeros(2, "float32"), **QUICK)
+
+
+def test_slopes_are_those_of_the_program_in_float64():
+    """Of x |x| + 3 max(x, y): at (0, 0) by x from the left 0, from the right 3; by y likewise."""
+    function = lambda moving, data: [moving[0] * jnp.abs(moving[0]) + 3 * jnp.maximum(*moving)]  # noqa: E731
+    arbiter = Arbiter.of(function, [np.zeros(2, "float32"), np.asarray([0, -1], "float32")], [])
+    ((entries, sides),) = arbiter.by_entries(0, np.arange(2), [[np.asarray([1.0, 10.0])]])
+    assert list(entries) == [0, 1]
+    np.testing.assert_allclose(sides.left, [[0, 30]], atol=1e-9)
+    np.testing.assert_allclose(sides.right, [[3, 30]], atol=1e-9)
+    assert "max at test_who_is_right.py" in arbiter.kinks()
+
+
+def iterated(a):
+    """The square root by four steps of Newton's method."""
+    return lax.scan(lambda s, _: ((s + a / s) / 2, None), jnp.ones_like(a), None, length=4)[0]
+
+
+def test_an_implicit_derivative_passes_where_its_author_says_how_far_it_may_be_off():
+    implicit = ruled(iterated, lambda saved, g: (g / (2 * iterated(saved[0])),))
+    a = np.linspace(1.5, 3, 5)
+    with jax.enable_x64(True):
+        strict, loose, tight = (
+            check_vjp(implicit, a, transforms="eager", approximation=share) for share in (0.0, 1e-3, 1e-9)
+        )
+        assert [report.verdict for report in (strict, loose, tight)] == ["fail", "pass", "fail"]
+        assert "say so by approximation=1e-" in strict.summary()
+        assert any("approximation: beyond rounding, 0.001 of the largest entry" in note for note in loose.notes)
+        assert "approximation=0.001" in loose.reproduce
+        assert max(row.power for row in loose.rows) > 1e-4  # what would show is computed with it
+        twice = ruled(iterated, lambda saved, g: (1.01 * g / (2 * iterated(saved[0])),))
+        assert check_vjp(twice, a, transforms="eager", approximation=1e-3).verdict == "fail"
+        loss, gradient = lambda a: jnp.sum(iterated(a)), lambda a: 1 / (2 * iterated(a))
+        assert check_gradient(loss, gradient, a).verdict == "fail"
+        assert check_gradient(loss, gradient, a, approximation=1e-3).passed
+
+
+@pytest.mark.parametrize("share", [-1e-3, 1.0, "1e-8", True])
+def test_an_approximation_is_a_share(share, without_hook):
+    with pytest.raises(ValueError, match="approximation is how far the derivative may be off"):
+        check_gradient(jnp.sum, jnp.ones_like, X, approximation=share)
+
+
+def test_every_format_of_a_report_says_kink_and_approximation(tmp_path):
+    report = check_vjp(at_zero(0.0), X, approximation=1e-9, **QUICK)
+    run = Run("rules", (NetworkResult("relu", report, 0.1),))
+    files = {kind: tmp_path / f"report.{kind}" for kind in ("json", "junit", "markdown", "html")}
+    write_reports(run, **files)
+    for file in files.values():
+        text = file.read_text()
+        assert "a kink of the function" in text and "approximation: beyond rounding" in text, file.name
