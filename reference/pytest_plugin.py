@@ -23,6 +23,7 @@ import pytest
 
 if TYPE_CHECKING:
     from reference.report import Report
+    from reference.reports.run import NetworkResult
 
 MARK = (
     "gradient(dtypes=[...], transforms=[...]): run once for every dtype and transform; the gradient fixtures use them"
@@ -31,6 +32,7 @@ DTYPES = ("float64", "float32", "float16", "bfloat16")
 TRANSFORMS = ("eager", "jit", "vmap")
 SUFFIXES = {".json": "json", ".xml": "junit", ".md": "markdown", ".html": "html"}
 _FIXTURES = ("gradient_case", "assert_gradients_match", "assert_vjp_correct")
+_XPASS_STRICT = "[XPASS(strict)]"
 _done = pytest.StashKey[list[dict[str, Any]]]()
 
 
@@ -80,12 +82,17 @@ def _require_usable(path: Path) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Make one test for every dtype and transform of the mark."""
+    """Make one test for every dtype and transform of the mark.
+
+    A mark of a class or a module is for those of its tests that use a gradient fixture.
+    """
     mark = metafunc.definition.get_closest_marker("gradient")
     if mark is None:
         return
     where = metafunc.definition.nodeid
     if not set(_FIXTURES) & set(metafunc.fixturenames):
+        if mark not in metafunc.definition.own_markers:
+            return
         raise pytest.UsageError(f"{where}: @pytest.mark.gradient is for tests that use {' or '.join(_FIXTURES[1:])}")
     if mark.args or not set(mark.kwargs) <= {"dtypes", "transforms"}:
         raise pytest.UsageError(f"{where}: @pytest.mark.gradient takes dtypes=[...] and transforms=[...], by name")
@@ -203,20 +210,44 @@ class _Collector:
 
     def __init__(self, config: pytest.Config, paths: list[Path]) -> None:
         self.config, self.paths = config, paths
-        self.checks: list[dict[str, Any]] = []
+        self.checks: dict[str, dict[str, Any]] = {}
+        self.due: set[str] | None = None  # the tests that were collected, by id, once they are known
+        self.ran: set[str] = set()
+        self.uncollected = False
         self.started = time.monotonic()
         self.told: list[str] = []
 
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Keep the checks of a test."""
-        self.checks.extend(getattr(report, "gradient_reports", []))
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        """Notice a file whose tests are not known."""
+        self.uncollected |= report.failed
 
-    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+    def pytest_collection_finish(self, session: pytest.Session) -> None:
+        """Keep which tests there are."""
+        self.due = {item.nodeid for item in session.items}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_xdist_node_collection_finished(self, ids: list[str]) -> None:
+        """Keep which tests there are; pytest-xdist collects them in its workers alone."""
+        self.due = {*(self.due or ()), *ids}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Keep the checks of a test, and whether it ran: in a setup that fails or skips it has had its run."""
+        if report.when == "call" or not report.passed:
+            self.ran.add(report.nodeid)
+        checks = getattr(report, "gradient_reports", [])
+        if report.skipped and hasattr(report, "wasxfail"):
+            checks = [check | {"expected": report.wasxfail or "marked xfail"} for check in checks]
+        elif report.failed and str(report.longrepr).startswith(_XPASS_STRICT):  # it is no exception, only this text
+            checks = [*checks[:-1], *(check | {"unexpected": report.longrepr} for check in checks[-1:])]
+        self.checks |= {check["name"]: check for check in checks}  # reports of subtests tell what their test's does
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
         """Write every file; one that cannot be written ends the run with an error, not with a traceback."""
         from reference.cli.files import BadInput
         from reference.reports.formats import write_reports
 
-        run = self._run(partial=exitstatus == pytest.ExitCode.INTERRUPTED)
+        # Not by the exit status: after -x it is a failure, and with pytest-xdist an interrupt even if all tests ran.
+        run = self._run(partial=self.uncollected or self.due is None or not self.due <= self.ran)
         for path in self.paths:
             try:
                 write_reports(run, **{SUFFIXES[path.suffix]: path})
@@ -231,21 +262,30 @@ class _Collector:
             terminalreporter.write_line(line)
 
     def _run(self, partial: bool) -> Any:
-        from reference.report import Report, Row
-        from reference.reports.run import NetworkResult, Run
+        from reference.reports.run import Run
 
-        results = []
-        for check in sorted(self.checks, key=lambda check: check["name"]):  # workers finish in any order
-            kept = dict(check["report"])
-            rows = [Row(**row | {key: tuple(row[key]) for key in ("shape", "where")}) for row in kept.pop("rows")]
-            report = Report(tuple(rows), **kept | {"notes": tuple(kept["notes"])})
-            results.append(NetworkResult(check["name"], report, check["seconds"]))
+        checks = [self.checks[name] for name in sorted(self.checks)]  # workers finish in any order
         return Run(
             title="gradients checked by pytest",
-            networks=tuple(results),
+            networks=tuple(map(_result, checks)),
             command=shlex.join(["python", "-m", "pytest", *map(str, self.config.invocation_params.args)]),
             versions={"python": sys.version.split()[0], **{name: version(name) for name in ("jax", "pytest")}},
             partial=partial,
             seconds=time.monotonic() - self.started,
             unit="gradient check",
         )
+
+
+def _result(check: dict[str, Any]) -> "NetworkResult":
+    """A check as `_record` kept it, with pytest's judgement of its test."""
+    from reference.report import Report, Row
+    from reference.reports.run import NetworkResult
+
+    kept = dict(check["report"])
+    rows = [Row(**row | {key: tuple(row[key]) for key in ("shape", "where")}) for row in kept.pop("rows")]
+    if "unexpected" in check:
+        from reference.checks.faults import contract
+
+        rows.append(contract("the test's mark xfail", f"nothing fails: {check['unexpected']}"))
+    report = Report(tuple(rows), **kept | {"notes": tuple(kept["notes"])})
+    return NetworkResult(check["name"], report, check["seconds"], expected=check.get("expected", ""))

@@ -40,8 +40,9 @@ def finite(value: Any) -> Any:
 def as_junit(run: Run) -> str:
     """The run as JUnit XML: a testsuite for each network and published example, a testcase for each row.
 
-    An inconclusive row is marked as skipped, with the reason, and so is the work that an interruption left undone. A
-    surviving mutant is a failure. Counts are those of the testcases.
+    An inconclusive row is marked as skipped, with the reason, and so is the work that a run left undone. So is a row
+    that was expected to fail, by the type that pytest gives it, pytest.xfail. A surviving mutant is a failure. Counts
+    are those of the testcases.
     """
     root = ElementTree.Element("testsuites", name=visible(run.title), time=f"{run.seconds:.3f}")
     about = {"seed": str(run.seed), "command": run.command, **{f"version {k}": v for k, v in run.versions.items()}}
@@ -76,8 +77,11 @@ def _junit_network(root: ElementTree.Element, network: NetworkResult, about: Map
         seen[name] += 1
         name += f" #{seen[name]}" if seen[name] > 1 else ""  # readers of JUnit keep one case for each name
         outcome = {"pass": "", "fail": "failure", "inconclusive": "skipped"}[row.verdict]
-        again = f"\nagain: {report.reproduce}" if report.reproduce else ""
-        _case(suite, name, outcome, row_in_words(row) + again, "GradientMismatch")
+        text = row_in_words(row) + (f"\nagain: {report.reproduce}" if report.reproduce else "")
+        if network.expected and outcome:
+            _case(suite, name, "skipped", f"{network.expected}\n{text}", "pytest.xfail")
+        else:
+            _case(suite, name, outcome, text, "GradientMismatch")
     if report.partial or not report.rows:
         _case(suite, "complete", "skipped", report.summary(), "Partial")
     for mutant in network.mutation.survivors if network.mutation else ():
@@ -115,12 +119,12 @@ def _count(of: ElementTree.Element, to: ElementTree.Element) -> None:
 
 def as_markdown(run: Run) -> str:
     """The run as GitHub's Markdown: verdict, table of networks or functions, then each that is not a pass."""
-    symbol = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️"}
+    symbol = {"pass": "✅", "fail": "❌", "inconclusive": "⚠️", "expected": "➖"}
     parts = [f"## {symbol[run.verdict]} {_plain(run.headline())}", _plain(run.title)]
     if run.partial:
-        parts.append(f"**PARTIAL**: the run was interrupted; {run.unit}s that it had not reached are not listed.")
+        parts.append(f"**PARTIAL**: the run stopped early; {run.unit}s that it had not reached are not listed.")
     lines = [
-        f"| {symbol[n.verdict]} {WORDS[n.verdict]}{' (partial)' if n.report.partial else ''} | {_plain(n.name)}"
+        f"| {symbol[n.standing]} {WORDS[n.standing]}{' (partial)' if n.report.partial else ''} | {_plain(n.name)}"
         f" | {_plain(n.report.dtype)} | {len(n.report.rows)} | {_worst(n)} | {_score(n)} |"
         for n in run.by_verdict
     ]
@@ -135,7 +139,7 @@ def as_markdown(run: Run) -> str:
             parts.append(f"{counted(more, 'later failure')} in this {run.unit}; the first is where to look.")
     if len(run.unproven) > SHOWN:
         parts.append(f"... and {counted(len(run.unproven) - SHOWN, f'more {run.unit}')} that are not proven.")
-    parts += _survivors(run) + _published(run)
+    parts += _expected(run) + _survivors(run) + _published(run)
     versions = [f"{name} {version}" for name, version in run.versions.items()]
     parts.append(_plain(", ".join([f"seed {run.seed}", *versions, f"{run.seconds:.0f} s"])))
     parts += ["Run it again:", _fenced(run.command)] if run.command else []
@@ -154,6 +158,14 @@ def _survivors(run: Run) -> list[str]:
     more = [f"... and {len(lines) - LISTED} more."] if len(lines) > LISTED else []
     lead = f"### Mutants that survived: {len(found)}"
     return [lead, "The check passes the gradient with this line broken.", "\n".join([*head, *lines[:LISTED]]), *more]
+
+
+def _expected(run: Run) -> list[str]:
+    if not run.expected:
+        return []
+    lines = [f"- {_plain(network.name)}: {_plain(network.expected)}" for network in run.expected]
+    more = [f"... and {len(lines) - LISTED} more."] if len(lines) > LISTED else []
+    return [f"### Expected to fail: {len(lines)}", "\n".join(lines[:LISTED]), *more]
 
 
 def _published(run: Run) -> list[str]:

@@ -9,8 +9,8 @@ _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
 _RGB = {"pass": "46, 160, 67", "fail": "218, 54, 51", "inconclusive": "191, 135, 0"}
-SYMBOLS: Mapping[str, str] = {"pass": "✓", "fail": "✗", "inconclusive": "?"}
-"""The sign of a verdict, so that none is told by colour alone."""
+SYMBOLS: Mapping[str, str] = {"pass": "✓", "fail": "✗", "inconclusive": "?", "expected": "–"}
+"""The sign of a verdict, and of what was expected to fail, so that none is told by colour alone."""
 
 
 def visible(text: str) -> str:

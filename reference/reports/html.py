@@ -71,7 +71,7 @@ def require_engine() -> None:
 def as_html(run: Run) -> str:
     """The page: the verdict, a table of the networks, and each network with its pictures and all its rows.
 
-    The same run gives the same bytes. Networks that fail come first and are unfolded.
+    The same run gives the same bytes. Networks that fail come first and are unfolded, unless that was expected.
 
     Raises:
         BadInput: jinja2 is not installed.

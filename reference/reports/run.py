@@ -3,15 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from decimal import Decimal
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
 from reference.mutation.report import MutationScore
 from reference.report import Report, Row, Verdict
 
-WORDS: Mapping[Verdict, str] = {"fail": "DIFFERS", "inconclusive": "INCONCLUSIVE", "pass": "PROVEN"}
-_ORDER: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
+Standing = Verdict | Literal["expected"]
+WORDS: Mapping[Standing, str] = {
+    "fail": "DIFFERS",
+    "inconclusive": "INCONCLUSIVE",
+    "expected": "EXPECTED TO FAIL",
+    "pass": "PROVEN",
+}
+_ORDER: tuple[Standing, ...] = tuple(WORDS)
 
 
 @runtime_checkable
@@ -74,6 +80,8 @@ class NetworkResult:
         dataset: the data set of the examples, or "".
         pictures: the data for its pictures.
         mutation: the mutation score of the check, or None if that was not asked for.
+        expected: why it was expected not to pass, such as the reason of a test's mark xfail, or "" where it was not.
+            Its verdict remains, but does not count in the run's.
     """
 
     name: str
@@ -82,6 +90,7 @@ class NetworkResult:
     dataset: str = ""
     pictures: Pictures | None = None
     mutation: MutationScore | None = None
+    expected: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -92,6 +101,11 @@ class NetworkResult:
         if self.report.verdict == "pass" and self.mutation is not None:
             return "inconclusive" if self.mutation.survivors or self.mutation.partial else "pass"
         return self.report.verdict
+
+    @property
+    def standing(self) -> Standing:
+        """How it counts in the run: by its verdict, or as "expected" where it was expected not to pass and did not."""
+        return "expected" if self.expected and self.verdict != "pass" else self.verdict
 
     @property
     def worst(self) -> Row | None:
@@ -115,6 +129,7 @@ class NetworkResult:
         return {
             "name": self.name,
             "verdict": self.verdict,
+            "expected": self.expected,
             "dataset": self.dataset,
             "seconds": self.seconds,
             "report": self.report.as_dict(),
@@ -160,7 +175,7 @@ class Run:
         command: the command that repeats the run.
         seed: the seed of all random numbers.
         versions: of this library, jax, Python and so on, by name.
-        partial: whether the run was interrupted, so that networks are missing.
+        partial: whether the run stopped early, by an interrupt or at a failure, so that networks may be missing.
         seconds: how long the run took.
         unit: the kind of each of `networks`: a network, a function, a gradient check.
     """
@@ -183,8 +198,11 @@ class Run:
 
     @property
     def verdict(self) -> Verdict:
-        """Fail if anything differs; inconclusive if anything is undecided or missing, or nothing was done."""
-        verdicts = {network.verdict for network in self.networks}
+        """Fail if anything differs; inconclusive if anything is undecided or missing, or nothing was done.
+
+        What was expected to fail, and did, has no part in it.
+        """
+        verdicts = {network.verdict for network in self.counting}
         verdicts |= {"pass" if figure.passed else "fail" for figure in self.published}
         if "fail" in verdicts:
             return "fail"
@@ -192,13 +210,23 @@ class Run:
 
     @property
     def by_verdict(self) -> tuple[NetworkResult, ...]:
-        """The networks that fail, then the undecided ones, then the others, each in the order of the run."""
-        return tuple(sorted(self.networks, key=lambda network: _ORDER.index(network.verdict)))
+        """Those that fail, the undecided ones, those expected to fail, the others, each in the order of the run."""
+        return tuple(sorted(self.networks, key=lambda network: _ORDER.index(network.standing)))
+
+    @property
+    def counting(self) -> tuple[NetworkResult, ...]:
+        """The networks that make the verdict: all but those that were expected to fail, and did."""
+        return tuple(network for network in self.networks if network.standing != "expected")
+
+    @property
+    def expected(self) -> tuple[NetworkResult, ...]:
+        """The networks that were expected to fail, and did."""
+        return tuple(network for network in self.networks if network.standing == "expected")
 
     @property
     def unproven(self) -> tuple[NetworkResult, ...]:
-        """The networks that are not a pass, those that fail first."""
-        return tuple(network for network in self.by_verdict if network.verdict != "pass")
+        """The networks that are not a pass, those that fail first, without those that were expected to fail."""
+        return tuple(network for network in self.by_verdict if network.standing in ("fail", "inconclusive"))
 
     @property
     def off_figures(self) -> tuple[Published, ...]:
@@ -207,8 +235,8 @@ class Run:
 
     @property
     def comparisons(self) -> int:
-        """How many rows and figures there are."""
-        return sum(len(network.report.rows) for network in self.networks) + len(self.published)
+        """How many rows and figures make the verdict."""
+        return sum(len(network.report.rows) for network in self.counting) + len(self.published)
 
     def agreement(self) -> str:
         """How many of the published figures agree, and how many of these to their last digit, in words."""
@@ -221,22 +249,23 @@ class Run:
 
     def headline(self) -> str:
         """The verdict in one sentence."""
-        done = f"{counted(self.comparisons, 'comparison')} on {counted(len(self.networks), self.unit)}"
-        cut = f"; the run was interrupted, so {self.unit}s are missing" if self.partial else ""
+        of = counted(len(self.counting), self.unit)
+        beside = f" besides {len(self.expected)} expected to fail" if self.expected else ""
+        end = f"{beside}; the run stopped early, so {self.unit}s may be missing" if self.partial else beside
+        done = f"{counted(self.comparisons, 'comparison')} on {of}{end}"
         if self.verdict == "pass":
             return f"ALL PROVEN: {done}"
         if not self.comparisons:
-            return f"INCONCLUSIVE: nothing was compared{cut}"
-        wrong = [network.verdict for network in self.networks].count("fail")
-        undecided = [network.verdict for network in self.networks].count("inconclusive")
-        of = counted(len(self.networks), self.unit)
+            return f"INCONCLUSIVE: nothing was compared{end}"
+        standings = [network.standing for network in self.networks]
+        wrong, undecided = standings.count("fail"), standings.count("inconclusive")
         parts = [f"{wrong} of {of} {'differs' if wrong == 1 else 'differ'}"] if wrong else []
         if self.off_figures:
             parts.append(f"{len(self.off_figures)} of {counted(len(self.published), 'published figure')} missed")
         if undecided:
             parts.append(f"{undecided} of {of} undecided")
         lead = "NOT PROVEN" if self.verdict == "fail" else "INCONCLUSIVE"
-        return f"{lead}: {', '.join([*parts, done])}{cut}"
+        return f"{lead}: {', '.join([*parts, done])}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -245,6 +274,7 @@ class Run:
             "verdict": self.verdict,
             "passed": self.verdict == "pass",
             "partial": self.partial,
+            "expected": len(self.expected),
             "command": self.command,
             "seed": self.seed,
             "seconds": self.seconds,

@@ -212,7 +212,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_says_so(capsys, monkeypatch, t
     path = tmp_path / "report.json"
     status, out, _ = run(capsys, "check", "--quick", "--only", "float64", "--json", str(path))
     assert status == 130
-    assert "interrupted" in out
+    assert "stopped early" in out
     document = json.loads(path.read_text())
     assert document["partial"] is True
     assert document["passed"] is False

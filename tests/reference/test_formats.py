@@ -131,6 +131,43 @@ def test_those_that_fail_come_first() -> None:
     assert [n.verdict for n in sample().by_verdict] == ["fail", *["inconclusive"] * 3, "pass"]
 
 
+EXPECTED = network("known", row(), row("loss", "fail"), expected="a known fault\nof `ours`")
+
+
+def test_what_was_expected_to_fail_is_told_and_not_counted() -> None:
+    run = replace(PASSING, networks=(EXPECTED, *PASSING.networks))
+    assert run.verdict == "pass" and run.unproven == ()
+    assert run.headline() == "ALL PROVEN: 3 comparisons on 1 network besides 1 expected to fail"
+    assert [n.standing for n in run.by_verdict] == ["expected", "pass"]
+    assert EXPECTED.verdict == "fail"
+    read = json.loads(formats.as_json(run))
+    assert read["expected"] == 1 and read["networks"][0]["expected"] == EXPECTED.expected
+    text = formats.as_markdown(run)
+    assert _tables(text)[1][:2] == ["➖ EXPECTED TO FAIL", "known"]
+    assert "### Expected to fail: 1\n\n- known: a known fault of \\`ours\\`\n" in text
+    assert "❌" not in text
+    root = ElementTree.fromstring(formats.as_junit(run).encode())
+    _check_junit(root)
+    (skipped,) = root.iter("skipped")
+    assert (skipped.get("type"), skipped.get("message")) == ("pytest.xfail", "a known fault")
+    assert "40 times the tolerance" in str(skipped.text)
+    assert root.get("failures") == "0"
+    assert [_command(line)[0] for line in formats.github_annotations(run)] == ["notice"]
+
+
+def test_beside_what_was_expected_the_rest_makes_the_verdict() -> None:
+    alone = replace(PASSING, networks=(EXPECTED,), published=())
+    assert alone.verdict == "inconclusive"
+    assert alone.headline() == "INCONCLUSIVE: nothing was compared besides 1 expected to fail"
+    run = replace(PASSING, networks=(EXPECTED, network("a", row(verdict="fail"))), partial=True)
+    assert run.headline() == (
+        "NOT PROVEN: 1 of 1 network differs, 2 comparisons on 1 network besides 1 expected to fail;"
+        " the run stopped early, so networks may be missing"
+    )
+    passing = replace(EXPECTED, report=PASSING.networks[0].report)
+    assert passing.standing == "pass"
+
+
 def test_names_are_unique_and_pictures_fit() -> None:
     with pytest.raises(ValueError, match="'fine'"):
         replace(PASSING, networks=PASSING.networks * 2)

@@ -111,6 +111,18 @@ def test_every_network_is_there_and_those_that_fail_first_and_open(page: Page) -
         assert visible(result.name).strip() in page.text("h3")
 
 
+def test_what_was_expected_to_fail_is_folded_and_says_why() -> None:
+    known = network("known", row(verdict="fail"), expected="a <known> fault")
+    page = Page(as_html(replace(PASSING, networks=(known, *PASSING.networks))))
+    details = [a for a in page.having("details") if a.get("class", "").startswith("network")]
+    assert [a["class"] for a in details] == ["network expected", "network pass"]
+    assert not any("open" in a for a in details)
+    assert page.text("h1") == "ALL PROVEN"
+    assert "Expected to fail: a <known> fault" in page.text("p")
+    assert "– EXPECTED TO FAIL" in page.text("dt")
+    assert "– EXPECTED TO FAIL" not in Page(as_html(PASSING)).text("dt")
+
+
 def test_links_and_labels_lead_somewhere_and_ids_are_unique(page: Page) -> None:
     ids = [a["id"] for _, a in page.elements if "id" in a]
     assert len(ids) == len(set(ids))

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from importlib.metadata import entry_points
+from typing import Any
 from xml.etree import ElementTree
 
 import jax
@@ -58,11 +59,11 @@ def test_each(assert_gradients_match, gradient_case):
 """
 
 
-def run(pytester: pytest.Pytester, *arguments: str, processes: int = 0) -> pytest.RunResult:
+def run(pytester: pytest.Pytester, *arguments: str, processes: int = 0, apart: bool = False) -> pytest.RunResult:
     installed = any(point.name == "manual_backprop" for point in entry_points(group="pytest11"))
     ours = [] if installed else ["-p", "reference.pytest_plugin"]
     arguments = (*ours, "-p", "no:hypothesispytest", *arguments)  # which imports hypothesis anew at the end of a run
-    if processes:
+    if processes or apart:  # apart, since an interrupt would end this run too
         return pytester.runpytest_subprocess("-n", str(processes), *arguments)
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         return pytester.runpytest_inprocess(*arguments)  # JAX is imported already
@@ -150,6 +151,156 @@ def test_a_mark_that_cannot_be_obeyed_is_refused(project: pytest.Pytester, test:
     result = run(project)
     assert result.ret != 0
     result.stdout.fnmatch_lines([says])
+
+
+STOPPING = """
+import time
+
+def test_first(assert_vjp_correct):
+    assert_vjp_correct(right, X, X[::-1], transforms=["eager"])
+
+def test_wrong(assert_vjp_correct):
+    assert_vjp_correct(wrong, X, X[::-1], transforms=["eager"])
+"""
+LEFT_OUT = "".join(f"\ndef test_later_{i}(): time.sleep(0.3)\n" for i in range(12))
+
+
+def report_of(project: pytest.Pytester) -> dict[str, Any]:
+    return json.loads((project.path / "out.json").read_text())
+
+
+@pytest.mark.parametrize("option", ["-x", "--maxfail=1"])
+@pytest.mark.parametrize("processes", [0, 2])
+def test_a_run_that_stops_at_a_failure_is_partial(project: pytest.Pytester, option: str, processes: int) -> None:
+    project.makepyfile(test_users_rules=PROJECT + STOPPING + LEFT_OUT)
+    run(project, option, "--gradient-report=out.json", processes=processes)
+    told = report_of(project)
+    assert told["partial"] and told["verdict"] == "fail"
+    assert {network["name"].partition("::")[2] for network in told["networks"]} == {"test_first", "test_wrong"}
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_failure_of_the_last_test_leaves_nothing_out(project: pytest.Pytester, processes: int) -> None:
+    skipped = "@pytest.mark.skip\ndef test_skipped(): pass\n\ndef test_other(): pass\n"
+    project.makepyfile(test_users_rules=PROJECT + skipped + STOPPING)
+    result = run(project, "-x", "-k", "not other", "--gradient-report=out.json", processes=processes)
+    result.assert_outcomes(passed=1, failed=1, skipped=1, deselected=0 if processes else 1)
+    assert not report_of(project)["partial"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    ["def test_later(): raise KeyboardInterrupt", "def test_later(): pytest.exit('enough')\ndef test_last(): pass"],
+    ids=["key", "exit"],
+)
+def test_a_run_that_is_interrupted_is_partial(project: pytest.Pytester, more: str) -> None:
+    project.makepyfile(test_users_rules=PROJECT + STOPPING + more)
+    left = "--deselect=test_users_rules.py::test_wrong"
+    run(project, left, "--gradient-report=out.json", "--gradient-report=out.md", apart=True)
+    told = report_of(project)
+    assert told["partial"] and told["verdict"] == "inconclusive" and len(told["networks"]) == 1
+    assert "**PARTIAL**: the run stopped early" in (project.path / "out.md").read_text()
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_file_that_cannot_be_collected_makes_a_run_partial(project: pytest.Pytester, processes: int) -> None:
+    project.makepyfile(test_broken="import nowhere", test_users_rules="def test_a(): pass")
+    run(project, "--continue-on-collection-errors", "--gradient-report=out.json", processes=processes)
+    assert report_of(project)["partial"]
+
+
+XFAIL = """
+def test_right(assert_vjp_correct):
+    assert_vjp_correct(right, X, X[::-1], transforms=["eager"])
+
+@pytest.mark.xfail(reason="known, #12", strict=STRICT, raises=AssertionError)
+def test_expected(assert_vjp_correct):
+    assert_vjp_correct(right, X, X, transforms=["eager"])
+    assert_vjp_correct(wrong, X, X[::-1], transforms=["eager"])
+"""
+FORMATS = [f"--gradient-report=out.{kind}" for kind in ("json", "xml", "md", "html")]
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_a_failure_that_xfail_expects_is_none_of_the_run(project: pytest.Pytester, processes: int) -> None:
+    project.makepyfile(test_users_rules=PROJECT + XFAIL.replace("STRICT", "True"))
+    run(project, *FORMATS, processes=processes).assert_outcomes(passed=1, xfailed=1)
+    told = report_of(project)
+    assert told["verdict"] == "pass" and told["passed"] and told["expected"] == 1
+    found = [(network["verdict"], network["expected"]) for network in told["networks"]]
+    assert found == [("pass", "known, #12"), ("fail", "known, #12"), ("pass", "")]
+    root = ElementTree.fromstring((project.path / "out.xml").read_text())
+    assert root.get("failures") == "0"
+    skipped = [(case.get("type"), case.get("message")) for case in root.findall(".//skipped")]
+    assert set(skipped) == {("pytest.xfail", "known, #12")}
+    for kind in ("md", "html"):
+        page = (project.path / f"out.{kind}").read_text()
+        assert "ALL PROVEN" in page and "on 2 gradient checks besides 1 expected to fail" in page
+        assert "EXPECTED TO FAIL" in page and "DIFFERS |" not in page
+
+
+def test_an_xfail_that_passes_is_what_pytest_says_it_is(project: pytest.Pytester) -> None:
+    passing = XFAIL.replace("wrong, X", "right, X")
+    project.makepyfile(test_users_rules=PROJECT + passing.replace("STRICT", "False"))
+    run(project, *FORMATS).assert_outcomes(passed=1, xpassed=1)
+    told = report_of(project)
+    assert told["verdict"] == "pass" and told["expected"] == 0
+    project.makepyfile(test_users_rules=PROJECT + passing.replace("STRICT", "True"))
+    run(project, *FORMATS).assert_outcomes(passed=1, failed=1)
+    told = report_of(project)
+    assert told["verdict"] == "fail" and told["expected"] == 0
+    assert [network["verdict"] for network in told["networks"]] == ["pass", "fail", "pass"]
+    (row,) = [row for row in told["networks"][1]["report"]["rows"] if row["verdict"] == "fail"]
+    assert row["cause"] == "nothing fails: [XPASS(strict)] known, #12"
+
+
+def test_an_xfail_without_a_reason_and_one_of_another_error(project: pytest.Pytester) -> None:
+    plain = XFAIL.replace('reason="known, #12", strict=STRICT, raises=AssertionError', "")
+    project.makepyfile(test_users_rules=PROJECT + plain)
+    run(project, *FORMATS).assert_outcomes(passed=1, xfailed=1)
+    assert report_of(project)["networks"][1]["expected"] == "marked xfail"
+    other = XFAIL.replace("STRICT", "True").replace("AssertionError", "ZeroDivisionError")
+    project.makepyfile(test_users_rules=PROJECT + other)
+    run(project, *FORMATS).assert_outcomes(passed=1, failed=1)
+    assert report_of(project)["verdict"] == "fail" and report_of(project)["expected"] == 0
+
+
+def test_checks_in_subtests_are_listed_once(project: pytest.Pytester) -> None:
+    if not hasattr(pytest, "Subtests"):
+        pytest.skip("this pytest has no subtests")
+    project.makepyfile(
+        PROJECT + "def test_a(assert_vjp_correct, subtests):\n"
+        "    for i in range(2):\n"
+        "        with subtests.test(i=i): assert_vjp_correct(right, X, X, transforms='eager')\n"
+    )
+    assert run(project, "--gradient-report=out.json").ret == 0
+    assert [network["name"].partition("::")[2] for network in report_of(project)["networks"]] == ["test_a", "test_a #2"]
+
+
+INHERITED = """
+pytestmark = pytest.mark.gradient(dtypes=["float32"], transforms=["eager", "jit"])
+
+def test_ordinary(): pass
+
+def test_gradient(gradient_case):
+    assert gradient_case.dtype == "float32"
+
+@pytest.mark.gradient(dtypes=["float64"], transforms=["vmap"])
+class TestInClass:
+    def test_ordinary(self): pass
+
+    def test_gradient(self, gradient_case):
+        assert gradient_case.dtype == "float64"
+"""
+
+
+def test_a_mark_of_a_module_or_a_class_leaves_ordinary_tests_alone(project: pytest.Pytester) -> None:
+    project.makepyfile("import pytest\n" + INHERITED)
+    result = run(project, "-v")
+    result.assert_outcomes(passed=5)
+    result.stdout.fnmatch_lines(["*::test_ordinary PASSED*", "*::TestInClass::test_gradient[[]float64-vmap[]] PASSED*"])
+    project.makepyfile("import pytest\n" + INHERITED + "\n@pytest.mark.gradient\ndef test_direct(): pass\n")
+    run(project).stdout.fnmatch_lines(["*::test_direct: @pytest.mark.gradient is for tests that use *"])
 
 
 def test_a_name_in_the_mark_is_one_name_and_not_its_letters(project: pytest.Pytester) -> None:
