@@ -14,6 +14,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +34,7 @@ TRANSFORMS = ("eager", "jit", "vmap")
 SUFFIXES = {".json": "json", ".xml": "junit", ".md": "markdown", ".html": "html"}
 _FIXTURES = ("gradient_case", "assert_gradients_match", "assert_vjp_correct")
 _XPASS_STRICT = "[XPASS(strict)]"
+_shared = pytest.StashKey[dict[Any, Any]]()  # measurements that the runs of one marked test share
 _done = pytest.StashKey[list[dict[str, Any]]]()
 
 
@@ -157,6 +159,7 @@ def _judged(
     __tracebackhide__ = True
     from reference.checks.faults import CallFailed
     from reference.report import GradientMismatch, InconclusiveCheck
+    from reference.tolerance.sharing import shared
 
     if case is not None:
         taken = sorted({"dtype", "transforms"} & set(options))
@@ -166,7 +169,8 @@ def _judged(
     again = f"python -m pytest {shlex.quote(request.node.nodeid)}"
     started = time.monotonic()
     try:
-        report = replace(check(**options), reproduce=again)
+        with nullcontext() if case is None else shared(request.session.stash.setdefault(_shared, {})):
+            report = replace(check(**options), reproduce=again)
     except Exception as error:
         _record(request, _raised(error, case, again), started)
         if isinstance(error, CallFailed):  # show the user's own error, which is its cause
@@ -194,6 +198,18 @@ def _record(request: pytest.FixtureRequest, report: "Report", started: float) ->
     nodeid = request.node.nodeid
     name = f"{nodeid} #{len(done) + 1}" if done else nodeid
     done.append({"name": name, "seconds": time.monotonic() - started, "report": asdict(report)})
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Drop what the runs of one test share after the last of them."""
+    last = nextitem is None or _function(nextitem) != _function(item)
+    if last and _shared in item.session.stash:
+        del item.session.stash[_shared]
+
+
+def _function(item: pytest.Item) -> tuple[Any, str]:
+    """A test without its parameters."""
+    return item.parent, getattr(item, "originalname", item.name)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -14,6 +14,7 @@ from jaxtyping import DTypeLike
 
 from reference.tolerance.formats import Format
 from reference.tolerance.monte_carlo import noises, perturbed
+from reference.tolerance.sharing import Pairs, once
 from reference.tolerance.side_by_side import given, widened
 
 Tree = Any
@@ -67,6 +68,8 @@ def measure(
 ) -> Measured:
     """Evaluate a function in float64, and measure how far rounding in `dtype` could change each result.
 
+    Within `reference.tolerance.sharing.shared` the same measurement is made once.
+
     Args:
         function: traceable by JAX; may contain jit, scan, while, cond, custom rules and remat. It is traced with the
             arguments as they are, and the same program is then evaluated with its floats in float64.
@@ -91,10 +94,14 @@ def meter(function: Callable[..., Any], *like: Any, samples: int = SAMPLES, seed
     tree: Any = jax.tree.structure(shape)
 
     def measured(dtype: DTypeLike, *args: Any) -> Measured:
-        with jax.enable_x64(True):
-            flat = [given(leaf) for leaf in jax.tree.leaves(args)]
-            results = perturbed(closed, noises(Format.of(dtype), samples, seed), flat)
-        pairs = [spread(widened(result)) for result in results]
+        format, flat = Format.of(dtype), [given(leaf) for leaf in jax.tree.leaves(args)]
+
+        def pairs_of_all() -> Pairs:
+            with jax.enable_x64(True):
+                results = perturbed(closed, noises(format, samples, seed), flat)
+            return [spread(widened(result)) for result in results]
+
+        pairs = once(pairs_of_all, closed, flat, format, samples, seed)
         return Measured(tree.unflatten([value for value, _ in pairs]), tree.unflatten([tol for _, tol in pairs]))
 
     return measured

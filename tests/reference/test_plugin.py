@@ -303,6 +303,46 @@ def test_a_mark_of_a_module_or_a_class_leaves_ordinary_tests_alone(project: pyte
     run(project).stdout.fnmatch_lines(["*::test_direct: @pytest.mark.gradient is for tests that use *"])
 
 
+COUNTING = """
+import reference.tolerance.rounding as rounding
+from reference.tolerance import sharing
+from reference.pytest_plugin import _shared
+
+evaluate, evaluated = rounding.perturbed, []
+
+def perturbed(*given):
+    evaluated.append(sharing._memo.get())
+    return evaluate(*given)
+
+@pytest.fixture(autouse=True, scope="module")
+def counted():
+    rounding.perturbed = perturbed
+    yield
+    rounding.perturbed = evaluate
+
+DRAWS = np.random.default_rng(1)
+
+@pytest.mark.gradient
+def test_same(assert_vjp_correct):
+    assert_vjp_correct(right, X, X[::-1])
+    assert_vjp_correct(right, X, X)
+
+@pytest.mark.gradient(dtypes=["float64"])
+def test_other(assert_vjp_correct, request):
+    assert len(evaluated) == 4 + (len(request.session.stash.get(_shared, ())))
+    assert_vjp_correct(right, X, DRAWS.normal(size=3))
+
+def test_end(request):
+    assert len(evaluated) == 4 + 3 and _shared not in request.session.stash
+    assert len({id(memo) for memo in evaluated}) == 2
+"""
+
+
+def test_the_runs_of_a_marked_test_share_what_they_measure_alike(project: pytest.Pytester) -> None:
+    project.makepyfile(PROJECT + COUNTING)
+    run(project).assert_outcomes(passed=6 + 3 + 1)
+
+
 def test_a_name_in_the_mark_is_one_name_and_not_its_letters(project: pytest.Pytester) -> None:
     mark = "@pytest.mark.gradient(dtypes='float32', transforms='jit')\n"
     project.makepyfile("import pytest\n" + mark + "def test_a(gradient_case): print(gradient_case)")
