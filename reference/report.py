@@ -216,9 +216,10 @@ class Report:
         if self.partial or not self.rows:
             return f"INCONCLUSIVE: interrupted after {len(self.rows)} comparisons{again}"
         worst = self.worst
+        told = f"; {len(self.notes)} note{'s' * (len(self.notes) > 1)}, in the report" if self.notes else ""
         return (
             f"PROVEN: {len(self.rows)} comparisons in {self.dtype}, the worst {worst.used:.2g} of its tolerance"
-            f" ({worst.name()})"
+            f" ({worst.name()}){told}"
         )
 
     def __repr__(self) -> str:

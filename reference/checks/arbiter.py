@@ -46,13 +46,14 @@ class Sides:
 
     def rule_on(self, ours: np.ndarray, theirs: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For every entry, whether the slopes bear out `ours` against `theirs`, and what they say, in words."""
-        low, high = np.minimum(self.left, self.right), np.maximum(self.left, self.right)
-        slack = self.error + np.where(np.isfinite(allowed), allowed, 0.0)
-        kink = high - low > FAR * self.error + 1e-9 * np.maximum(np.abs(low), np.abs(high))
-        inside = (ours >= low - slack) & (ours <= high + slack)
-        middle = (low + high) / 2
-        theirs_off = ~(np.abs(theirs - middle) <= FAR * (self.error + (high - low)))
-        right = np.where(kink, inside, inside & theirs_off)
+        with np.errstate(invalid="ignore"):
+            low, high = np.minimum(self.left, self.right), np.maximum(self.left, self.right)
+            slack = self.error + np.where(np.isfinite(allowed), allowed, 0.0)
+            kink = high - low > FAR * self.error + 1e-9 * np.maximum(np.abs(low), np.abs(high))
+            inside = (ours >= low - slack) & (ours <= high + slack)
+            middle = (low + high) / 2
+            theirs_off = ~(np.abs(theirs - middle) <= FAR * (self.error + (high - low)))
+            right = np.where(kink, inside, inside & theirs_off)
         told = zip(*(np.ravel(each) for each in (kink, right, self.left, self.right, theirs, theirs_off)), strict=True)
         return right, np.asarray([_in_words(*each) for each in told], object).reshape(right.shape)
 

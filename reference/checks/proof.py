@@ -48,13 +48,15 @@ def proven(
     except Exception as error:  # the error is the finding
         _require_finite(trial, truth)
         return [faults.contract("vjp" if trial.word == "cotangent" else "jvp", f"raised {faults.one_line(error)}")], []
-    first = list(trial.rows(called, truth, eager))
     notes, judged = list[str](), dict[str, str]()
-    strange = not all(np.isfinite(leaf).all() for values, _ in truth.results for leaf in values)
-    if strange or any(row.verdict == "fail" for row in first):
+    first: list[Row] = []
+    known = all(np.isfinite(leaf).all() for values, _ in truth.results for leaf in values)
+    if known:
+        first = list(trial.rows(called, truth, eager))
+    if not known or any(row.verdict == "fail" for row in first):
         truth, notes, judged = Disputes(trial, truth, called.results).settle()
+        _require_finite(trial, truth)
         first = named(trial, truth, called.results, list(trial.rows(called, truth, eager)))
-    _require_finite(trial, truth)
     rows = [*first]
     if trial.word == "cotangent":
         rows += guarded(lambda: in_turns(trial, truth), "two pullbacks in turns")

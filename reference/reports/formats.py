@@ -139,11 +139,18 @@ def as_markdown(run: Run) -> str:
             parts.append(f"{counted(more, 'later failure')} in this {run.unit}; the first is where to look.")
     if len(run.unproven) > SHOWN:
         parts.append(f"... and {counted(len(run.unproven) - SHOWN, f'more {run.unit}')} that are not proven.")
-    parts += _expected(run) + _survivors(run) + _published(run)
+    parts += _expected(run) + _survivors(run) + _published(run) + _notes(run)
     versions = [f"{name} {version}" for name, version in run.versions.items()]
     parts.append(_plain(", ".join([f"seed {run.seed}", *versions, f"{run.seconds:.0f} s"])))
     parts += ["Run it again:", _fenced(run.command)] if run.command else []
     return "\n\n".join(parts) + "\n"
+
+
+def _notes(run: Run) -> list[str]:
+    """What qualifies the verdicts: kinks, approximations, what could not be looked at."""
+    found = [f"- {_plain(n.name)}: {_plain(note)}" for n in run.by_verdict for note in n.report.notes]
+    more = [f"- ... and {counted(len(found) - LISTED, 'more note')}"] if len(found) > LISTED else []
+    return ["### Notes", "\n".join(found[:LISTED] + more)] if found else []
 
 
 def _survivors(run: Run) -> list[str]:

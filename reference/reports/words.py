@@ -9,6 +9,8 @@ def row_in_words(row: Row) -> str:
     """A row's result in a sentence."""
     if row.verdict == "fail":
         return row.explain()
+    if row.verdict == "inconclusive" and row.reason:
+        return f"{row.name()}: {row.reason} ({row.kind})"
     if row.verdict == "inconclusive":
         return f"{row.name()}: rounding could hide any fault below {row.power:.2g} of its value ({row.kind})"
     return f"{row.name()}: error {row.used:.2g} of its tolerance, against {row.witness}"

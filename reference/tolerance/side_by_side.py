@@ -117,10 +117,18 @@ def _as_wide_as_known(equation: JaxprEqn, inputs: Values) -> Values:
 
 
 def _called(equation: JaxprEqn, inputs: Values) -> Values:
-    """By the user's function in Python, sample by sample, with values as wide as it knows them."""
+    """By the user's function in Python, sample by sample, with values as wide as it knows them.
+
+    Where it raises for a sample, what it gave for the function itself stands: it may check what rounding breaks.
+    """
     own = _as_wide_as_known(equation, inputs)
     rows = max(map(len, own), default=1)
-    each = [equation.params["callback"](*(value[k % len(value)] for value in own)) for k in range(rows)]
+    each = [equation.params["callback"](*(value[0] for value in own))]
+    for k in range(1, rows):
+        try:
+            each.append(equation.params["callback"](*(value[k % len(value)] for value in own)))
+        except Exception:  # whatever the user's function raises
+            each.append(each[0])
     return [widened(np.stack([np.asarray(result) for result in results])) for results in zip(*each, strict=True)]
 
 
