@@ -92,7 +92,7 @@ def blind_entries(reference: np.ndarray, tolerance: np.ndarray) -> np.ndarray:
     return np.asarray((size > 0) & np.isfinite(tolerance) & (BLIND * size <= tolerance))
 
 
-def _why_undecided(unknown: np.ndarray, reference: np.ndarray) -> str:
+def _why_undecided(unknown: Any, reference: np.ndarray) -> str:
     """Why no tolerance is known, and what helps; "" where it is known and too large."""
     if not unknown.any():
         return ""

@@ -1,4 +1,4 @@
-"""What a derivative may be off by intent: the tolerance of a solver behind it."""
+"""How far a derivative may be off by intent: the tolerance of a solver behind it."""
 
 from collections.abc import Sequence
 from dataclasses import replace

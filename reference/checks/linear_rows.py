@@ -85,7 +85,7 @@ def arrays(leaves: Sequence[Any]) -> Vector:
 
 @dataclass(frozen=True)
 class Truth:
-    """What the reference says.
+    """The reference at the point and beside it.
 
     Attributes:
         outputs: (values, tolerances) of the function.
@@ -107,7 +107,7 @@ class Truth:
 
 @dataclass(frozen=True)
 class Called:
-    """What a rule gave.
+    """The results of a rule.
 
     Attributes:
         out: the float outputs.
@@ -149,7 +149,7 @@ class Trial:
     approximation: float = 0.0
 
     def truth(self) -> Truth:
-        """What the reference says, at the first second point that is in the function's domain."""
+        """The reference, at the first second point that is in the function's domain."""
         for near in near_points(self.moving, self.seed):
             found = self._truth(near)
             if all(np.isfinite(leaf).all() for leaf in (*found.beside[0], *found.beside[1])):
@@ -258,10 +258,9 @@ class Trial:
             if factor * np.max(np.abs(exact), initial=0) > float(info.max) / 16:
                 continue  # the precision would overflow: that is no fault of the rule
             tolerance = factor * allowed + float(info.tiny)
+            times = f"{factor:g} times" if factor > 1 else f"1/{1 / factor:g} of"
             told: Any = {"kind": "contract", "witness": self.witness}
-            yield compare_leaf(
-                f"for {factor:.4g} times the {self.word}: {name}", ours, factor * exact, tolerance, **told
-            )
+            yield compare_leaf(f"for {times} the {self.word}: {name}", ours, factor * exact, tolerance, **told)
 
 
 def against(

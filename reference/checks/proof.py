@@ -17,7 +17,7 @@ from reference.report import Row
 
 
 def truth_of(trial: Trial) -> Truth:
-    """What the reference says.
+    """The reference of a trial.
 
     Raises:
         reference.CallFailed: JAX cannot differentiate the plain function.

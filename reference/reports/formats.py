@@ -147,7 +147,7 @@ def as_markdown(run: Run) -> str:
 
 
 def _notes(run: Run) -> list[str]:
-    """What qualifies the verdicts: kinks, approximations, what could not be looked at."""
+    """The facts that qualify the verdicts: kinks, approximations, what could not be looked at."""
     found = [f"- {_plain(n.name)}: {_plain(note)}" for n in run.by_verdict for note in n.report.notes]
     more = [f"- ... and {counted(len(found) - LISTED, 'more note')}"] if len(found) > LISTED else []
     return ["### Notes", "\n".join(found[:LISTED] + more)] if found else []

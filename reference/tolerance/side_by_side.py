@@ -117,17 +117,13 @@ def _as_wide_as_known(equation: JaxprEqn, inputs: Values) -> Values:
 
 
 def _called(equation: JaxprEqn, inputs: Values) -> Values:
-    """By the user's function in Python, sample by sample, with values as wide as it knows them.
-
-    Where it raises for a sample, what it gave for the function itself stands: it may check what rounding breaks.
-    """
+    """By the user's function in Python, sample by sample, with values as wide as it knows them."""
     own = _as_wide_as_known(equation, inputs)
-    rows = max(map(len, own), default=1)
     each = [equation.params["callback"](*(value[0] for value in own))]
-    for k in range(1, rows):
+    for k in range(1, max(map(len, own), default=1)):
         try:
             each.append(equation.params["callback"](*(value[k % len(value)] for value in own)))
-        except Exception:  # whatever the user's function raises
+        except Exception:  # it may check what rounding breaks; then what it gave for the function itself stands
             each.append(each[0])
     return [widened(np.stack([np.asarray(result) for result in results])) for results in zip(*each, strict=True)]
 
@@ -137,9 +133,7 @@ def _by_jax(equation: JaxprEqn, inputs: Values, narrow: bool = False) -> Values:
     changed, kept = ({}, _kept) if narrow else (_in_double(equation), widened)
     many = [len(value) > 1 for value in inputs]
 
-    def one(*given: Any) -> Values:
-        return bind(equation, given, **changed)
-
+    one = lambda *given: bind(equation, given, **changed)  # noqa: E731
     given = [value if varies else value[0] for value, varies in zip(inputs, many, strict=True)]
     if not any(many):
         return [kept(output)[None] for output in one(*given)]

@@ -302,8 +302,9 @@ def test_a_rule_inside_fun_that_deceives_jax_grad_is_found_by_the_witnesses() ->
         "witnesses": ["forward mode", "differences"],
     }
     report = check_gradient(lambda x: jnp.sum(sine(x)), jnp.cos, X[0], **options)
-    assert [row.witness for row in report.failures] == ["jax.grad"]
+    assert report.passed, report.summary()
     assert any("args[0]: jax.grad stands alone" in note for note in report.notes)
+    assert any("is the odd one out" in note for note in report.notes)  # the values alone say so too
 
 
 def test_witnesses_of_a_large_gradient_take_slopes() -> None:

@@ -99,7 +99,7 @@ def summed_over_the_batch(saved, g):
 UNSEEN = {
     "two pullbacks in turns": (ruled(jnp.sin, lambda _, g: (g * jnp.cos(kept["x"]),), in_a_global), (X,), {}),
     "for 1024 times the cotangent": (ruled(jnp.sin, lambda s, g: (jnp.clip(g, -5, 5) * jnp.cos(s[0]),)), (X,), {}),
-    "for 0.0009766 times the cotangent": (
+    "for 1/1024 of the cotangent": (
         ruled(jnp.sin, lambda s, g: (jnp.where(jnp.abs(g) > 4e-4, g, 0) * jnp.cos(s[0]),)),
         (X,),
         {},
