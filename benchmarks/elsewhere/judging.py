@@ -1,0 +1,54 @@
+"""Check one case, and say in one line how it went."""
+
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import reference
+from benchmarks.elsewhere.cases import Case
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one case went.
+
+    Attributes:
+        verdict: "pass", "fail", "inconclusive", "not checked" where the function itself refuses, or "crash".
+        reason: "" for a pass.
+        seconds: it took.
+    """
+
+    verdict: str
+    reason: str = ""
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def judged(case: Case, dtype: str = "float32") -> Outcome:
+    """Check the case in this precision."""
+    started = time.perf_counter()
+    verdict, reason = _verdict(case, dtype)
+    return Outcome(verdict, reason, round(time.perf_counter() - started, 2))
+
+
+def _verdict(case: Case, dtype: str) -> tuple[str, str]:
+    if dtype not in case.dtypes:
+        return "not checked", f"it takes {', '.join(case.dtypes)}"
+    check = reference.check_vjp if case.mode == "vjp" else reference.check_jvp
+    try:
+        report = check(case.function, *case.point(), raw=case.plain, dtype=dtype, transforms=case.ways, **case.options)
+    except reference.CallFailed as error:
+        return "not checked", _line(error)
+    except Exception as error:  # a crash of the harness is a finding, and must not end the run
+        return "crash", f"{type(error).__name__}: {_line(error)}"
+    if report.verdict == "pass":
+        return "pass", ""
+    row = next((row for row in report.rows if row.verdict == report.verdict), None)
+    return report.verdict, _line(row.explain() if row else "nothing was compared")
+
+
+def _line(text: object, width: int = 300) -> str:
+    return " ".join(str(text).split())[:width]
