@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.elsewhere import functions, rules
-from benchmarks.elsewhere.cases import ALL, Case
+from benchmarks.elsewhere.cases import ALL, WAYS, Case
 from benchmarks.elsewhere.judging import judged
 from benchmarks.elsewhere.known import KNOWN
 
@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="name", help="some cases; all without any")
     parser.add_argument("--library", nargs="+", default=every, choices=every, metavar="NAME", help=", ".join(every))
     parser.add_argument("--dtype", nargs="+", default=["float32"], choices=ALL)
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="fewer than all three are faster")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every outcome")
     return parser.parse_args()
 
@@ -63,7 +64,7 @@ def main() -> int:
             if isinstance(case, str):
                 print(f"{library:18} {case}", flush=True)
             elif not given.names or name in given.names:
-                outcome = judged(case, dtype)
+                outcome = judged(case, dtype, tuple(given.ways))
                 counts[outcome.verdict] += 1
                 known = "known: " + "; ".join(KNOWN[name]) if name in KNOWN and outcome.verdict == "fail" else ""
                 bad |= outcome.verdict in ("fail", "crash") and not known

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import reference
-from benchmarks.elsewhere.cases import Case
+from benchmarks.elsewhere.cases import WAYS, Case
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,19 @@ class Outcome:
         return asdict(self)
 
 
-def judged(case: Case, dtype: str = "float32") -> Outcome:
-    """Check the case in this precision."""
+def judged(case: Case, dtype: str = "float32", ways: tuple[str, ...] = WAYS) -> Outcome:
+    """Check the case in this precision, in those of the ways that it can do."""
     started = time.perf_counter()
-    verdict, reason = _verdict(case, dtype)
+    verdict, reason = _verdict(case, dtype, tuple(way for way in case.ways if way in ways))
     return Outcome(verdict, reason, round(time.perf_counter() - started, 2))
 
 
-def _verdict(case: Case, dtype: str) -> tuple[str, str]:
+def _verdict(case: Case, dtype: str, ways: tuple[str, ...]) -> tuple[str, str]:
     if dtype not in case.dtypes:
         return "not checked", f"it takes {', '.join(case.dtypes)}"
     check = reference.check_vjp if case.mode == "vjp" else reference.check_jvp
     try:
-        report = check(case.function, *case.point(), raw=case.plain, dtype=dtype, transforms=case.ways, **case.options)
+        report = check(case.function, *case.point(), raw=case.plain, dtype=dtype, transforms=ways, **case.options)
     except reference.CallFailed as error:
         return "not checked", _line(error)
     except Exception as error:  # a crash of the harness is a finding, and must not end the run
@@ -47,7 +47,11 @@ def _verdict(case: Case, dtype: str) -> tuple[str, str]:
     if report.verdict == "pass":
         return "pass", ""
     row = next((row for row in report.rows if row.verdict == report.verdict), None)
-    return report.verdict, _line(row.explain() if row else "nothing was compared")
+    if row is None:
+        return report.verdict, "nothing was compared"
+    if report.verdict == "inconclusive":
+        return report.verdict, f"{row.name()}: a fault below {row.power:.2g} of its value would not show"
+    return report.verdict, _line(row.explain())
 
 
 def _line(text: object, width: int = 300) -> str:
