@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.elsewhere import functions, rules
 from benchmarks.elsewhere.cases import ALL, WAYS, Case
 from benchmarks.elsewhere.judging import judged
-from benchmarks.elsewhere.known import KNOWN
+from benchmarks.elsewhere.known import ABSENT, KNOWN
 
 VERDICTS = ("pass", "fail", "crash", "inconclusive", "not checked")
 
@@ -49,6 +49,10 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _known(name: str) -> str:
+    return "known: " + "; ".join(KNOWN[name]) if name in KNOWN else ""
+
+
 def main() -> int:
     """Print the table; 1 where something failed or crashed that is not known."""
     given = arguments()
@@ -66,7 +70,7 @@ def main() -> int:
             elif not given.names or name in given.names:
                 outcome = judged(case, dtype, tuple(given.ways))
                 counts[outcome.verdict] += 1
-                known = "known: " + "; ".join(KNOWN[name]) if name in KNOWN and outcome.verdict == "fail" else ""
+                known = _known(name) if outcome.verdict in ("fail", "crash") else ""
                 bad |= outcome.verdict in ("fail", "crash") and not known
                 head = f"{library:18} {name:36} {outcome.verdict:12} {outcome.seconds:5.1f} s"
                 print(f"{head}  {known or outcome.reason}".rstrip(), flush=True)
@@ -75,6 +79,8 @@ def main() -> int:
         print(f"\n{dtype}: " + ", ".join(f"{counts[verdict]} {verdict}" for verdict in VERDICTS) + "\n", flush=True)
         if given.json:
             given.json.write_text(json.dumps(outcomes, indent=1) + "\n")
+    if not given.names and "jax" in given.library and len(given.library) > 1:
+        print("No cases: " + "".join(f"\n  {name:24} {reason}" for name, reason in ABSENT.items()))
     return int(bad)
 
 

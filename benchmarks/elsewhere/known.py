@@ -1,4 +1,56 @@
-"""What is truly wrong, or inaccurate, in code of others, and who says so; such a failure is no false alarm."""
+"""What is known of code of others: where it is truly off, and which libraries do not go with this JAX."""
 
-KNOWN: dict[str, tuple[str, str, str]] = {}
-"""By name: (where, how far it is off, who judged)."""
+KNOWN: dict[str, tuple[str, str, str]] = {
+    "spence, above 1": (
+        "the derivative for x > 1",
+        "nan",
+        "d/dx spence(x) = log(x) / (1 - x), which is finite there",
+    ),
+    "optax.scale_gradient": (
+        "the gradient",
+        "a factor, on purpose",
+        "the plain function is the identity",
+    ),
+    "flax.linen.fp8_ops.out_qdq": (
+        "the cotangent",
+        "rounded to 8 bits, on purpose",
+        "the plain function is the identity",
+    ),
+    "jax_md.space.transform": (
+        "the tangent of R",
+        "not multiplied by the box, on purpose",
+        "d(box R) = dbox R + box dR",
+    ),
+    "jax_md.transform_gradients": (
+        "the tangent",
+        "multiplied by the box, on purpose",
+        "the plain function is the identity",
+    ),
+    "jax_md._quaternion_rotate": (
+        "the cotangent of q",
+        "its part along q is taken away, on purpose",
+        "the plain function at a quaternion that is not of norm 1",
+    ),
+}
+"""By name of a case: (where, how far it is off, who judges)."""
+
+_TFP = (
+    "AttributeError: module 'jax.interpreters.xla' has no attribute 'pytype_aval_mappings', in tensorflow-probability"
+)
+
+ABSENT: dict[str, str] = {
+    "bayesnewton": "does not import: cannot import name 'xla_bridge' from 'jax.lib'",
+    "bayeux-ml": f"does not import: {_TFP}",
+    "distrax": f"does not import: {_TFP}",
+    "efax": "does not import with Python 3.11: cannot import name 'override' from 'typing'",
+    "jaxinterp2d": "does not install: no version is found",
+    "kfac-jax": f"does not import: {_TFP}",
+    "neural-tangents": "does not import: cannot import name 'Jaxpr' from 'jax.core'",
+    "oryx": f"does not import: {_TFP}",
+    "rlax": f"does not import: {_TFP}",
+    "scico": "does not import: it takes JAX 0.10.2 for older than 0.2.19",
+    "sphericart": "does not import without its own JAX extension: no module sphericart.jax",
+    "tensorflow-probability": f"does not import, nor does its nightly version: {_TFP}",
+    "tjax": "does not import with Python 3.11: cannot import name 'override' from 'typing'",
+}
+"""Libraries that were tried with JAX 0.10.2 and have no cases, with the reason."""

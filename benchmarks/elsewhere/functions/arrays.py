@@ -49,7 +49,7 @@ CASES: dict[str, Case] = {
     "quantile": normal(lambda x: jnp.quantile(x, jnp.asarray(0.3, x.dtype), axis=0)),
     "segment_max": normal(lambda x: jax.ops.segment_max(x, jnp.asarray(IDS), 3)),
     "segment_min": normal(lambda x: jax.ops.segment_min(x, jnp.asarray(IDS), 3)),
-    "segment_prod": positive(lambda x: jax.ops.segment_prod(x, jnp.asarray(IDS), 3), 6, 5),
+    "segment_prod": positive(lambda x: jax.ops.segment_prod(x, jnp.arange(6), 6, unique_indices=True), 6, 5),
     "segment_sum": normal(lambda x: jax.ops.segment_sum(x, jnp.asarray(IDS), 3)),
     "std": normal(lambda x: jnp.std(x, 0, ddof=1)),
     "trace": normal(jnp.trace, 5, 5),

@@ -14,7 +14,7 @@ CASES: dict[str, Case] = {
     "dm_pix.hsv_to_rgb": itself(pix.hsv_to_rgb, _IMAGE),
     "dm_pix.rgb_to_hsl": itself(pix.rgb_to_hsl, _IMAGE),
     "dm_pix.hsl_to_rgb": itself(pix.hsl_to_rgb, _IMAGE),
-    "dm_pix.hsv there and back": formula(lambda x: pix.hsv_to_rgb(pix.rgb_to_hsv(x)), lambda x: x, _IMAGE),
+    "dm_pix.hsv there and back": itself(lambda x: pix.hsv_to_rgb(pix.rgb_to_hsv(x)), _IMAGE),
     "dm_pix.rgb_to_grayscale": itself(pix.rgb_to_grayscale, _IMAGE),
     "dm_pix.adjust_contrast": formula(
         lambda x: pix.adjust_contrast(x, 1.5),

@@ -61,7 +61,9 @@ CASES: dict[str, Case] = {
     "flax.linen.LSTMCell": _cell(nn.LSTMCell(3), (drawn(3), drawn(3))),
     "flax.linen.OptimizedLSTMCell": _cell(nn.OptimizedLSTMCell(3), (drawn(3), drawn(3))),
     "flax.linen.MGUCell": _cell(nn.MGUCell(3), (drawn(3),)),
-    "flax.linen.MultiHeadDotProductAttention": _linen(nn.MultiHeadDotProductAttention(2), drawn(1, 3, 4)),
+    "flax.linen.MultiHeadDotProductAttention": _linen(
+        nn.MultiHeadDotProductAttention(2, use_bias=False), drawn(1, 3, 4)
+    ),
     "flax.linen.avg_pool": itself(lambda x: nn.avg_pool(x, (2, 2), (2, 2)), drawn(1, 4, 4, 2)),
     "flax.linen.max_pool": itself(lambda x: nn.max_pool(x, (2, 2), (2, 2)), drawn(1, 4, 4, 2)),
     "flax.nnx.Linear": _nnx(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), drawn(2, 4)),
