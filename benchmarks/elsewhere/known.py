@@ -16,6 +16,13 @@ KNOWN: dict[str, tuple[str, str, str]] = {
         "rounded to 8 bits, on purpose",
         "the plain function is the identity",
     ),
+    "jaxopt.GradientDescent": ("the minimum", "7.5e-5 in float32", "the normal equations in float64"),
+    "jaxopt.LBFGS": ("the gradient by b", "3e-5 relative in float32", "the normal equations in float64"),
+    "jaxopt.linear_solve.solve_cg": (
+        "the gradient by A under vmap",
+        "5e-3 relative in float32",
+        "jnp.linalg.solve in float64",
+    ),
     "jax_md.space.transform": (
         "the tangent of R",
         "not multiplied by the box, on purpose",

@@ -34,7 +34,7 @@ CASES: dict[str, Case] = {
         lambda x: e3nn.soft_one_hot_linspace(x, start=0.0, end=2.5, number=5, basis="gaussian", cutoff=False),
         within(0.3, 2, 6),
     ),
-    "e3nn_jax.legendre": itself(lambda x: legendre(3, x), within(-0.9, 0.9, 6)),
+    "e3nn_jax.legendre": itself(lambda x: legendre(3, x, 1.0), within(-0.9, 0.9, 6)),
     "e3nn_jax.angles_to_matrix": itself(e3nn.angles_to_matrix, *[within(0.3, 2)] * 3),
     "e3nn_jax.quaternion_to_matrix": itself(
         lambda q: e3nn.axis_angle_to_matrix(*e3nn.quaternion_to_axis_angle(q / jnp.linalg.norm(q))), within(0.3, 1, 4)

@@ -23,6 +23,6 @@ CASES: dict[str, Case] = {
         drawn(5),
     ),
     "folx.LoopLaplacianOperator": formula(
-        lambda x: folx.LoopLaplacianOperator()(_field)(x)[0], lambda x: jnp.trace(jax.hessian(_field)(x)), drawn(5)
+        lambda x: folx.LoopLaplacianOperator()(_field)(x)[0], lambda x: jnp.diag(jax.hessian(_field)(x)), drawn(5)
     ),
 }

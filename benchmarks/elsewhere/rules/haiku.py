@@ -35,7 +35,8 @@ CASES: dict[str, Case] = {
     "haiku.RMSNorm": _layer(lambda: hk.RMSNorm(-1), drawn(2, 5)),
     "haiku.GroupNorm": _layer(lambda: hk.GroupNorm(2), drawn(2, 3, 4)),
     "haiku.MultiHeadAttention": _layer(
-        lambda: hk.MultiHeadAttention(2, 3, w_init=hk.initializers.VarianceScaling()), *[drawn(3, 4)] * 3
+        lambda: hk.MultiHeadAttention(2, 3, w_init=hk.initializers.VarianceScaling(), with_bias=False),
+        *[drawn(3, 4)] * 3,
     ),
     "haiku.GRU": _core(lambda: hk.GRU(3), drawn(3)),
     "haiku.LSTM": _core(lambda: hk.LSTM(3), drawn(3), drawn(3)),

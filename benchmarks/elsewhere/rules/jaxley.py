@@ -24,7 +24,7 @@ CASES: dict[str, Case] = {
     ),
     "jaxley.exponential_euler": formula(
         gates.exponential_euler,
-        lambda x, dt, end, tau: x * jnp.exp(-dt / tau) + end * -jnp.expm1(-dt / tau),
+        lambda x, dt, end, tau: x * jnp.exp(-dt / tau) + end * (1 - jnp.exp(-dt / tau)),
         *_AT,
         options=_BY_ARRAYS,
     ),
