@@ -16,6 +16,11 @@ KNOWN: dict[str, tuple[str, str, str]] = {
         "rounded to 8 bits, on purpose",
         "the plain function is the identity",
     ),
+    "ott.math.utils.softmin": (
+        "the cotangent of gamma",
+        "None, which is 0",
+        "the formula -gamma logsumexp(-x / gamma)",
+    ),
     "jaxopt.GradientDescent": ("the minimum", "7.5e-5 in float32", "the normal equations in float64"),
     "jaxopt.LBFGS": ("the gradient by b", "3e-5 relative in float32", "the normal equations in float64"),
     "jaxopt.linear_solve.solve_cg": (

@@ -36,7 +36,6 @@ CASES: dict[str, Case] = {
     "inv, condition 1e3": square(jnp.linalg.inv, "1e3"),
     "irfft": normal(lambda x: jnp.fft.irfft(jnp.fft.rfft(x)[:9]), 32, dtypes=WIDE),
     "kron": itself(jnp.kron, drawn(3, 2), drawn(2, 3)),
-    "logm by sqrtm": square(lambda A: linalg.funm(A, lambda x: x, disp=False)[0].real, "definite"),
     "lstsq": itself(lambda A, b: jnp.linalg.lstsq(A, b)[0], drawn(8, 4), drawn(8), dtypes=WIDE),
     "lu": square(lambda A: linalg.lu(A)[1:], "normal"),
     "matrix_power": square(lambda A: jnp.linalg.matrix_power(A, 5), "1e1"),

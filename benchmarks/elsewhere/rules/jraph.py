@@ -43,6 +43,6 @@ CASES: dict[str, Case] = {
     "jraph.segment_max_or_constant": itself(
         lambda x: jraph.segment_max_or_constant(x, jnp.asarray(_IDS), 4), drawn(6, 2)
     ),
-    "jraph.partition_softmax": itself(lambda x: jraph.partition_softmax(x, jnp.asarray([2, 3, 1])), drawn(6)),
+    "jraph.partition_softmax": itself(lambda x: jraph.partition_softmax(x, jnp.asarray([2, 3, 1]), 6), drawn(6)),
     "jraph.GraphConvolution": itself(_convolved, within(0.3, 2, 4, 3), drawn(3, 2)),
 }

@@ -80,7 +80,7 @@ CASES: dict[str, Case] = {
         lambda x, t: optax.losses.safe_softmax_cross_entropy(x, _soft(t)), drawn(6, 5), drawn(6, 5)
     ),
     "optax.losses.poly_loss_cross_entropy": formula(
-        lambda x, t: optax.losses.poly_loss_cross_entropy(x, _soft(t), 2.0),
+        lambda x, t: optax.losses.poly_loss_cross_entropy(x, _soft(t), epsilon=2.0),
         lambda x, t: -(_soft(t) * jnp.log(_soft(x))).sum(-1) + 2 * (1 - (_soft(t) * _soft(x)).sum(-1)),
         drawn(6, 5),
         drawn(6, 5),

@@ -2,10 +2,8 @@
 
 import jax
 import jax.numpy as jnp
-from ott.geometry import costs, pointcloud
+from ott.geometry import costs
 from ott.math import matrix_square_root, utils
-from ott.tools import soft_sort
-from ott.tools.sinkhorn_divergence import sinkhorn_divergence
 
 from benchmarks.elsewhere.cases import WIDE, Case, drawn, formula, itself, matrix, rule, within
 
@@ -26,10 +24,6 @@ def _lambert(z: jax.Array) -> jax.Array:
     for _ in range(8):
         w = w - (w * jnp.exp(w) - z) / (jnp.exp(w) * (w + 1))
     return w
-
-
-def _divergence(x: jax.Array, y: jax.Array) -> jax.Array:
-    return sinkhorn_divergence(pointcloud.PointCloud, x, y, epsilon=1.0, sinkhorn_kwargs={"threshold": 1e-6})[0]
 
 
 CASES: dict[str, Case] = {
@@ -69,7 +63,4 @@ CASES: dict[str, Case] = {
     ),
     "ott.geometry.costs.PNormP": itself(costs.PNormP(1.5), drawn(5), drawn(5)),
     "ott.geometry.costs.SoftDTW": itself(costs.SoftDTW(gamma=0.5), drawn(4), drawn(5)),
-    "ott.tools.soft_sort.sort": itself(lambda x: soft_sort.sort(x, epsilon=0.5), drawn(6), dtypes=WIDE),
-    "ott.tools.soft_sort.ranks": itself(lambda x: soft_sort.ranks(x, epsilon=0.5), drawn(6), dtypes=WIDE),
-    "ott.tools.sinkhorn_divergence": itself(_divergence, drawn(6, 2), drawn(5, 2), dtypes=WIDE),
 }
