@@ -1,6 +1,17 @@
 """What is known of code of others: where it is truly off, and which libraries do not go with this JAX."""
 
 KNOWN: dict[str, tuple[str, str, str]] = {
+    "dot_product_attention": (
+        "the value in float64",
+        "1e-7 relative: it computes in float32",
+        "the formula in float64",
+    ),
+    "dot_product_attention, causal": (
+        "the value in float64",
+        "1e-7 relative: it computes in float32",
+        "the formula in float64",
+    ),
+    "vmap of a while": ("the value in float16", "nan", "expi is finite there"),
     "spence, above 1": (
         "the derivative for x > 1",
         "nan",

@@ -75,7 +75,9 @@ CASES: dict[str, Case] = {
     "at add": itself(_at("add"), drawn(6, 5), drawn(3, 5)),
     "at max": itself(_at("max"), drawn(6, 5), drawn(3, 5)),
     "at min": itself(_at("min"), drawn(6, 5), drawn(3, 5)),
-    "at multiply": itself(lambda x, y: x.at[jnp.asarray([0, 2, 3])].multiply(y), drawn(6, 5), drawn(3, 5)),
+    "at multiply": itself(
+        lambda x, y: x.at[jnp.asarray([0, 2, 3])].multiply(y, unique_indices=True), drawn(6, 5), drawn(3, 5)
+    ),
     "at set": itself(lambda x, y: x.at[1:4].set(y) ** 2, drawn(6, 5), drawn(3, 5)),
     "choose": normal(lambda x: jnp.choose(jnp.asarray([0, 2, 1, 3, 0]), list(x[:4]), mode="clip")),
     "compress": normal(lambda x: jnp.compress(jnp.asarray([True, False, True, True]), x, 0, size=3)),

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy import special
 
-from benchmarks.elsewhere.cases import Case, between, drawn, itself, normal, positive, within
+from benchmarks.elsewhere.cases import WIDE, Case, between, drawn, itself, normal, positive, within
 
 CASES: dict[str, Case] = {
     "beta": itself(special.beta, within(1, 3, 8), within(1, 3, 8)),
@@ -31,12 +31,12 @@ CASES: dict[str, Case] = {
     "i1e": normal(special.i1e, 10),
     "kl_div": itself(special.kl_div, within(0.3, 2, 8), within(0.3, 2, 8)),
     "lgamma": positive(lambda x: lax.lgamma(3 * x), 50),
-    "log_ndtr": normal(special.log_ndtr, 20),
+    "log_ndtr": normal(special.log_ndtr, 20, dtypes=WIDE),
     "logit": between(special.logit, 0.1, 0.9),
-    "lpmn_values": between(lambda x: special.lpmn_values(3, 3, x, True), -0.9, 0.9, 6),
+    "lpmn_values": between(lambda x: special.lpmn_values(3, 3, x, True), -0.9, 0.9, 6, dtypes=WIDE),
     "multigammaln": between(lambda x: special.multigammaln(x, 3), 2, 5),
-    "ndtr": normal(special.ndtr),
-    "ndtri": between(special.ndtri, 0.05, 0.95),
+    "ndtr": normal(special.ndtr, dtypes=WIDE),
+    "ndtri": between(special.ndtri, 0.05, 0.95, dtypes=WIDE),
     "poch": itself(special.poch, within(1, 3, 8), within(1, 3, 8)),
     "polygamma": positive(lambda x: special.polygamma(1, x), 5),
     "rel_entr": itself(special.rel_entr, within(0.3, 2, 8), within(0.3, 2, 8)),
@@ -45,8 +45,8 @@ CASES: dict[str, Case] = {
         within(0.3, 2.5, 1),
         within(0.3, 2.5, 1),
     ),
-    "spence": between(special.spence, 0.2, 0.9),
-    "spence, above 1": between(special.spence, 1.1, 2),
+    "spence": between(special.spence, 0.2, 0.9, dtypes=WIDE),
+    "spence, above 1": between(special.spence, 1.1, 2, dtypes=WIDE),
     "xlog1py": itself(special.xlog1py, drawn(8), within(0.3, 2, 8)),
     "xlogy": itself(special.xlogy, drawn(8), within(0.3, 2, 8)),
     "zeta": positive(lambda x: special.zeta(x + 1, jnp.asarray(2.0, x.dtype)), 5),

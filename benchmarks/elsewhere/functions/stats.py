@@ -37,12 +37,12 @@ CASES: dict[str, Case] = {
         stats.multivariate_normal.logpdf, drawn(3, 5), drawn(5), matrix("definite"), dtypes=WIDE
     ),
     "nbinom.logpmf": between(lambda p: stats.nbinom.logpmf(jnp.arange(12), 4, p), 0.1, 0.9),
-    "norm.logcdf": normal(stats.norm.logcdf),
+    "norm.logcdf": normal(stats.norm.logcdf, dtypes=WIDE),
     "norm.logpdf": _with_scale(stats.norm),
-    "norm.ppf": between(stats.norm.ppf, 0.05, 0.95),
+    "norm.ppf": between(stats.norm.ppf, 0.05, 0.95, dtypes=WIDE),
     "pareto.logpdf": itself(stats.pareto.logpdf, within(2, 4, 8), within(1, 3, 8)),
     "poisson.logpmf": between(lambda mu: stats.poisson.logpmf(jnp.arange(12), mu), 0.5, 5),
     "t.logpdf": itself(lambda x, df: stats.t.logpdf(x, df), drawn(8), within(2, 6, 8)),
-    "truncnorm.logpdf": between(lambda x: stats.truncnorm.logpdf(x, -2, 3), -1.5, 2.5),
+    "truncnorm.logpdf": between(lambda x: stats.truncnorm.logpdf(x, -2, 3), -1.5, 2.5, dtypes=WIDE),
     "vonmises.logpdf": itself(stats.vonmises.logpdf, drawn(8), within(0.5, 2, 8)),
 }
