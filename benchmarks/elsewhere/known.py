@@ -32,6 +32,11 @@ KNOWN: dict[str, tuple[str, str, str]] = {
         "None, which is 0",
         "the formula -gamma logsumexp(-x / gamma)",
     ),
+    "numpyro.cholesky_update": (
+        "the value",
+        "0.07 and more of 1: b = gamma / Dj_new leaves b as it was",
+        "numpy.linalg.cholesky of A + x x^T",
+    ),
     "jaxopt.GradientDescent": ("the minimum", "7.5e-5 in float32", "the normal equations in float64"),
     "jaxopt.LBFGS": ("the gradient by b", "3e-5 relative in float32", "the normal equations in float64"),
     "jaxopt.linear_solve.solve_cg": (

@@ -17,7 +17,7 @@ CASES: dict[str, Case] = {
         lambda x: functional.loss.sigmoid_cross_entropy_logits(x, jnp.eye(6, 5, dtype=x.dtype)), drawn(6, 5)
     ),
     "objax.loss.mean_squared_error": formula(
-        functional.loss.mean_squared_error, lambda x, y: ((x - y) ** 2).mean(), drawn(6, 5), drawn(6, 5)
+        functional.loss.mean_squared_error, lambda x, y: ((x - y) ** 2).mean(-1), drawn(6, 5), drawn(6, 5)
     ),
     "objax.loss.l2": formula(functional.loss.l2, lambda x: (x**2).sum() / 2, drawn(6, 5)),
 }
