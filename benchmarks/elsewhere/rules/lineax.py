@@ -15,6 +15,10 @@ def _least_squares(A, b):
     return jnp.linalg.solve(A.T @ A, A.T @ b)
 
 
+def _by_triangle(A, b):
+    return _by(lx.Triangular(), lx.lower_triangular_tag)(jnp.tril(A), b)
+
+
 def _lower(A, b):
     return jnp.linalg.solve(jnp.tril(A), b)
 
@@ -50,7 +54,7 @@ CASES: dict[str, Case] = {
     "lineax.GMRES": formula(_by(lx.GMRES(1e-6, 1e-6)), jnp.linalg.solve, *_DEFINITE, dtypes=WIDE),
     "lineax.BiCGStab": formula(_by(lx.BiCGStab(1e-6, 1e-6)), jnp.linalg.solve, *_DEFINITE, dtypes=WIDE),
     "lineax.QR, tall": formula(_by(lx.QR()), _least_squares, drawn(7, 4), drawn(7), dtypes=WIDE),
-    "lineax.Triangular": formula(_by(lx.Triangular(), lx.lower_triangular_tag), _lower, *_DEFINITE, dtypes=WIDE),
+    "lineax.Triangular": formula(_by_triangle, _lower, *_DEFINITE, dtypes=WIDE),
     "lineax.Diagonal": formula(
         lambda d, b: lx.linear_solve(lx.DiagonalLinearOperator(d), b, lx.Diagonal()).value,
         lambda d, b: b / d,
