@@ -39,15 +39,32 @@ class Findings:
 def bare_vjp(held: Held, given: Arguments, cotangent: Sequence[Any], output: Tree) -> Findings:
     """Call a custom_vjp's forward rule, then its backward rule on one cotangent, with arrays of JAX as JAX does.
 
+    Only types are looked at, so they are traced, which compiles nothing; rules that need values get them.
+
     Args:
         held: the jax.custom_vjp.
         given: the arguments.
         cotangent: an array for every float leaf of the output.
         output: the plain function's result.
     """
+    found: list[Findings] = []
+
+    def abstract(moving: Sequence[Any], data: Sequence[Any]) -> None:
+        found.append(_called(held, given, given.build(moving, data), cotangent, output, traced=True))
+
+    leaves = [[jnp.asarray(leaf) for leaf in given.fresh(kind)] for kind in ("moving", "data")]
+    try:
+        jax.eval_shape(abstract, *leaves)
+    except Exception:  # it needs values, or what it keeps does not outlive the trace
+        return _called(held, given, given.build(*leaves), cotangent, output, traced=False)
+    return found[0]
+
+
+def _called(
+    held: Held, given: Arguments, args: tuple[Any, ...], cotangent: Sequence[Any], output: Tree, traced: bool
+) -> Findings:
     found = Findings()
-    rule, moving = held.rule, [jnp.asarray(leaf) for leaf in given.fresh("moving")]
-    bound = held.bound(given.build(moving, [jnp.asarray(leaf) for leaf in given.fresh("data")]))
+    rule, bound = held.rule, held.bound(args)
     names = list(bound)
     static = [bound[names[i]] for i in rule.nondiff_argnums if i < len(names)]
     free = {name: bound[name] for i, name in enumerate(names) if i not in rule.nondiff_argnums}
@@ -56,7 +73,9 @@ def bare_vjp(held: Held, given: Arguments, cotangent: Sequence[Any], output: Tre
         entering = jax.tree.map(lambda leaf: jax.custom_derivatives.CustomVJPPrimal(leaf, True), free)
     try:
         pair = rule.fwd(*(bound | entering).values())
-    except Exception as error:  # the error is the finding
+    except Exception as error:  # the error is the finding, unless it is that of tracing
+        if traced:
+            raise
         found.rows.append(faults.contract("fwd", f"the forward rule raised {faults.one_line(error)}"))
         return found
     if not isinstance(pair, tuple | list) or len(pair) != 2:
@@ -66,6 +85,8 @@ def bare_vjp(held: Held, given: Arguments, cotangent: Sequence[Any], output: Tre
     try:
         cotangents = rule.bwd(*static, pair[1], _whole(cotangent, output))
     except Exception as error:
+        if traced:
+            raise
         found.rows.append(faults.contract("bwd", f"the backward rule raised {faults.one_line(error)}"))
         return found
     _inspect(found, cotangents, free, given)

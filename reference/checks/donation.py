@@ -15,6 +15,8 @@ def keeping(f: Callable[..., Any], args: tuple[Any, ...]) -> Callable[..., Any]:
         f: any function.
         args: copies that may be lost.
     """
+    if not hasattr(f, "lower"):  # only what jax.jit gives can donate
+        return f
     try:
         f(*args)
     except Exception:  # to be found and told of by the check itself

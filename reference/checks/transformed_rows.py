@@ -116,4 +116,11 @@ def _pairs(
 
 
 def _stacked(points: Sequence[Vector]) -> Vector:
-    return [jnp.stack([jnp.asarray(leaf) for leaf in column]) for column in zip(*points, strict=True)]
+    return [_stack(column) for column in zip(*points, strict=True)]
+
+
+def _stack(leaves: Sequence[Any]) -> Any:
+    """By NumPy, which compiles nothing, unless a weak type is to be kept."""
+    if any(getattr(leaf, "weak_type", False) for leaf in leaves):
+        return jnp.stack([jnp.asarray(leaf) for leaf in leaves])
+    return jnp.asarray(np.stack([np.asarray(leaf) for leaf in leaves]))

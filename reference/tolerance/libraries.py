@@ -6,6 +6,7 @@ met. Some functions err relative to a scale of their own, because they cancel ne
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,14 @@ FACTORS: dict[str, float] = {
     "regularized_incomplete_beta": 128.0,
 }
 """Roundings of the result; a function that is not here is rounded once."""
+
+
+def roundings(name: str, params: dict[str, Any]) -> float:
+    """Those of a primitive; an integer power is made of products, so it errs as its exponent grows."""
+    if name == "integer_pow":
+        return max(1.0, abs(params["y"]) / 3)
+    return FACTORS.get(name, 1.0)
+
 
 SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "digamma": lambda x: 4 * (1 + np.abs(np.log(np.abs(x))) + 1 / np.abs(x)),

@@ -31,7 +31,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 from reference.jaxprs import CALLS, Values, inside
 from reference.tolerance import libraries
 from reference.tolerance.formats import Format
-from reference.tolerance.side_by_side import chosen, evaluate_all, is_float, is_narrow, level, sampled, stacked
+from reference.tolerance.operations import level
+from reference.tolerance.side_by_side import chosen, evaluate_all, is_float, is_narrow, sampled, stacked
 
 WIDENED = 4.0  # factor by which the spread of a comparison's operands is widened
 BLOCK = 1 << 12  # entries of every sample that are rounded at a time
@@ -225,7 +226,7 @@ class _Run:
                 terms *= (self.noise.format.u / self.noise.format.u_sum) ** 2
         elif name in libraries.SCALES:
             terms, size = 1.0, libraries.SCALES[name](inputs[0][:1])
-        factor = libraries.FACTORS.get(name, 1.0)
+        factor = libraries.roundings(name, equation.params)
         if name in libraries.NARROW - _SUMS:
             factor = _terms(equation, inputs, results[0]) ** 0.5
         return [self._rounded(result, factor, terms, size) if is_float(result) else result for result in results]
@@ -266,6 +267,7 @@ def _apart(a: np.ndarray, b: np.ndarray, widened: float) -> np.ndarray:
     difference = a - b
     mean = difference.mean(axis=0, keepdims=True)
     further = mean + widened * (difference - mean)
+    further[:1] = difference[:1]  # the function itself stays as it is
     return np.where(np.isfinite(further), further, np.where(a == b, 0.0, difference))
 
 

@@ -9,7 +9,8 @@ them, since a draw in another width is another draw: a float that is made of bit
 program, stays narrow until it meets one in double.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -19,9 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jaxtyping import DTypeLike
 
 from reference.jaxprs import Rule, Values, bind, evaluate
-
-Operation = Callable[..., np.ndarray | None]
-"""(the equation's parameters, *inputs) -> its output, or None for inputs that NumPy and XLA treat differently."""
+from reference.tolerance.operations import OPERATIONS, THE_SAME_IN_ANY_WIDTH
 
 
 def lifted(value: Any, aval: Any) -> Any:
@@ -98,15 +97,19 @@ def sampled(equation: JaxprEqn, inputs: Values) -> Values:
         return _by_jax(equation, _as_wide_as_known(equation, inputs), narrow=True)
     if equation.primitive.name in ("pure_callback", "io_callback"):
         return _called(equation, inputs)
+    name = equation.primitive.name
     if is_narrow(inputs) or not inputs:  # without inputs it counts: an iota
-        return _by_jax(equation, inputs, narrow=True)
+        found = OPERATIONS[name](equation.params, *inputs) if name in THE_SAME_IN_ANY_WIDTH else None
+        return _by_jax(equation, inputs, narrow=True) if found is None else [found]
     if any(map(is_key, inputs)):
         drawn = _by_jax(equation, _as_wide_as_known(equation, inputs), narrow=True)
         return [widened(value) for value in drawn] if any(map(is_float, inputs)) else drawn
     inputs = [widened(value) for value in inputs]
-    operation = OPERATIONS.get(equation.primitive.name)
+    operation = OPERATIONS.get(name)
     found = None if operation is None else operation(equation.params, *inputs)
-    return _by_jax(equation, inputs) if found is None else [found]
+    if found is None:
+        return _by_jax(equation, inputs)
+    return found if isinstance(found, list) else [found]
 
 
 def _as_wide_as_known(equation: JaxprEqn, inputs: Values) -> Values:
@@ -153,7 +156,9 @@ def _in_double(equation: JaxprEqn) -> dict[str, Any]:
     changed = {key: double(dtype) for key, dtype in types.items() if jnp.issubdtype(dtype, jnp.inexact)}
     for key, value in equation.params.items():
         if any(map(_is_program, jax.tree.leaves(value, is_leaf=_is_program))):
-            changed[key] = jax.tree.map(_program, value, is_leaf=_is_program)
+            changed[key] = jax.tree.map(
+                lambda part: _traced_anew(part) if _is_program(part) else part, value, is_leaf=_is_program
+            )
     return changed
 
 
@@ -161,10 +166,11 @@ def _is_program(value: Any) -> bool:
     return isinstance(value, ClosedJaxpr | Jaxpr)
 
 
-def _program(program: Any) -> Any:
+@lru_cache(maxsize=512)  # the same object is what lets JAX compile it once
+def _traced_anew(program: Any) -> Any:
     """A program inside an equation, traced anew in double: how a scatter adds, what a linear solve solves with."""
-    if not _is_program(program):
-        return program
+    if isinstance(program, Jaxpr) and program.constvars:
+        return program  # its constants are known elsewhere
     closed = program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
     def wide(value: Any) -> Any:
@@ -180,171 +186,3 @@ def _program(program: Any) -> Any:
     types = [double(aval.dtype) if is_float(aval) else aval.dtype for aval in avals]
     made = jax.make_jaxpr(run)(*(jax.ShapeDtypeStruct(a.shape, t) for a, t in zip(avals, types, strict=True)))
     return made if isinstance(program, ClosedJaxpr) else made.jaxpr
-
-
-def level(inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Give scalars as many axes as the others have, behind that of the samples."""
-    axes = max(value.ndim for value in inputs)
-    return [value.reshape(len(value), *(1,) * (axes - 1)) if value.ndim < axes else value for value in inputs]
-
-
-def _each(function: Callable[..., Any], kinds: str = "fc") -> Operation:
-    """Entry by entry, for inputs whose types are of these kinds: f float, c complex, i and u integers, b boolean."""
-
-    def operation(params: dict[str, Any], *inputs: np.ndarray) -> np.ndarray | None:
-        if any(value.dtype.kind not in kinds for value in inputs):
-            return None
-        return function(*level(inputs))
-
-    return operation
-
-
-def _reduced(function: Callable[..., Any], kinds: str) -> Operation:
-    def operation(params: dict[str, Any], x: np.ndarray) -> np.ndarray | None:
-        if x.dtype.kind not in kinds or not x.size:
-            return None
-        return function(x, axis=_behind(params["axes"]))
-
-    return operation
-
-
-def _behind(axes: Sequence[int]) -> tuple[int, ...]:
-    """Axes of a value as axes of its samples."""
-    return tuple(axis + 1 for axis in axes)
-
-
-def _broadcast_in_dim(params: dict[str, Any], x: np.ndarray, *dynamic: Any) -> np.ndarray | None:
-    if dynamic:
-        return None
-    spread = [1] * len(params["shape"])
-    for axis, size in zip(params["broadcast_dimensions"], x.shape[1:], strict=True):
-        spread[axis] = size
-    return np.broadcast_to(x.reshape(len(x), *spread), (len(x), *params["shape"]))
-
-
-def _concatenate(params: dict[str, Any], *inputs: np.ndarray) -> np.ndarray:
-    rows = max(map(len, inputs))
-    each = [np.broadcast_to(value, (rows, *value.shape[1:])) for value in inputs]
-    return np.concatenate(each, axis=params["dimension"] + 1)
-
-
-def _convert(params: dict[str, Any], x: np.ndarray) -> np.ndarray | None:
-    kind = np.dtype(params["new_dtype"])
-    if jnp.issubdtype(kind, jnp.floating) and x.dtype.kind in "iub":
-        return x.astype(kind)  # a count is exact, and no rounding moves it
-    if jnp.issubdtype(kind, jnp.floating) and x.dtype.kind == "f":
-        return x.astype(np.float64, copy=False)
-    return x if kind == x.dtype else None
-
-
-def _dot_general(params: dict[str, Any], a: np.ndarray, b: np.ndarray) -> np.ndarray | None:
-    """As products of matrices: batch axes in front, then what is free, then what is contracted."""
-    if a.dtype.kind != "f" or b.dtype.kind != "f":
-        return None
-    (contract_a, contract_b), (batch_a, batch_b) = params["dimension_numbers"]
-    free_a, free_b = (
-        [axis for axis in range(value.ndim - 1) if axis not in {*contracted, *batch}]
-        for value, contracted, batch in ((a, contract_a, batch_a), (b, contract_b, batch_b))
-    )
-    batch = [a.shape[1 + axis] for axis in batch_a]
-    sizes_a, sizes_b = ([v.shape[1 + axis] for axis in free] for v, free in ((a, free_a), (b, free_b)))
-    contracted = int(np.prod([a.shape[1 + axis] for axis in contract_a], dtype=int))
-    left = a.transpose(0, *_behind((*batch_a, *free_a, *contract_a)))
-    right = b.transpose(0, *_behind((*batch_b, *contract_b, *free_b)))
-    product = np.matmul(
-        left.reshape(len(a), *batch, int(np.prod(sizes_a, dtype=int)), contracted),
-        right.reshape(len(b), *batch, contracted, int(np.prod(sizes_b, dtype=int))),
-    )
-    return product.reshape(len(product), *batch, *sizes_a, *sizes_b)
-
-
-def _integer_pow(params: dict[str, Any], x: np.ndarray) -> np.ndarray | None:
-    return x ** float(params["y"]) if x.dtype.kind == "f" else None
-
-
-def _logistic(x: np.ndarray) -> np.ndarray:
-    tail = np.exp(-np.abs(x))
-    return np.where(x < 0, tail, 1.0) / (1 + tail)
-
-
-def _reshape(params: dict[str, Any], x: np.ndarray, *dynamic: Any) -> np.ndarray | None:
-    if dynamic or params["dimensions"] is not None:
-        return None
-    return x.reshape(len(x), *params["new_sizes"])
-
-
-def _select_n(params: dict[str, Any], which: np.ndarray, *cases: np.ndarray) -> np.ndarray | None:
-    if len(cases) != 2 or which.dtype != np.bool_:
-        return None
-    which, no, yes = level((which, *cases))
-    return np.where(which, yes, no)
-
-
-def _slice(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
-    strides = params["strides"] or (1,) * len(params["start_indices"])
-    cut = map(slice, params["start_indices"], params["limit_indices"], strides)
-    return x[(slice(None), *cut)]
-
-
-def _squeeze(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
-    return np.squeeze(x, _behind(params["dimensions"]))
-
-
-def _unchanged(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
-    return x
-
-
-_NUMBERS, _ANY = "fiu", "fciub"
-OPERATIONS: dict[str, Operation] = {
-    "abs": _each(np.abs, "f"),
-    "add": _each(np.add),
-    "add_any": _each(np.add),
-    "and": _each(np.logical_and, "b"),
-    "broadcast_in_dim": _broadcast_in_dim,
-    "ceil": _each(np.ceil, "f"),
-    "concatenate": _concatenate,
-    "convert_element_type": _convert,
-    "copy": _unchanged,
-    "cos": _each(np.cos, "f"),
-    "div": _each(np.divide, "f"),
-    "dot_general": _dot_general,
-    "eq": _each(np.equal, _ANY),
-    "exp": _each(np.exp, "f"),
-    "exp2": _each(np.exp2, "f"),
-    "expm1": _each(np.expm1, "f"),
-    "floor": _each(np.floor, "f"),
-    "ge": _each(np.greater_equal, _NUMBERS),
-    "gt": _each(np.greater, _NUMBERS),
-    "integer_pow": _integer_pow,
-    "is_finite": _each(np.isfinite, "f"),
-    "le": _each(np.less_equal, _NUMBERS),
-    "log": _each(np.log, "f"),
-    "log1p": _each(np.log1p, "f"),
-    "logistic": _each(_logistic, "f"),
-    "lt": _each(np.less, _NUMBERS),
-    "max": _each(np.maximum, "f"),
-    "min": _each(np.minimum, "f"),
-    "mul": _each(np.multiply, "f"),
-    "ne": _each(np.not_equal, _ANY),
-    "neg": _each(np.negative),
-    "not": _each(np.logical_not, "b"),
-    "or": _each(np.logical_or, "b"),
-    "reduce_max": _reduced(np.max, "f"),
-    "reduce_min": _reduced(np.min, "f"),
-    "reduce_sum": _reduced(np.sum, "fc"),
-    "reduce_precision": _unchanged,  # cutting the bits would cut the noise
-    "reshape": _reshape,
-    "rsqrt": _each(lambda x: 1 / np.sqrt(x), "f"),
-    "select_n": _select_n,
-    "sign": _each(np.sign, "f"),
-    "sin": _each(np.sin, "f"),
-    "slice": _slice,
-    "sqrt": _each(np.sqrt, "f"),
-    "square": _each(np.square, "f"),
-    "squeeze": _squeeze,
-    "stop_gradient": _unchanged,
-    "sub": _each(np.subtract),
-    "tanh": _each(np.tanh, "f"),
-    "transpose": lambda params, x: x.transpose(0, *_behind(params["permutation"])),
-}
-"""The operations that NumPy computes as XLA does, by primitive."""

@@ -9,8 +9,9 @@ import pytest
 from jax import lax
 
 from reference.tolerance import side_by_side
+from reference.tolerance.operations import OPERATIONS, THE_SAME_IN_ANY_WIDTH
 from reference.tolerance.rounding import measure
-from reference.tolerance.side_by_side import OPERATIONS, _by_jax, sampled
+from reference.tolerance.side_by_side import _by_jax, sampled
 
 SAMPLES = 3
 rng = np.random.default_rng(0)
@@ -70,6 +71,11 @@ CASES = {
     "neg": [(lax.neg, X), (lax.neg, np.asarray([[1, -2]]))],
     "not": [(lax.bitwise_not, WHICH), (lax.bitwise_not, np.asarray([[1, -2]]))],
     "or": [(lax.bitwise_or, WHICH, ~WHICH[:1])],
+    "pad": [
+        (lambda x: lax.pad(x, 7.0, ((1, 2, 0), (0, 1, 2))), X),
+        (lambda x: lax.pad(x, 7.0, ((-1, 3, 1), (2, -1, 0))), X),
+        (lambda x, v: lax.pad(x, v[0, 0], ((-1, -1, 0), (0, 0, 0))), X, Y),
+    ],
     "reduce_max": [(lambda x: jnp.max(x, 1), X), (jnp.max, WEIRD)],
     "reduce_min": [(lambda x: jnp.min(x, 0), X)],
     "reduce_precision": [(lambda x: lax.reduce_precision(x, 11, 52), X)],
@@ -79,12 +85,14 @@ CASES = {
     "select_n": [
         (lax.select_n, WHICH, X, Y[:1]),
         (lambda x, y: lax.select_n(x[0, 0] > 0, x, y), X, Y),
+        (lambda x, y: lax.select_n(jnp.asarray([[0, 1, 2], [2, 1, 0]]), x, y, x * y), X, Y),
         (lax.select_n, np.asarray([[0, 2]]), *(np.asarray([[1.0 * k, 2.0]]) for k in range(3))),
     ],
     "sign": [(lax.sign, X), (lax.sign, WEIRD)],
     "sin": [(lax.sin, X)],
     "slice": [(lambda x: x[1:, ::2], X), (lambda x: x[:, 1], X)],
     "sqrt": [(lax.sqrt, P), (lax.sqrt, WEIRD)],
+    "split": [(lambda x: lax.split(x, (1, 2), 1)[1], X)],
     "square": [(lax.square, X)],
     "squeeze": [(lambda x: lax.squeeze(x, (1,)), X[:, :, :1])],
     "stop_gradient": [(lax.stop_gradient, X)],
@@ -119,6 +127,18 @@ def test_an_operation_by_numpy_is_that_of_jax(name, monkeypatch):
             closed = jax.make_jaxpr(function)(*(value[0] for value in inputs))
             side_by_side.evaluate_all(closed, inputs, both)
     assert name in met
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("function", [lax.abs, lax.add, lax.div, lax.lt, lax.max, lax.min, lax.mul, lax.neg, lax.sub])
+def test_numbers_that_stand_in_a_program_are_those_of_jax_to_the_bit(function, dtype):
+    inputs = [np.random.default_rng(k).normal(size=(1, 500)).astype(dtype) for k in range(2)]
+    inputs = inputs[: 1 if function in (lax.abs, lax.neg) else 2]
+    (equation,) = jax.make_jaxpr(function)(*(value[0] for value in inputs)).jaxpr.eqns
+    assert equation.primitive.name in THE_SAME_IN_ANY_WIDTH
+    (found,), (wanted,) = sampled(equation, inputs), _by_jax(equation, inputs, narrow=True)
+    assert found.dtype == wanted.dtype
+    np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_random_key_goes_through_as_jax_has_it():
