@@ -66,12 +66,25 @@ def proven(
         rows += vmapped(trial, truth, by_argument(trial.rule.given))
     rows += guarded(lambda: parts(truth), "one at a time")
     more, said = probed(trial, truth, rows)
-    rows, notes = [explained(row, judged) for row in rows + more], notes + said
+    rows, small = _without_undecided_promises([explained(row, judged) for row in rows + more], trial.names)
+    notes = [*notes, *said, *small]
     if any(row.verdict == "fail" for row in rows):
         rule = trial.rule
         program = jax.make_jaxpr(lambda moving, data: rule.floats(rule.raw, moving, data))(trial.moving, trial.data)
         rows = hinted(rows, program)
     return rows, notes
+
+
+def _without_undecided_promises(rows: list[Row], names: Sequence[str]) -> tuple[list[Row], list[str]]:
+    """The rows but for promises on a leaf that is decided that are too small to decide anything; notes on these."""
+    decided = {row.path for row in rows if row.path in names and row.verdict == "pass"}
+
+    def small(row: Row) -> bool:
+        leaf = row.path.rpartition(": ")[2]
+        return row.kind == "contract" and row.verdict == "inconclusive" and not row.reason and leaf in decided
+
+    notes = [f"{row.path}: too small beside rounding to decide anything" for row in rows if small(row)]
+    return [row for row in rows if not small(row)], notes
 
 
 def guarded(rows: Callable[[], Iterator[Row]], path: str) -> list[Row]:

@@ -143,7 +143,8 @@ def _by_jax(equation: JaxprEqn, inputs: Values, narrow: bool = False) -> Values:
     try:
         return [kept(output) for output in jax.vmap(one, [0 if varies else None for varies in many])(*given)]
     except Exception:  # a primitive of some library that has no batching rule
-        rows = [one(*(value[k % len(value)] for value in inputs)) for k in range(max(map(len, inputs)))]
+        each = [[value[k % len(value)] for value in inputs] for k in range(max(map(len, inputs)))]
+        rows = [one(*(value if is_key(value) else jnp.asarray(value) for value in given)) for given in each]
         return [np.stack([kept(output) for output in outputs]) for outputs in zip(*rows, strict=True)]
 
 

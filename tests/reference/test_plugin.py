@@ -169,8 +169,8 @@ def report_of(project: pytest.Pytester) -> dict[str, Any]:
     return json.loads((project.path / "out.json").read_text())
 
 
-@pytest.mark.parametrize("option", ["-x", "--maxfail=1"])
-@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize("option", ["-x", pytest.param("--maxfail=1", marks=pytest.mark.evidence)])
+@pytest.mark.parametrize("processes", [0, pytest.param(2, marks=pytest.mark.evidence)])
 def test_a_run_that_stops_at_a_failure_is_partial(project: pytest.Pytester, option: str, processes: int) -> None:
     project.makepyfile(test_users_rules=PROJECT + STOPPING + LEFT_OUT)
     run(project, option, "--gradient-report=out.json", processes=processes)
@@ -179,7 +179,7 @@ def test_a_run_that_stops_at_a_failure_is_partial(project: pytest.Pytester, opti
     assert {network["name"].partition("::")[2] for network in told["networks"]} == {"test_first", "test_wrong"}
 
 
-@pytest.mark.parametrize("processes", [0, 1])
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.evidence)])
 def test_a_failure_of_the_last_test_leaves_nothing_out(project: pytest.Pytester, processes: int) -> None:
     skipped = "@pytest.mark.skip\ndef test_skipped(): pass\n\ndef test_other(): pass\n"
     project.makepyfile(test_users_rules=PROJECT + skipped + STOPPING)
@@ -202,7 +202,7 @@ def test_a_run_that_is_interrupted_is_partial(project: pytest.Pytester, more: st
     assert "**PARTIAL**: the run stopped early" in (project.path / "out.md").read_text()
 
 
-@pytest.mark.parametrize("processes", [0, 1])
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.evidence)])
 def test_a_file_that_cannot_be_collected_makes_a_run_partial(project: pytest.Pytester, processes: int) -> None:
     project.makepyfile(test_broken="import nowhere", test_users_rules="def test_a(): pass")
     run(project, "--continue-on-collection-errors", "--gradient-report=out.json", processes=processes)
@@ -221,7 +221,7 @@ def test_expected(assert_vjp_correct):
 FORMATS = [f"--gradient-report=out.{kind}" for kind in ("json", "xml", "md", "html")]
 
 
-@pytest.mark.parametrize("processes", [0, 1])
+@pytest.mark.parametrize("processes", [0, pytest.param(1, marks=pytest.mark.evidence)])
 def test_a_failure_that_xfail_expects_is_none_of_the_run(project: pytest.Pytester, processes: int) -> None:
     project.makepyfile(test_users_rules=PROJECT + XFAIL.replace("STRICT", "True"))
     run(project, *FORMATS, processes=processes).assert_outcomes(passed=1, xfailed=1)

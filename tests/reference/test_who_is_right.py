@@ -90,7 +90,9 @@ def test_a_kink_of_the_program_that_the_function_has_not_is_jax_grads_fault():
     report = check_vjp(ruled(function, lambda saved, g: (3 * g,)), X)
     assert report.passed, report.summary()
     assert any("JAX's derivative of the plain function, 0, is the odd one out" in note for note in report.notes)
-    assert check_vjp(ruled(function, lambda saved, g: (2.9 * g,)), X, **QUICK).verdict == "fail"
+    neither = ruled(function, lambda saved, g: (g * jnp.where(saved[0] == 0, 2.9, 3),))
+    report = check_vjp(neither, X, **QUICK)
+    assert report.verdict == "fail" and "which is neither" in report.summary()
 
 
 def test_gradients_and_tangents_are_settled_too():
