@@ -50,7 +50,7 @@ def _verdict(case: Case, dtype: str, ways: tuple[str, ...]) -> tuple[str, str]:
     if row is None:
         return report.verdict, "nothing was compared"
     if report.verdict == "inconclusive":
-        return report.verdict, f"{row.name()}: a fault below {row.power:.2g} of its value would not show"
+        return report.verdict, f"{row.name()}: {row.reason or f'a fault below {row.power:.2g} of it would not show'}"
     return report.verdict, _line(row.explain())
 
 

@@ -18,14 +18,24 @@ Batch = tuple[str, Any, Any, list[int]]
 
 
 def in_turns(trial: Trial, truth: Truth) -> Iterator[Row]:
-    """Rows on two pullbacks made first and applied afterwards: what one keeps must not be the other's."""
-    rule, (first, last) = trial.rule, (trial.vectors[0], trial.vectors[-2])
-    pulls = [
-        jax.vjp(lambda m: rule.floats(rule.f, m, arrays(trial.data)), arrays(point))[1]
-        for point in (trial.moving, truth.near)
-    ]
-    results = [pull(arrays(vector))[0] for pull, vector in zip(pulls, (first, last), strict=True)]
-    yield from _pairs(trial, results, [truth.results[0], truth.beside], "two pullbacks in turns: ", "at point")
+    """Rows on two pullbacks made first and applied afterwards: what one keeps must not be the other's.
+
+    They are held against pullbacks that are applied at once, which other rows hold against the reference.
+    """
+    rule, vectors = trial.rule, [arrays(trial.vectors[0]), arrays(trial.vectors[-2])]
+
+    def pull(point: Vector) -> Callable[[Vector], Any]:
+        return jax.vjp(lambda m: rule.floats(rule.f, m, arrays(trial.data)), arrays(point))[1]
+
+    points = [trial.moving, truth.near]
+    at_once = [pull(point)(vector)[0] for point, vector in zip(points, vectors, strict=True)]
+    pulls = [pull(point) for point in points]
+    results = [later(vector)[0] for later, vector in zip(pulls, vectors, strict=True)]
+    bars = [[2 * allowed for allowed in wanted[1]] for wanted in (truth.results[0], truth.beside)]
+    wanted = [(list(map(np.asarray, one)), its) for one, its in zip(at_once, bars, strict=True)]
+    yield from _pairs(
+        trial, results, wanted, "two pullbacks in turns: ", "at point", "its own pullback, applied at once"
+    )
 
 
 def jitted(trial: Trial, truth: Truth) -> Iterator[Row]:
@@ -102,10 +112,15 @@ def _run(trial: Trial, batches: list[Batch]) -> Iterator[tuple[Batch, Any]]:
 
 
 def _pairs(
-    trial: Trial, results: list[Vector], wanted: list[tuple[Vector, Vector]], prefix: str, leading: str
+    trial: Trial,
+    results: list[Vector],
+    wanted: list[tuple[Vector, Vector]],
+    prefix: str,
+    leading: str,
+    witness: str = "",
 ) -> Iterator[Row]:
     """A row for every leaf of several results, stacked in front."""
-    told: Any = {"kind": "contract", "witness": trial.witness}
+    told: Any = {"kind": "contract", "witness": witness or trial.witness}
     if len(results) == 1:
         yield from against(trial.names, results[0], wanted[0], prefix, **told)
         return

@@ -216,7 +216,7 @@ class _Run:
         if name in libraries.STABLE and self.noise.format.u and not is_narrow(inputs):
             inputs = [self._moved(equation, x) if is_float(x) else x for x in inputs]
         results = sampled(equation, inputs)
-        if name in _EXACT or is_narrow(inputs):
+        if name in _EXACT or is_narrow(inputs) or not self.noise.format.u:
             return results
         terms, size = 0.0, None
         if name in _SUMS:

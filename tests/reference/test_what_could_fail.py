@@ -69,7 +69,8 @@ def test_the_second_point_stays_in_the_domain():
     inverse = ruled(jnp.arccosh, lambda saved, g: (g / jnp.sqrt(saved[0] ** 2 - 1),))
     report = check_vjp(inverse, np.asarray([1.001, 2], "float32"), dtype="float32")
     assert report.passed, report.summary()
-    first, *_, last = near_points([X], 0)
+    first, smaller, larger, *_, last = near_points([X], 0)
+    assert (np.abs(smaller[0]) < np.abs(X)).all() and (np.abs(larger[0]) > np.abs(X)).all()
     assert not np.array_equal(first[0], X) and np.array_equal(last[0], X)
 
 

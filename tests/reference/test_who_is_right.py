@@ -11,6 +11,7 @@ from reference.checks.gradient import check_gradient
 from reference.checks.rule import check_jvp, check_vjp
 from reference.reports.formats import write_reports
 from reference.reports.run import NetworkResult, Run
+from reference.tolerance.rounding import Measured
 
 X = np.asarray([0.0, -0.5, 0.3, 0.0, 1.5], "float32")
 QUICK = {"dtype": "float32", "transforms": "eager"}
@@ -150,6 +151,13 @@ def test_an_implicit_derivative_passes_where_its_author_says_how_far_it_may_be_o
         loss, gradient = lambda a: jnp.sum(iterated(a)), lambda a: 1 / (2 * iterated(a))
         assert check_gradient(loss, gradient, a).verdict == "fail"
         assert check_gradient(loss, gradient, a, approximation=1e-3).passed
+
+
+def test_an_approximation_is_added_to_the_tolerance_relative_to_the_largest_entry():
+    measured = Measured([np.asarray([1.0, -4.0]), np.asarray(3)], [np.asarray([0.1, 0.2]), np.asarray(0.0)])
+    loose = measured.loosened(0.01)
+    np.testing.assert_allclose(loose.tolerance[0], [0.14, 0.24])
+    assert loose.tolerance[1] == 0  # an integer is exact
 
 
 @pytest.mark.parametrize("share", [-1e-3, 1.0, "1e-8", True])
