@@ -84,7 +84,7 @@ def _at(trial: Trial, prefix: str) -> tuple[list[Row], list[str]]:
     known = all(np.isfinite(leaf).all() for each in truth.results for leaf in (*each[0], *each[1]))
     if not known and not any(row.verdict == "fail" for row in rows):
         return [], [f"{prefix}left out, since the reference or its tolerance is not finite there"]
-    return rows, [prefix + note for note in notes]
+    return trial.hinted(rows), [prefix + note for note in notes]
 
 
 def further(trial: Trial) -> tuple[list[Row], list[str]]:

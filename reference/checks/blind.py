@@ -83,8 +83,8 @@ def _probes(trial: Trial, unseen: list[np.ndarray]) -> list[Vector]:
 
 def _notes(trial: Trial, unseen: Sequence[np.ndarray]) -> list[str]:
     return [
-        f"{name}: {np.count_nonzero(where)} of {where.size} entries are so small beside what rounding may change that a"
-        " fault of their own size would not show; a wider precision shows more"
+        f"{name}: {np.count_nonzero(where)} of {where.size} entries are so small beside their tolerance that a fault of"
+        f" their own size would not show{'' if trial.approximation else '; a wider precision shows more'}"
         for name, where in zip(trial.names, unseen, strict=True)
         if where.any()
     ]

@@ -69,7 +69,7 @@ def settled(
         for k, j in np.argwhere(where[:, batch]):
             at, text = batch[j], str(told[k, j])
             if not right[k, j]:
-                if used[k, at] > worst:  # the entry that the row will show
+                if used[k, at] > worst and k < max(1, len(ours) - 1):  # a row shows all vectors but the combination
                     judged, worst = text + _named(text, kinks), used[k, at]
                 if not np.isfinite(values[k, at]):  # JAX has no answer, so the nearer side stands for it
                     values[k, at], bars[k, at] = sides.nearest(flat_ours[k, at], (k, j))
@@ -137,6 +137,12 @@ class Disputes:
                 values[i], allowed[i] = found.values[k], found.allowed[k]
             notes += found.notes
             judged |= {name: found.judged} if found.judged else {}
+        if (
+            notes
+            and self.trial.word == "cotangent"
+            and np.ndim(np.concatenate([v.ravel() for v in self.trial.vectors[0]]))
+        ):
+            notes.append("these slopes are of the outputs weighted by the first cotangent that shows them")
         beside = self._beside() if truth.near and notes else truth.beside  # a zero is on its kink there as well
         return replace(truth, results=results, beside=beside), notes, judged
 

@@ -112,7 +112,7 @@ def check_gradient(
     notes += [*text, *([allowed_text(approximation)] if approximation else [])]
     options = {
         "argnums": argnums,
-        "dtype": str(given.working),
+        "dtype": dtype and str(given.working),
         "seed": seed,
         "transforms": None if transforms is None else names,
         "approximation": approximation,

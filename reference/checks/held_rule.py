@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from reference.checks import faults
 
 Rule = jax.custom_vjp | jax.custom_jvp
+_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _CHECKS: dict[Any, str] = {jax.custom_vjp: "check_vjp", jax.custom_jvp: "check_jvp"}
 
 
@@ -48,8 +51,22 @@ class Held:
             return dict(zip((name or f"before[{i}]" for i, name in enumerate(ours)), everything, strict=True))
         found = signature.bind(*everything, **self.keywords)
         found.apply_defaults()
-        names = [*ours, *list(signature.parameters)[len(ours) :]]
+        named = [parameter.name for parameter in signature.parameters.values() if parameter.kind in _BY_POSITION]
+        names = [*ours, *named[len(ours) :]][: len(found.args)]
         return {name or f"before[{i}]": value for i, (name, value) in enumerate(zip(names, found.args, strict=True))}
+
+    def unseen(self, args: tuple[Any, ...]) -> list[str]:
+        """The parameters, left at their defaults or held by a partial, that hold floats and are not differentiated."""
+        bound = self.bound(args)
+        names = list(bound)
+        static = {names[i] for i in self.rule.nondiff_argnums if i < len(names)}
+        others = {name: value for name, value in bound.items() if not name.startswith("args[") and name not in static}
+        return [name for name, value in others.items() if any(map(_holds_floats, jax.tree.leaves(value)))]
+
+
+def _holds_floats(leaf: Any) -> bool:
+    number = isinstance(leaf, float | np.ndarray | np.generic | jax.Array)
+    return number and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
 
 
 def held_rule(f: Any, kind: type, raw: Callable[..., Any] | None) -> Held | None:

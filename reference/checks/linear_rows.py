@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reference.checks import faults
+from reference.checks.approximation import hinted
 from reference.checks.arguments import Arguments
 from reference.checks.near import near_points
 from reference.compare import compare_leaf
@@ -218,8 +219,15 @@ class Trial:
         broken = f"a zero {self.word} gives something other than zero for {', '.join(wrong)}" if wrong else ""
         yield faults.contract(f"zero {self.word}", broken)
         for factor, result in zip(self._factors(), called.scaled, strict=True):
-            yield from self._scaled(factor, result, truth)
+            yield from self._scaled(factor, result, called.results[0], truth)
         yield faults.contract("second call the same", "" if called.steady else "a second call gave other numbers")
+
+    def hinted(self, rows: list[Row]) -> list[Row]:
+        """The rows; one that fails by little, where the function iterates, says that this may be meant."""
+        if not any(row.verdict == "fail" for row in rows):
+            return rows
+        rule = self.rule
+        return hinted(rows, jax.make_jaxpr(lambda m, d: rule.floats(rule.raw, m, d))(self.moving, self.data))
 
     def results(self, results: list[Vector], truth: Truth, prefix: str = "") -> Iterator[Row]:
         """A row for every leaf, with the vectors, except their combination, on its first axis."""
@@ -251,15 +259,19 @@ class Trial:
         width = min(leaf.dtype.itemsize for leaf in self.vectors[0])
         return FACTORS[width]
 
-    def _scaled(self, factor: float, result: Vector, truth: Truth) -> Iterator[Row]:
+    def _bent(self, *_: Any) -> tuple[str, str]:
+        return "", f"not proportional to the {self.word}: something is clipped, thresholded or added"
+
+    def _scaled(self, factor: float, result: Vector, once: Vector, truth: Truth) -> Iterator[Row]:
         """Rows on D(c u) = c D(u), exact for a power of two: nothing is clipped, and no constant is added."""
-        for name, ours, exact, allowed in zip(self.names, result, *truth.results[0], strict=True):
+        for name, ours, one, exact, allowed in zip(self.names, result, once, *truth.results[0], strict=True):
             info = jnp.finfo(jnp.result_type(ours))
             if factor * np.max(np.abs(exact), initial=0) > float(info.max) / 16:
                 continue  # the precision would overflow: that is no fault of the rule
             tolerance = factor * allowed + float(info.tiny)
             times = f"{factor:g} times" if factor > 1 else f"1/{1 / factor:g} of"
-            told: Any = {"kind": "contract", "witness": self.witness}
+            bent = np.any(np.abs(np.asarray(ours, np.float64) - factor * np.asarray(one, np.float64)) > 2 * tolerance)
+            told: Any = {"kind": "contract", "witness": self.witness, "cause": self._bent if bent else None}
             yield compare_leaf(f"for {times} the {self.word}: {name}", ours, factor * exact, tolerance, **told)
 
 

@@ -6,7 +6,6 @@ import jax
 import numpy as np
 
 from reference.checks import faults
-from reference.checks.approximation import hinted
 from reference.checks.blind import probed
 from reference.checks.disputes import Disputes, explained
 from reference.checks.linear_rows import Trial, Truth, Vector
@@ -68,11 +67,7 @@ def proven(
     more, said = probed(trial, truth, rows)
     rows, small = _without_undecided_promises([explained(row, judged) for row in rows + more], trial.names)
     notes = [*notes, *said, *small]
-    if any(row.verdict == "fail" for row in rows):
-        rule = trial.rule
-        program = jax.make_jaxpr(lambda moving, data: rule.floats(rule.raw, moving, data))(trial.moving, trial.data)
-        rows = hinted(rows, program)
-    return rows, notes
+    return trial.hinted(rows), notes
 
 
 def _without_undecided_promises(rows: list[Row], names: Sequence[str]) -> tuple[list[Row], list[str]]:

@@ -94,12 +94,14 @@ def check_vjp(
         truth = truth_of(trial)
         bare = Findings() if held is None else bare_vjp(held, rule.given, trial.vectors[0], output_of(rule))
         rows, notes = [*primal_rows(rule, truth), *bare.rows], [*bare.notes]
+        if held is not None and (unseen := held.unseen(args)):
+            notes.append(f"not differentiated: {', '.join(unseen)}; give by position what has a default, to check it")
         if not any(row.path in ("fwd", "bwd") for row in bare.failures):
             found, said = proven(trial, truth, transforms, lambda truth: parts_of_vjp(trial, truth))
             rows, notes = rows + found, notes + said
     said, causes = _silent(bare.nones, truth, rule.given)
     rows = [replace(row, cause=causes[row.path]) if not row.passed and row.path in causes else row for row in rows]
-    return _finished("check_vjp", trial, truth, rows, notes + said, prepared if dtype is None else None, thorough)
+    return _finished("check_vjp", trial, truth, rows, notes + said, prepared, dtype, thorough)
 
 
 def check_jvp(
@@ -162,7 +164,7 @@ def check_jvp(
         found, notes = proven(trial, truth, transforms, lambda truth: parts_of_jvp(trial, truth))
         more, said = transposed(trial, truth, promised=held is not None)
     rows, notes = [*rows, *found, *more], [*notes, *said]
-    return _finished("check_jvp", trial, truth, rows, notes, prepared if dtype is None else None, thorough)
+    return _finished("check_jvp", trial, truth, rows, notes, prepared, dtype, thorough)
 
 
 def _finished(
@@ -171,12 +173,13 @@ def _finished(
     truth: Truth,
     rows: list[Row],
     notes: list[str],
-    prepared: Callable[[Any], Trial] | None,
+    prepared: Callable[[Any], Trial],
+    asked: DTypeLike | None,
     thorough: bool,
 ) -> Report:
     """The report, with the rows of other points and precisions, and with no row that could not have failed."""
     if not any(row.verdict == "fail" for row in rows):
-        if prepared is not None:
+        if asked is None:
             more, said = in_double(trial, prepared)
             rows, notes = rows + more, notes + said
         if thorough:
@@ -188,7 +191,7 @@ def _finished(
     name, dtype = faults.name_of(trial.rule.f), str(trial.rule.given.working)
     if trial.approximation:
         notes = [*notes, allowed_text(trial.approximation)]
-    options = {"dtype": dtype, "seed": trial.seed, "approximation": trial.approximation, "thorough": thorough}
+    options = {"dtype": asked and dtype, "seed": trial.seed, "approximation": trial.approximation, "thorough": thorough}
     count = len(trial.rule.given.build(trial.moving, trial.data))
     return Report(
         rows=tuple(rows),

@@ -28,7 +28,7 @@ from reference.xla import quick
 SHOWN_FAILURES = 10
 FORMATS = ("json", "junit", "markdown", "html")
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
-OF_A_TARGET = ("args", "gradient", "raw", "argnums", "dtype", "witnesses")
+OF_A_TARGET = ("args", "gradient", "raw", "argnums", "dtype", "approximation", "thorough", "witnesses")
 OF_THE_CATALOGUE = ("imports", "only", "quick", "mutate", "list")
 
 
@@ -212,6 +212,8 @@ def _users(arguments: Namespace) -> _Found:
         dtype=arguments.dtype,
         seed=arguments.seed,
         witnesses="all" if arguments.witnesses else (),
+        approximation=arguments.approximation or 0.0,
+        thorough=arguments.thorough,
     )
     found = _Found()
     found.networks.append(NetworkResult(arguments.target, report))

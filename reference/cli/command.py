@@ -110,6 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--argnums", type=_argnums, metavar="I,I", help="which arguments to differentiate by")
     check.add_argument("--dtype", choices=("float64", "float32", "bfloat16", "float16"), help="to test TARGET in")
     check.add_argument(
+        "--approximation",
+        type=float,
+        metavar="SHARE",
+        help="how far TARGET may be off by intent, of the largest entry: a solver's tolerance, such as 1e-8",
+    )
+    check.add_argument(
+        "--thorough", action="store_true", help="check TARGET at other arguments too, and a rule's second derivative"
+    )
+    check.add_argument(
         "--witnesses", action="store_true", help="with --gradient: differentiate TARGET in every other way too"
     )
     check.add_argument(

@@ -18,6 +18,8 @@ def run(
     dtype: str | None = None,
     seed: int = 0,
     witnesses: str | Sequence[str] = (),
+    approximation: float = 0.0,
+    thorough: bool = False,
 ) -> Report:
     """Check one of the user's functions or objectives, imported with the current folder first on the path.
 
@@ -31,6 +33,8 @@ def run(
         dtype: to round float arguments to; None leaves them as they are.
         seed: of all random numbers.
         witnesses: for a gradient, as for `check_gradient`.
+        approximation: how far a derivative may be off by intent, relative to the largest entry.
+        thorough: whether to check at other arguments too.
 
     Raises:
         BadInput: a module or name that does not exist, a module that raises, arguments that are no tuple, a target
@@ -55,9 +59,11 @@ def run(
         options: dict[str, Any] = {"dtype": dtype, "seed": seed}
         try:
             if isinstance(function, mb.Objective) and not gradient:
-                if raw or argnums is not None:
-                    raise BadInput(f"{target} is an Objective, checked in all of its arguments: no --raw, no --argnums")
+                if raw or argnums is not None or approximation or thorough:
+                    told = "checked in all of its arguments: no --raw, no --argnums, no --approximation, no --thorough"
+                    raise BadInput(f"{target} is an Objective, {told}")
                 return _proven(function, args, given, **options)
+            options |= {"approximation": approximation, "thorough": thorough}
             if gradient:
                 by_hand = _callable(gradient, "the gradient")
                 numbers = 0 if argnums is None else argnums

@@ -16,6 +16,7 @@ FACTORS: dict[str, float] = {
     **dict.fromkeys(("erf", "expm1", "log1p", "bessel_i0e", "lgamma", "digamma"), 4.0),
     "bessel_i1e": 6.0,
     "polygamma": 8.0,
+    "triangular_solve": 4.0,
     "tridiagonal_solve": 8.0,
     "zeta": 12.0,
     "erfc": 12.0,

@@ -85,6 +85,29 @@ def test_a_wrong_rule_inside_a_partial_fails_with_its_argument_numbered_as_the_u
     report = check_vjp(partial(wrong, X + 1), X, **QUICK)
     assert report.failures[0].path == "args[0]"
     assert "to see this again: check_vjp(scaled_log, x, dtype='float32', seed=0)" in report.summary()
+    wide = check_vjp(partial(wrong, X + 1), X, transforms="eager")
+    assert "to see this again: check_vjp(scaled_log, x, seed=0)" in wide.summary()  # as it was called
+
+
+def test_what_is_left_at_its_default_is_not_proven_and_that_is_said():
+    deaf = ruled(scaled_log, lambda saved, g: (*scaled_log_backward(saved, g)[:2], jnp.float32(7)))
+    report = check_vjp(deaf, X + 1, X, **QUICK)
+    assert report.passed
+    assert report.notes == ("not differentiated: eps; give by position what has a default, to check it",)
+    assert check_vjp(deaf, X + 1, X, 1e-3, **QUICK).failures[0].path == "args[2]"
+    assert check_vjp(CUMSUM, X, **QUICK).notes == ()  # declared so
+
+
+def test_a_keyword_only_argument_that_has_a_default():
+    def scaled(x, *, scale=2.0):
+        return scale * jnp.sin(x)
+
+    rule = ruled(scaled, lambda saved, g: (2 * g * jnp.cos(saved[0]),), lambda x: (scaled(x), (x,)))
+    try:
+        rule(X)
+    except TypeError:
+        pytest.skip("this version of JAX does not take such a rule")
+    assert check_vjp(rule, X, **QUICK).passed
 
 
 def test_a_jvp_rule_with_a_default_and_one_inside_a_partial():

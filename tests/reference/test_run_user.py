@@ -72,6 +72,14 @@ def test_a_pushforward_inside_jit_and_a_gradient(user: Path) -> None:
     assert run("usermodule:rules.right", "usermodule:example", raw="usermodule:plain.cube").passed
 
 
+def test_an_approximation_and_a_thorough_check_are_passed_on(user: Path) -> None:
+    report = run("usermodule:rules.right", "usermodule:example", approximation=1e-3, thorough=True)
+    assert report.passed and "approximation=0.001, thorough=True" in report.reproduce
+    assert any(row.path.startswith("differentiated again: ") for row in report.rows)
+    with pytest.raises(BadInput, match="a number from 0 up to 1"):
+        run("usermodule:rules.right", "usermodule:example", approximation=2.0)
+
+
 def test_an_objective_is_checked_equation_by_equation(user: Path) -> None:
     report = run("usermodule:objective", "usermodule:step", dtype="float32")
     assert (report.failures[0].equation, report.dtype) == ("(B1)", "float32")  # 2 (o - y) for o - y

@@ -62,7 +62,7 @@ def test_an_entry_that_is_small_beside_the_others_is_looked_at_alone():
     assert check_vjp(ruled(jnp.exp, lambda saved, g: (g * jnp.exp(saved[0]),)), x, **QUICK).notes == ()
     total = ruled(lambda x: jnp.sum(jnp.exp(x)), lambda saved, g: (g * jnp.exp(saved[0]),))
     (note,) = check_vjp(total, x, **QUICK).notes  # one output is all there is to look at
-    assert note.startswith("args[0]: 1 of 3 entries are so small beside what rounding may change")
+    assert note.startswith("args[0]: 1 of 3 entries are so small beside their tolerance")
 
 
 def test_the_second_point_stays_in_the_domain():
