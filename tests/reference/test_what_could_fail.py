@@ -74,6 +74,17 @@ def test_the_second_point_stays_in_the_domain():
     assert not np.array_equal(first[0], X) and np.array_equal(last[0], X)
 
 
+def test_a_function_that_refuses_the_second_point_is_not_called_there_as_it_stands():
+    def strict(A):
+        if not isinstance(A, jax.core.Tracer) and not np.array_equal(A, A.T):
+            raise ValueError("not symmetric")
+        return A @ A
+
+    rule = ruled(strict, lambda saved, g: (g @ saved[0].T + saved[0].T @ g,))
+    report = check_vjp(rule, M[:3] + M[:3].T, dtype="float32")
+    assert report.passed, report.summary()
+
+
 def test_what_leaves_no_tolerance_says_so_and_what_helps():
     """An exponential that overflows in the branch that is not taken."""
     function = lambda x: jnp.where(x > 5, x, jnp.log(jnp.exp(x) + 1))  # noqa: E731
