@@ -36,9 +36,9 @@ def _reduced(function: Callable[..., Any], kinds: str) -> Operation:
     return operation
 
 
-def _behind(axes: Sequence[int]) -> tuple[int, ...]:
+def _behind(axes: Sequence[Any]) -> tuple[int, ...]:
     """Axes of a value as axes of its samples."""
-    return tuple(axis + 1 for axis in axes)
+    return tuple(int(axis) + 1 for axis in axes)  # a library may give NumPy integers
 
 
 def _broadcast_in_dim(params: dict[str, Any], x: np.ndarray, *dynamic: Any) -> np.ndarray | None:
