@@ -58,7 +58,7 @@ def proven(
         first = named(trial, truth, called.results, list(trial.rows(called, truth, eager)))
     rows = [*first]
     if trial.word == "cotangent":
-        rows += guarded(lambda: in_turns(trial, truth), "two pullbacks in turns")
+        rows += guarded(lambda: in_turns(trial, truth, notes), "two pullbacks in turns")
     if "jit" in transforms:
         rows += jitted(trial, truth)
     if "vmap" in transforms:

@@ -17,10 +17,11 @@ Batch = tuple[str, Any, Any, list[int]]
 """(name, in_axes of what is differentiated, its values, the numbers of the vectors in the batch)."""
 
 
-def in_turns(trial: Trial, truth: Truth) -> Iterator[Row]:
+def in_turns(trial: Trial, truth: Truth, notes: list[str]) -> Iterator[Row]:
     """Rows on two pullbacks made first and applied afterwards: what one keeps must not be the other's.
 
-    They are held against pullbacks that are applied at once, which other rows hold against the reference.
+    They are held against pullbacks that are applied at once, which other rows hold against the reference. Where the
+    function refuses the second point, a line is added to `notes`.
     """
     rule, vectors = trial.rule, [arrays(trial.vectors[0]), arrays(trial.vectors[-2])]
 
@@ -30,7 +31,8 @@ def in_turns(trial: Trial, truth: Truth) -> Iterator[Row]:
     points = [trial.moving, truth.near]
     try:
         at_once = [pull(point)(vector)[0] for point, vector in zip(points, vectors, strict=True)]
-    except Exception:  # a function that refuses the second point, such as a covariance that is not symmetric
+    except Exception as error:  # such as a covariance that is not symmetric there
+        notes.append(f"no two pullbacks in turns: called at a second point, it raised {faults.one_line(error)}")
         return
     pulls = [pull(point) for point in points]
     results = [later(vector)[0] for later, vector in zip(pulls, vectors, strict=True)]

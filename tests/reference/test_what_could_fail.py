@@ -83,6 +83,7 @@ def test_a_function_that_refuses_the_second_point_is_not_called_there_as_it_stan
     rule = ruled(strict, lambda saved, g: (g @ saved[0].T + saved[0].T @ g,))
     report = check_vjp(rule, M[:3] + M[:3].T, dtype="float32")
     assert report.passed, report.summary()
+    assert any(note.startswith("no two pullbacks in turns: called at a second point") for note in report.notes)
 
 
 def test_what_leaves_no_tolerance_says_so_and_what_helps():
