@@ -22,6 +22,8 @@ import jax.numpy as jnp
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
+from reference import sharded
+
 Values = list[Any]
 Rule = Callable[[JaxprEqn, Values], Sequence[Any]]
 """(an equation, its inputs) -> its outputs."""
@@ -38,6 +40,7 @@ CALLS = {
     "custom_vmap_call": "call",
     "jit": "jaxpr",
     "remat2": "jaxpr",
+    "shard_map": "jaxpr",
 }
 """Primitives that compute the jaxpr inside them, each with the name of the parameter that holds it."""
 
@@ -68,6 +71,17 @@ def evaluate(
     return _read(jaxpr.outvars, values, lift)
 
 
+def evaluate_with(closed: ClosedJaxpr, inputs: Values, others: sharded.Others) -> Values:
+    """The outputs of a jaxpr as JAX computes them, but for some primitives that are computed otherwise."""
+
+    def rule(equation: JaxprEqn, given: Values) -> Values:
+        if other := others.get(equation.primitive.name):
+            return [other(value, equation.params) for value in given]
+        return through(equation, given, lambda k, inner, _: evaluate_with(inside(equation)[k], inner, others))
+
+    return evaluate(closed, inputs, rule)
+
+
 def _lifted(closed: ClosedJaxpr, lift: Callable[[Any, Any], Any]) -> Values:
     return [lift(const, variable.aval) for const, variable in zip(closed.consts, closed.jaxpr.constvars, strict=True)]
 
@@ -95,7 +109,10 @@ def bind(equation: JaxprEqn, inputs: Sequence[Any], **changed: Any) -> Values:
 
 
 def inside(equation: JaxprEqn) -> list[ClosedJaxpr]:
-    """The jaxprs in an equation: one in a call or a scan, condition and body in a while, the branches in a cond."""
+    """The jaxprs in an equation: one in a call or a scan, condition and body in a while, the branches in a cond.
+
+    That of a shard_map is its body on all shards, as a program of one device; see `reference.sharded`.
+    """
     params = equation.params
     match equation.primitive.name:
         case "cond":
@@ -104,6 +121,8 @@ def inside(equation: JaxprEqn) -> list[ClosedJaxpr]:
             found = [params["jaxpr"]]
         case "while":
             found = [params["cond_jaxpr"], params["body_jaxpr"]]
+        case "shard_map":
+            found = [sharded.on_one_device(equation, evaluate_with)]
         case name:
             found = [params[CALLS[name]]] if name in CALLS else []
     return [each if isinstance(each, ClosedJaxpr) else ClosedJaxpr(each, ()) for each in found]
