@@ -95,6 +95,7 @@ def test_a_derivative_is_that_of_the_whole() -> None:
     np.testing.assert_allclose(found, X.T @ (1 - np.tanh(X @ w) ** 2), rtol=1e-13, atol=1e-13)
 
 
+@pytest.mark.evidence
 def test_a_rule_on_two_devices_is_proven_and_a_forgotten_sum_is_found() -> None:
     code = """
 import jax, jax.numpy as jnp, numpy as np
