@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr
 
+from reference.jaxprs import inside
 from reference.tolerance.monte_carlo import exact
-from reference.tolerance.side_by_side import widened
+from reference.tolerance.side_by_side import CALLBACKS, widened
 from reference.witnesses.differences import limits
 from reference.witnesses.kinks import ties
 from reference.witnesses.points import EPS
@@ -78,12 +81,14 @@ class Arbiter:
         moving: the inputs that move.
         data: the others.
         named: (direction, weights) -> the kinks on which the point lies, in words.
+        unit: the rounding of the values, relative to them.
     """
 
     closed: Any
     moving: Leaves
     data: Leaves
     named: Callable[[Leaves], str]
+    unit: float = EPS
 
     @classmethod
     def of(cls, function: Callable[[Leaves, Leaves], Leaves], moving: Leaves, data: Leaves) -> "Arbiter":
@@ -97,7 +102,8 @@ class Arbiter:
                 return ""
             return "; ".join(map(str, found))
 
-        return cls(closed, [widened(leaf) for leaf in moving], [widened(leaf) for leaf in data], named)
+        unit = max(EPS, *_narrow_results(closed))
+        return cls(closed, [widened(leaf) for leaf in moving], [widened(leaf) for leaf in data], named, unit)
 
     def kinks(self) -> str:
         """The operations whose kink the point lies on, with file and line, or ""."""
@@ -111,7 +117,7 @@ class Arbiter:
             leaf[None] + size * signed.reshape(-1, *(1,) * leaf.ndim) * np.asarray(part, np.float64)
             for leaf, part in zip(self.moving, direction, strict=True)
         ]
-        return [_sides(values, np.asarray(size)) for values in self._values(rows)]
+        return [_sides(values, np.asarray(size), self.unit) for values in self._values(rows)]
 
     def by_entries(
         self, leaf: int, entries: np.ndarray, vectors: Sequence[Leaves]
@@ -138,7 +144,7 @@ class Arbiter:
             for i, values in enumerate(self._values(rows)):
                 weights = np.stack([np.asarray(vector[i], np.float64).ravel() for vector in vectors], axis=1)
                 total += values.reshape(len(values), -1) @ weights
-            yield batch, _sides(total.reshape(len(batch), signed.size, -1).transpose(1, 2, 0), sizes)
+            yield batch, _sides(total.reshape(len(batch), signed.size, -1).transpose(1, 2, 0), sizes, self.unit)
 
     def _values(self, rows: Leaves) -> list[np.ndarray]:
         try:
@@ -149,7 +155,18 @@ class Arbiter:
         return [np.asarray(values, np.float64) for values in found]
 
 
-def _sides(values: np.ndarray, size: np.ndarray) -> Sides:
+def _narrow_results(closed: ClosedJaxpr) -> Iterator[float]:
+    """0, and the rounding of what a callback returns: it is asked in the types that the program gives it."""
+    yield 0.0
+    for equation in closed.jaxpr.eqns:
+        if equation.primitive.name in CALLBACKS:
+            avals: list[Any] = [variable.aval for variable in equation.outvars]
+            yield from (float(jnp.finfo(a.dtype).eps) for a in avals if jnp.issubdtype(a.dtype, jnp.floating))
+        for part in inside(equation):
+            yield from _narrow_results(part)
+
+
+def _sides(values: np.ndarray, size: np.ndarray, unit: float) -> Sides:
     """Slopes from the values at 0, at `STEPS` and at -`STEPS` times `size`, on the first axis."""
     if len(values) == 1:  # an output that nothing here moves
         still = np.zeros(values.shape[1:])
@@ -157,7 +174,7 @@ def _sides(values: np.ndarray, size: np.ndarray) -> Sides:
     at, ahead, behind = values[:1], values[1 : 1 + STEPS.size], values[1 + STEPS.size :]
     steps = size * STEPS.reshape(-1, *(1,) * (values.ndim - 1))
     with np.errstate(invalid="ignore", over="ignore"):
-        rounding = 4 * EPS * np.abs(at) / steps
+        rounding = 4 * unit * np.abs(at) / steps
         right, right_error = limits((ahead - at) / steps, rounding)
         left, left_error = limits((at - behind) / steps, rounding)
         error = np.asarray(np.maximum(left_error, right_error))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reference.checks import faults
+from reference.checks.by_values import by_values, with_slopes
 from reference.checks.disputes import Disputes, explained
 from reference.checks.linear_rows import Trial, Vector, arrays
 from reference.checks.near import scaled, shuffled
@@ -29,7 +30,7 @@ def in_double(trial: Trial, prepared: Callable[[Any], Trial]) -> tuple[list[Row]
     if trial.rule.given.working == np.float64:
         return [], []
     try:
-        wide = prepared("float64")
+        wide = prepared("float64") if trial.valued is None else by_values(prepared("float64"))
         with wide.rule.given.precision():
             both = lambda *args: [wide.apply(f, *args) for f in (wide.rule.f, wide.rule.raw)]  # noqa: E731
             narrow = narrower(both, wide.moving, wide.data, wide.vectors[:1])
@@ -75,10 +76,11 @@ def _at(trial: Trial, prefix: str) -> tuple[list[Row], list[str]]:
     _, results = jax.jit(by_rule, compiler_options=quick())(
         arrays(trial.moving), arrays(trial.data), [arrays(vector) for vector in trial.vectors]
     )
-    truth = trial.truth_from(found)
+    truth, notes, judged = trial.truth_from(found), list[str](), dict[str, str]()
+    if trial.valued is not None:
+        truth, notes = with_slopes(trial, truth)
     rows = list(trial.results(results, truth, prefix))
-    notes, judged = list[str](), dict[str, str]()
-    if any(row.verdict != "pass" for row in rows):
+    if trial.valued is None and any(row.verdict != "pass" for row in rows):
         truth, notes, judged = Disputes(trial, truth, results).settle()
         rows = [explained(row, judged) for row in trial.results(results, truth, prefix)]
     known = all(np.isfinite(leaf).all() for each in truth.results for leaf in (*each[0], *each[1]))

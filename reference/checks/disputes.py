@@ -112,8 +112,8 @@ class Disputes:
     @cached_property
     def _arbiter(self) -> Arbiter:
         trial = self.trial
-        rule = trial.rule
-        function = lambda moving, data: rule.floats(rule.raw, list(moving), list(data))  # noqa: E731
+        rule, plain = trial.rule, trial.valued or trial.rule.raw
+        function = lambda moving, data: rule.floats(plain, list(moving), list(data))  # noqa: E731
         return Arbiter.of(function, trial.moving, trial.data)
 
     @cached_property
@@ -130,7 +130,7 @@ class Disputes:
             if ours.shape != wanted[0].shape or not disputed(ours.astype(np.float64), *wanted).any():
                 continue
             try:
-                found = settled(name, ours, wanted, partial(self._slopes, i), lambda: self._kinks)
+                found = settled(name, ours, wanted, partial(self.slopes, i), lambda: self._kinks)
             except NoSay:
                 continue
             for k, (values, allowed) in enumerate(results):
@@ -153,7 +153,12 @@ class Disputes:
         truth = replace(self.truth, results=[self.truth.beside], near=[])
         return Disputes(trial, truth, trial.by_rule([vector])[1]).settle()[0].results[0]
 
-    def _slopes(self, i: int, entries: np.ndarray) -> Iterator[tuple[np.ndarray, Sides]]:
+    def slopes(self, i: int, entries: np.ndarray) -> Iterator[tuple[np.ndarray, Sides]]:
+        """(entries, slopes for every vector), batch by batch, of some entries of one leaf.
+
+        Raises:
+            NoSay: the function cannot be evaluated in float64.
+        """
         if self.trial.word == "cotangent":
             yield from self._arbiter.by_entries(i, entries, self.trial.vectors)
             return

@@ -94,7 +94,7 @@ def check_gradient(
     if witnesses and any(plan.projected):
         raise ValueError("witnesses are held against every entry: raise max_elements, or leave them out")
     trial = Trial(subject, plan, samples, seed, approximation)
-    points, measured = trial.measured("vmap" in names)
+    trial, points, measured, asked = trial.reference("vmap" in names)
     with given.precision():
         rows, notes = _rows(trial, points, measured, names, lenient=transforms is None)
         if witnesses:
@@ -109,7 +109,7 @@ def check_gradient(
                 more, text = elsewhere_too(trial)
             rows, notes = rows + more, notes + text
     rows, text = without_vacuous(trial, rows, measured)
-    notes += [*text, *([allowed_text(approximation)] if approximation else [])]
+    notes = [*asked, *notes, *text, *([allowed_text(approximation)] if approximation else [])]
     options = {
         "argnums": argnums,
         "dtype": dtype and str(given.working),

@@ -12,6 +12,7 @@ from reference.checks import faults
 from reference.checks.approximation import hinted
 from reference.checks.arbiter import Arbiter, NoSay
 from reference.checks.arguments import Arguments, structure
+from reference.checks.by_values import borne_out
 from reference.checks.disputes import disputed, settled
 from reference.checks.near import near_points
 from reference.checks.projections import Plan
@@ -84,6 +85,7 @@ class Trial:
         samples: of Monte Carlo arithmetic.
         seed: of the rounding noise and the second point.
         approximation: how far, relative to the largest entry, the gradient may be off by intent.
+        valued: whether the reference is the slopes of fun's values, since JAX cannot differentiate it.
     """
 
     subject: Subject
@@ -91,6 +93,27 @@ class Trial:
     samples: int
     seed: int
     approximation: float = 0.0
+    valued: bool = False
+
+    def reference(self, two: bool) -> tuple["Trial", list[list[Any]], Measured, list[str]]:
+        """(the trial, points, what was measured there, notes); by fun's values where JAX cannot differentiate it.
+
+        Args:
+            two: as for `measured`.
+
+        Raises:
+            reference.CallFailed: JAX cannot differentiate fun, and grad_fun cannot be traced.
+        """
+        try:
+            return self, *self.measured(two), []
+        except faults.CallFailed as error:
+            valued, why = replace(self, valued=True), faults.one_line(error.__cause__ or error)
+            try:
+                points, measured = valued.measured(two)
+            except Exception:  # the first error is the finding
+                raise error from error.__cause__
+        said = f"JAX cannot differentiate fun ({why}): grad_fun is held against the slopes of its values"
+        return valued, points, measured, [said]
 
     def measured(self, two: bool) -> tuple[list[list[Any]], Measured]:
         """The points, and for each (value, the parts of the gradient that the plan compares) in float64.
@@ -112,7 +135,7 @@ class Trial:
         given, working = self.subject.given, self.subject.given.working
 
         def everything(points: list[list[Any]], data: list[Any]) -> list[tuple[Any, list[Any]]]:
-            found = [jax.value_and_grad(self.subject.loss)(moving, data) for moving in points]
+            found = [self._differentiated(moving, data) for moving in points]
             return [(value, self.plan.seen(gradient)) for value, gradient in found]
 
         def run(*points_and_data: Any) -> Measured:
@@ -121,7 +144,29 @@ class Trial:
 
         hint = "arrays that it closes over keep their own dtype: pass them as arguments"
         role = f"jax.grad of {faults.name_of(self.subject.fun)} in float64"
-        return faults.call(run, (points, given.fresh("data")), role, hint).loosened(self.approximation)
+        found = faults.call(run, (points, given.fresh("data")), role, hint)
+        return (self._with_slopes(points, found) if self.valued else found).loosened(self.approximation)
+
+    def _differentiated(self, moving: list[Any], data: list[Any]) -> tuple[Any, list[Any]]:
+        """(value, gradient) by JAX, or the gradient by grad_fun, which the slopes are then held against."""
+        if not self.valued:
+            return jax.value_and_grad(self.subject.loss)(moving, data)
+        return self.subject.loss(moving, data), self.subject.flat(self.subject.by_hand(moving, data))[1]
+
+    def _with_slopes(self, points: list[list[Any]], measured: Measured) -> Measured:
+        """The slopes of fun's values in the place of the numbers by hand; of a leaf that is projected they stay."""
+        slopes = [self._slopes(*each) for each in zip(points, measured.value, measured.tolerance, strict=True)]
+        return Measured(*(list(side) for side in zip(*slopes, strict=True)))
+
+    def _slopes(self, moving: list[Any], found: tuple[Any, list[Any]], bars: tuple[Any, list[Any]]) -> Any:
+        """((value, slopes), (tolerance, tolerances)) at one point."""
+        arbiter, leaves, allowed = self._arbiter(moving)(), [*found[1]], [*bars[1]]
+        for i, name in enumerate(self.plan.paths):
+            if not self.plan.projected[i]:
+                slopes = partial(arbiter.by_entries, i, vectors=[[np.ones(())]])
+                own, bar, _ = borne_out(name, leaves[i][None], allowed[i][None], slopes, self.seed)
+                leaves[i], allowed[i] = own[0], bar[0]
+        return (found[0], leaves), (bars[0], allowed)
 
     def require_finite(self, measured: Measured) -> None:
         """Raise ValueError unless the reference is finite: it names the leaf, the entry and the operation at fault."""
@@ -132,6 +177,8 @@ class Trial:
 
     def settled(self, result: tuple[Any, list[Any]], measured: Measured) -> tuple[Measured, list[str], dict[str, str]]:
         """Ask fun's values about entries that differ: (what was measured with those borne out, notes, the rest)."""
+        if self.valued:
+            return measured, [], {}
         (value, leaves), (bar, bars) = measured.value[0], measured.tolerance[0]
         leaves, bars, notes, judged = list(leaves), list(bars), list[str](), dict[str, str]()
         arbiter = self._arbiter()
@@ -150,14 +197,14 @@ class Trial:
         new = ([(value, leaves), *measured.value[1:]], [(bar, bars), *measured.tolerance[1:]])
         return Measured(*new), notes, judged
 
-    def _arbiter(self) -> Callable[[], Arbiter]:
-        """Makes the arbiter when it is first asked for."""
+    def _arbiter(self, moving: list[Any] | None = None) -> Callable[[], Arbiter]:
+        """Makes the arbiter at a point when it is first asked for."""
         given = self.subject.given
 
         @cache
         def made() -> Arbiter:
             function = lambda moving, data: [self.subject.loss(list(moving), list(data))]  # noqa: E731
-            return Arbiter.of(function, given.fresh("moving"), given.fresh("data"))
+            return Arbiter.of(function, moving or given.fresh("moving"), given.fresh("data"))
 
         return made
 
@@ -181,7 +228,8 @@ class Trial:
                 stack = np.stack([np.asarray(value if i < 0 else leaves[i], np.float64) for value, leaves in side])
                 parts.append(stack[0] if n == 1 else stack)
             kind, leading = "contract" if prefix else "end to end", "at point" if n > 1 else ""
-            row = compare_leaf(prefix + name, *parts, kind=kind, leading=leading)
+            witness = "the slopes of fun's values" if self.valued else "jax.grad"
+            row = compare_leaf(prefix + name, *parts, kind=kind, leading=leading, witness=witness)
             if row.verdict == "fail" and not np.isfinite(parts[0]).all():
                 moving, data = subject.given.fresh("moving"), subject.given.fresh("data")
                 where = faults.made_by(subject.by_hand, moving, data)

@@ -138,6 +138,7 @@ class Trial:
         seed: of the nearby point and of the rounding noise.
         samples: of Monte Carlo arithmetic.
         approximation: how far, relative to the largest entry, the rule may be off by intent.
+        valued: the plain function where JAX cannot differentiate it; see `by_values`.
     """
 
     rule: Rule
@@ -148,6 +149,7 @@ class Trial:
     seed: int
     samples: int
     approximation: float = 0.0
+    valued: Callable[..., Any] | None = None
 
     def truth(self) -> Truth:
         """The reference, at the first second point that is in the function's domain."""
@@ -191,6 +193,8 @@ class Trial:
     @property
     def witness(self) -> str:
         """The reference, in words."""
+        if self.valued is not None:
+            return "the slopes of the plain function's values"
         return "jax.vjp of the plain function" if self.word == "cotangent" else "jax.jvp of the plain function"
 
     def by_rule(self, vectors: list[Vector]) -> tuple[Vector, list[Vector]]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from reference.checks import faults
 from reference.checks.blind import probed
+from reference.checks.by_values import by_values, with_slopes
 from reference.checks.disputes import Disputes, explained
 from reference.checks.linear_rows import Trial, Truth, Vector
 from reference.checks.mistakes import named
@@ -15,16 +16,25 @@ from reference.checks.transformed_rows import in_turns, jitted, vmapped
 from reference.report import Row
 
 
-def truth_of(trial: Trial) -> Truth:
-    """The reference of a trial.
+def truth_of(trial: Trial) -> tuple[Trial, Truth, list[str]]:
+    """(the trial, its reference, notes); by the function's values where JAX cannot differentiate it.
 
     Raises:
-        reference.CallFailed: JAX cannot differentiate the plain function.
+        reference.CallFailed: JAX cannot differentiate the plain function, and nobody wrote a rule for it.
     """
     word = "pulled back" if trial.word == "cotangent" else "pushed forward"
     role = f"the plain function of {faults.name_of(trial.rule.f)}, {word} through in float64,"
     hint = "if JAX cannot differentiate it, give raw=, a plain function of the same value that it can"
-    return faults.call(lambda *_: trial.truth(), (), role, hint)
+    try:
+        return trial, faults.call(lambda *_: trial.truth(), (), role, hint), []
+    except faults.CallFailed as error:
+        valued, why = by_values(trial), faults.one_line(error.__cause__ or error)
+        try:
+            truth, notes = with_slopes(valued, valued.truth())
+        except Exception:  # there is no rule either, or it raises: the first error is the finding
+            raise error from error.__cause__
+    said = f"JAX cannot differentiate the plain function ({why}): the rule is held against the slopes of its values"
+    return valued, truth, [said, *notes]
 
 
 def proven(
@@ -52,7 +62,7 @@ def proven(
     known = all(np.isfinite(leaf).all() for values, _ in truth.results for leaf in values)
     if known:
         first = list(trial.rows(called, truth, eager))
-    if not known or any(row.verdict == "fail" for row in first):
+    if trial.valued is None and (not known or any(row.verdict == "fail" for row in first)):
         truth, notes, judged = Disputes(trial, truth, called.results).settle()
         _require_finite(trial, truth)
         first = named(trial, truth, called.results, list(trial.rows(called, truth, eager)))

@@ -91,9 +91,9 @@ def check_vjp(
     trial = prepared(dtype)
     rule = trial.rule
     with rule.given.precision():
-        truth = truth_of(trial)
+        trial, truth, notes = truth_of(trial)
         bare = Findings() if held is None else bare_vjp(held, rule.given, trial.vectors[0], output_of(rule))
-        rows, notes = [*primal_rows(rule, truth), *bare.rows], [*bare.notes]
+        rows, notes = [*primal_rows(rule, truth), *bare.rows], [*notes, *bare.notes]
         if held is not None and (unseen := held.unseen(args)):
             notes.append(f"not differentiated: {', '.join(unseen)}; give by position what has a default, to check it")
         if not any(row.path in ("fwd", "bwd") for row in bare.failures):
@@ -159,11 +159,11 @@ def check_jvp(
     trial = prepared(dtype)
     rule = trial.rule
     with rule.given.precision():
-        truth = truth_of(trial)
+        trial, truth, asked = truth_of(trial)
         rows = primal_rows(rule, truth)
         found, notes = proven(trial, truth, transforms, lambda truth: parts_of_jvp(trial, truth))
         more, said = transposed(trial, truth, promised=held is not None)
-    rows, notes = [*rows, *found, *more], [*notes, *said]
+    rows, notes = [*rows, *found, *more], [*asked, *notes, *said]
     return _finished("check_jvp", trial, truth, rows, notes, prepared, dtype, thorough)
 
 

@@ -95,7 +95,7 @@ def sampled(equation: JaxprEqn, inputs: Values) -> Values:
     """The outputs of an equation without jaxprs inside, for every sample; in double unless its inputs are narrow."""
     if equation.primitive.name == "bitcast_convert_type":
         return _by_jax(equation, _as_wide_as_known(equation, inputs), narrow=True)
-    if equation.primitive.name in ("pure_callback", "io_callback"):
+    if equation.primitive.name in CALLBACKS:
         return _called(equation, inputs)
     name = equation.primitive.name
     if is_narrow(inputs) or not inputs:  # without inputs it counts: an iota
@@ -148,6 +148,7 @@ def _by_jax(equation: JaxprEqn, inputs: Values, narrow: bool = False) -> Values:
         return [np.stack([kept(output) for output in outputs]) for outputs in zip(*rows, strict=True)]
 
 
+CALLBACKS = ("pure_callback", "io_callback")
 TYPES = ("new_dtype", "dtype", "preferred_element_type")
 
 

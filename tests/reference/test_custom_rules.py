@@ -222,8 +222,8 @@ def test_the_plain_function_is_given_where_jax_cannot_pull_back_through_it() -> 
     f = jax.custom_vjp(root)
     f.defvjp(lambda x: (root(x), root(x)), lambda r, g: (g / (2 * r),))
     x = np.array([2.0, 3.0])
-    with pytest.raises(CallFailed, match="give raw="):
-        check_vjp(f, x)
+    asked = check_vjp(f, x, transforms=("eager",))
+    assert asked.passed and "held against the slopes of its values" in asked.notes[0]
     assert check_vjp(f, x, raw=jnp.sqrt).passed
     assert check_vjp(lambda x: f(x), x, raw=jnp.sqrt, transforms=("eager",)).passed
     assert check_vjp(f, x, raw=lambda x: x**0.5 * 1.01, transforms=("eager",)).failures[0].path == "primal"
