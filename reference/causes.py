@@ -142,6 +142,19 @@ def _transposed(leaf: _Difference) -> str | None:
     return "transposed" if square and leaf.is_manual(np.swapaxes(leaf.reference, -1, -2)) else None
 
 
+def _signs_of_columns(leaf: _Difference) -> str | None:
+    """Each column is that of the reference or its negative, as eigenvectors are that another algorithm found."""
+    if leaf.manual.ndim < 2 or leaf.manual.shape[-2] < 2:
+        return None
+    signs = np.sign(np.sum(leaf.manual * leaf.reference, axis=-2, keepdims=True))
+    if not leaf.is_manual(signs * leaf.reference):
+        return None
+    return (
+        f"{np.count_nonzero(signs < 0)} of {signs.size} columns have the opposite sign; that of an eigenvector or of a"
+        " singular vector is not determined, so compare what does not depend on it, or fix it in both"
+    )
+
+
 def _any_ratio(leaf: _Difference) -> str | None:
     return None if leaf.ratio is None else _cause_of_ratio(leaf.ratio, leaf.context.n_examples, leaf.match)
 
@@ -165,6 +178,7 @@ HYPOTHESES: tuple[Callable[[_Difference], str | None], ...] = (
     _known_ratio,
     _known_mistake,  # after the named ratios, since one number can equal anything
     _transposed,
+    _signs_of_columns,
     _any_ratio,
     _wrong_without_the_penalty,
 )

@@ -17,6 +17,7 @@ PATTERNS = {
     "_known_mistake_in_several_numbers": (OTHER, "the other one"),
     "_known_ratio": (-G, "sign"),
     "_transposed": (G.T, "transposed"),
+    "_signs_of_columns": (G * [1, -1, 1], "1 of 3 columns have the opposite sign; that of an eigenvector"),
     "_any_ratio": (3 * G, "a constant factor of 3"),
     "_wrong_without_the_penalty": (N * DATA + LAM * W, "1/N missing"),
 }
