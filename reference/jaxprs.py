@@ -30,19 +30,13 @@ Rule = Callable[[JaxprEqn, Values], Sequence[Any]]
 Body = Callable[[int, Values, Any], Values]
 """(number of one of an equation's jaxprs, its inputs, the turn of the loop) -> its outputs; see `through`."""
 
-CALLS = {
-    "call": "call_jaxpr",
-    "checkpoint": "jaxpr",
-    "closed_call": "call_jaxpr",
-    "composite": "jaxpr",
-    "custom_jvp_call": "call_jaxpr",
-    "custom_vjp_call": "call_jaxpr",
-    "custom_vmap_call": "call",
-    "jit": "jaxpr",
-    "remat2": "jaxpr",
-    "shard_map": "jaxpr",
-}
-"""Primitives that compute the jaxpr inside them, each with the name of the parameter that holds it."""
+# fmt: off
+CALLS = frozenset({
+    "call", "checkpoint", "closed_call", "composite", "custom_jvp_call", "custom_vjp_call", "custom_vmap_call", "jit",
+    "remat2", "shard_map",
+})
+# fmt: on
+"""Primitives that compute the one jaxpr among their parameters."""
 
 
 def evaluate(
@@ -124,8 +118,29 @@ def inside(equation: JaxprEqn) -> list[ClosedJaxpr]:
         case "shard_map":
             found = [sharded.on_one_device(equation, evaluate_with)]
         case name:
-            found = [params[CALLS[name]]] if name in CALLS else []
+            found = [each for each in params.values() if isinstance(each, ClosedJaxpr | Jaxpr)] if name in CALLS else []
     return [each if isinstance(each, ClosedJaxpr) else ClosedJaxpr(each, ()) for each in found]
+
+
+def parted(equation: JaxprEqn, inputs: Values) -> tuple[Values, Values, Values]:
+    """The inputs of a loop in three parts.
+
+    Returns:
+        Of a scan, its constants, what it carries, and what it runs over. Of a while, the constants of its condition,
+        those of its body, and what it carries.
+    """
+    first, second = _counts(equation)
+    return inputs[:first], inputs[first : first + second], inputs[first + second :]
+
+
+def _counts(equation: JaxprEqn) -> tuple[int, int]:
+    params = equation.params
+    if equation.primitive.name == "while":
+        return params["cond_nconsts"], params["body_nconsts"]
+    if "ft_in" not in params:  # JAX 0.10
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
 
 
 def through(equation: JaxprEqn, inputs: Values, body: Body, unrolled: int | float = 0) -> Values:
@@ -164,7 +179,7 @@ def _cond(inputs: Values, count: int, body: Body, known: bool) -> Values:
 
 def _scan(equation: JaxprEqn, inputs: Values, body: Body, known: bool) -> Values:
     length, reverse = equation.params["length"], equation.params["reverse"]
-    consts, carry, xs = _split(inputs, equation.params["num_consts"], equation.params["num_carry"])
+    consts, carry, xs = parted(equation, inputs)
 
     def turn(state: tuple[Any, Values], x: Values) -> tuple[tuple[Any, Values], Values]:
         t, before = state
@@ -183,7 +198,7 @@ def _scan(equation: JaxprEqn, inputs: Values, body: Body, known: bool) -> Values
 
 
 def _while(equation: JaxprEqn, inputs: Values, body: Body, known: bool) -> Values:
-    for_cond, for_body, carry = _split(inputs, equation.params["cond_nconsts"], equation.params["body_nconsts"])
+    for_cond, for_body, carry = parted(equation, inputs)
 
     def again(state: tuple[Any, Values]) -> Any:
         return body(0, [*for_cond, *state[1]], state[0])[0]
@@ -197,10 +212,6 @@ def _while(equation: JaxprEqn, inputs: Values, body: Body, known: bool) -> Value
     while again(state):
         state = turn(state)
     return state[1]
-
-
-def _split(inputs: Values, first: int, second: int) -> tuple[Values, Values, Values]:
-    return inputs[:first], inputs[first : first + second], inputs[first + second :]
 
 
 def source(equation: JaxprEqn) -> tuple[str, int, str] | None:

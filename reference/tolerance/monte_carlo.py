@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from reference.jaxprs import CALLS, Values, inside
+from reference.jaxprs import CALLS, Values, inside, parted
 from reference.tolerance import libraries
 from reference.tolerance.formats import Format
 from reference.tolerance.operations import level
@@ -172,11 +172,10 @@ class _Run:
         return found
 
     def _scan(self, equation: JaxprEqn, inputs: Values) -> Values:
-        params = equation.params
-        length, body = params["length"], inside(equation)[0]
-        consts, carry, xs = _split(inputs, params["num_consts"], params["num_carry"])
+        length, reverse, body = equation.params["length"], equation.params["reverse"], inside(equation)[0]
+        consts, carry, xs = parted(equation, inputs)
         rows: list[Values] = [[]] * length
-        for t, i in enumerate(reversed(range(length)) if params["reverse"] else range(length)):
+        for t, i in enumerate(reversed(range(length)) if reverse else range(length)):
             outputs = self._turned(t).run(body, [*consts, *carry, *(x[:, i] for x in xs)])
             carry, rows[i] = outputs[: len(carry)], outputs[len(carry) :]
         if length == 0:  # no turns, so nothing to stack
@@ -189,8 +188,7 @@ class _Run:
         Noise may keep a sample from converging, so it takes at most about twice the turns of the function itself.
         """
         condition, body = inside(equation)
-        counts = equation.params["cond_nconsts"], equation.params["body_nconsts"]
-        for_condition, for_body, carry = _split(inputs, *counts)
+        for_condition, for_body, carry = parted(equation, inputs)
         turn, most, going = 0, math.inf, np.asarray(True)
         while True:
             # The condition is not widened, since with widening the loop might never end.
@@ -240,10 +238,6 @@ class _Run:
     def _rounded(self, x: np.ndarray, *of_a_sum: Any) -> np.ndarray:
         self.site += 1
         return self.noise.rounded(self.site, x, *of_a_sum)
-
-
-def _split(inputs: Values, first: int, second: int) -> tuple[Values, Values, Values]:
-    return inputs[:first], inputs[first : first + second], inputs[first + second :]
 
 
 def _shared(jaxpr: Jaxpr) -> set[Any]:

@@ -80,8 +80,8 @@ def chosen(which: np.ndarray, yes: Any, no: Any) -> Any:
     """For every sample one value or the other, or for every entry of its first axes, if `which` has these."""
     if which.size == 1:
         return yes if which.item() else no
-    where = np.where if isinstance(yes, np.ndarray) else jnp.where
-    return where(which.reshape(*which.shape, *(1,) * (yes.ndim - which.ndim)), yes, no)
+    library: Any = np if isinstance(yes, np.ndarray) else jnp
+    return library.where(which.reshape(*which.shape, *(1,) * (yes.ndim - which.ndim)), yes, no)
 
 
 def stacked(values: Sequence[Any]) -> Any:
@@ -171,7 +171,7 @@ def _is_program(value: Any) -> bool:
 @lru_cache(maxsize=512)  # the same object is what lets JAX compile it once
 def _traced_anew(program: Any) -> Any:
     """A program inside an equation, traced anew in double: how a scatter adds, what a linear solve solves with."""
-    if isinstance(program, Jaxpr) and program.constvars:
+    if not isinstance(program, ClosedJaxpr) and program.constvars:
         return program  # its constants are known elsewhere
     closed = program if isinstance(program, ClosedJaxpr) else ClosedJaxpr(program, ())
 
@@ -184,7 +184,7 @@ def _traced_anew(program: Any) -> Any:
     def run(*inputs: Any) -> Values:
         return evaluate(closed, inputs, rule, lambda number, aval: wide(np.asarray(number, aval.dtype)))
 
-    avals = [variable.aval for variable in closed.jaxpr.invars]
+    avals: list[Any] = [variable.aval for variable in closed.jaxpr.invars]
     types = [double(aval.dtype) if is_float(aval) else aval.dtype for aval in avals]
     made = jax.make_jaxpr(run)(*(jax.ShapeDtypeStruct(a.shape, t) for a, t in zip(avals, types, strict=True)))
     return made if isinstance(program, ClosedJaxpr) else made.jaxpr

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import in_its_own_process
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from reference import jaxprs
 
-MESH = AbstractMesh((2, 3), ("a", "b"))
+MESH = AbstractMesh((2, 3), ("a", "b"), (AxisType.Auto, AxisType.Auto))  # the default has become Explicit
 X = np.arange(48.0).reshape(4, 12) % 7 - 3
 """Rows and columns that divide by 2, 3 and 6."""
 
