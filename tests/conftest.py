@@ -13,8 +13,10 @@ from reference import xla
 
 pytest_plugins = "pytester"
 
-# The tests compile much and run little. Processes that they start inherit the variable; `helpers.OPTIMISED` undoes it.
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags()}"
+# The tests compile much and run little. Workers and processes that they start inherit the variable; `helpers.OPTIMISED`
+# undoes it.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags()}"
 
 # They compile the same programs again and again: in other tests, in other workers, in the processes that they start.
 # What one has compiled is kept for all, and for the next run.

@@ -13,9 +13,10 @@ import numpy as np
 
 import manual_backprop as mb
 from manual_backprop import losses
+from reference import xla
 
 N = 7
-OPTIMISED = {"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True}  # as users compile
+OPTIMISED = xla.known({"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True})  # as users compile
 TOLERANCE = 1e-12  # relative to the largest entry of a leaf, float64
 
 
