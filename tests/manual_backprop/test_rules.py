@@ -83,8 +83,9 @@ def signs(params: Any, magnitudes: Any = None, scale: float = 1.0) -> Any:
 @pytest.mark.parametrize("net", [MLP, NET], ids=["mlp", "composites"])
 def test_rules_with_other_weights_equal_jax_grad_of_lying_layers(net):
     """Feedback alignment, Kolen-Pollack and both sign-symmetries; dL/dx too."""
-    objective, params, x, y = problem(net)
-    B = generic(net, 7)
+    objective, _, x, y = problem(net)
+    # Larger weights saturate the tanh, and then jax.grad's 1 - tanh^2 is a difference with few digits left.
+    params, B = generic(net, 0, scale=0.5), generic(net, 7)
     cases = {
         "feedback alignment": (rules.FeedbackAlignment(B), lambda params, B: B),
         "Kolen-Pollack": (rules.KolenPollack(B), lambda params, B: B),
