@@ -74,4 +74,4 @@ def asked(name: str, function: Callable[..., Any], args: tuple[Any, ...], subjec
             word, why = judge(function, in_precision(args, dtype), subject)
         except Exception as error:  # counted apart: it neither passed nor failed the derivative
             word, why = "error", f"{type(error).__name__}: {error}"
-    return Verdict(word, " ".join(why.split())[:300], time.perf_counter() - began)
+    return Verdict(word, " ".join(why.split())[:160], time.perf_counter() - began)

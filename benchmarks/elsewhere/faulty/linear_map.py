@@ -76,10 +76,9 @@ def subject_of(case: Case) -> tuple[Subject, tuple[Any, ...]]:
 
 
 def _plain(case: Case) -> Callable[..., Any]:
-    if case.raw is not None:
-        return case.raw
-    held = isinstance(case.function, jax.custom_vjp | jax.custom_jvp)
-    return case.function.fun if held else case.function
+    function: Any = case.function
+    held = isinstance(function, jax.custom_vjp | jax.custom_jvp)
+    return case.raw or (function.fun if held else function)
 
 
 def _floats(arg: Any) -> bool:

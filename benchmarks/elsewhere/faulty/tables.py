@@ -54,7 +54,8 @@ def tables(outcomes: list[Outcome]) -> str:
     """The share of wrong derivatives that each judge caught, by library and by kind; what each said of right ones."""
     faults = [outcome for outcome in outcomes if not outcome.right]
     unbatched = [fault for fault in faults if fault.kind != IN_A_BATCH]
-    whole = [_caught("all", faults), _caught(f"all but '{IN_A_BATCH}'", unbatched), *_seconds(outcomes)]
+    whole = [_caught("all", faults), _caught(f"all but '{IN_A_BATCH}'", unbatched)]
+    whole += [_told_apart(faults, outcomes), _seconds(outcomes)]
     return "\n\n".join(
         (
             plain_table(HEADER, [*_grouped(faults, lambda o: o.library), *whole]),
@@ -77,9 +78,19 @@ def _caught(name: str, faults: list[Outcome]) -> tuple[str, ...]:
     return (name, *map(str, counts), *shares)
 
 
-def _seconds(outcomes: list[Outcome]) -> Iterable[tuple[str, ...]]:
+def _told_apart(faults: list[Outcome], outcomes: list[Outcome]) -> tuple[str, ...]:
+    """What was caught in those rules alone whose right derivative the judge does not fail."""
+    cells = []
+    for judge in JUDGES:
+        cried = {o.name for o in outcomes if o.right and o.said(judge, "caught")}
+        wrong = [fault for fault in faults if fault.wrong and fault.name not in cried]
+        cells.append(f"{sum(fault.said(judge, 'caught') for fault in wrong)} of {len(wrong)}")
+    return ("where the right one does not fail", "", "", "", "", *cells)
+
+
+def _seconds(outcomes: list[Outcome]) -> tuple[str, ...]:
     spent = [sum(o.verdicts[judge].seconds for o in outcomes if judge in o.verdicts) for judge in JUDGES]
-    yield ("seconds", "", "", "", "", *(f"{seconds:.0f}" for seconds in spent))
+    return ("seconds", "", "", "", "", *(f"{seconds:.0f}" for seconds in spent))
 
 
 def _alarms(right: list[Outcome]) -> Iterable[tuple[str, ...]]:
