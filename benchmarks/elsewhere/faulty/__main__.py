@@ -4,11 +4,10 @@
     python -m benchmarks.elsewhere.faulty --library jax optax    those of some libraries
     python -m benchmarks.elsewhere.faulty --seed 1               with other faults
 
-The rules are in `chosen`, the faults in `kinds` and `of_equations`; they are drawn by the seed, each of another kind,
-until three are finite.
-Whether one changes the derivative by more than its rounding is judged in `truth`, without the harness. What is
-equivalent is counted and asked of nobody. The function keeps its right values; its derivative is replaced by the wrong
-one, as a jax.custom_vjp or jax.custom_jvp, and for the false alarms by the right one.
+The rules are in `chosen`, the faults in `kinds` and `of_equations`. Three are drawn by the seed, each of another kind
+and each finite. Whether one changes the derivative by more than its rounding is judged in `truth`, without the harness;
+what is equivalent is counted and shown to none. The function keeps its right values. Its derivative is replaced by the
+wrong one, as a jax.custom_vjp or jax.custom_jvp, and for the false alarms by the right one.
 """
 
 import argparse
