@@ -12,8 +12,8 @@ from reference.checks import faults
 from reference.checks.approximation import allowed_text, require_approximation
 from reference.checks.arguments import chosen, take_apart
 from reference.checks.disputes import explained
-from reference.checks.gradient_beyond import NEEDS_VALUES, elsewhere_too, in_double, without_vacuous
-from reference.checks.gradient_trial import Subject, Trial
+from reference.checks.gradient_beyond import elsewhere_too, in_double, without_vacuous
+from reference.checks.gradient_trial import NEEDS_VALUES, Subject, Trial
 from reference.checks.projections import Plan
 from reference.checks.witness_rows import chosen_ways, witness_rows
 from reference.report import Report, Row

@@ -10,13 +10,12 @@ import numpy as np
 from reference.checks import faults
 from reference.checks.beyond import FACTORS, narrower, without_kinks
 from reference.checks.disputes import explained
-from reference.checks.gradient_trial import Subject, Trial
+from reference.checks.gradient_trial import NEEDS_VALUES, Subject, Trial
 from reference.checks.near import scaled, shuffled
 from reference.checks.vacuous import TRIED, all_zeros, elsewhere, vacuous, zero_here_alone
 from reference.report import Row
 from reference.tolerance.rounding import Measured
 
-NEEDS_VALUES = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
 Said = tuple[list[Row], list[str]]
 
 

@@ -20,6 +20,8 @@ from reference.compare import compare_leaf
 from reference.report import Row
 from reference.tolerance.rounding import Measured, measure
 
+NEEDS_VALUES = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -39,6 +41,15 @@ class Subject:
     def by_hand(self, moving: list[Any], data: list[Any]) -> Any:
         """`grad_fun` of the leaves."""
         return self.grad_fun(*self.given.build(moving, data))
+
+    def gradient(self, moving: list[Any], data: list[Any]) -> list[Any]:
+        """The gradient leaves of `grad_fun`, in a program of JAX even where it is NumPy's or other code's."""
+        try:
+            return self.flat(self.by_hand(moving, data))[1]
+        except NEEDS_VALUES:
+            kinds = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in moving]
+            outside = lambda *given: [np.asarray(leaf) for leaf in self.flat(self.by_hand(*given))[1]]  # noqa: E731
+            return list(jax.pure_callback(outside, kinds, moving, data))
 
     def require_value(self) -> None:
         """Raise an error unless fun returns one finite number here."""
@@ -102,7 +113,7 @@ class Trial:
             two: as for `measured`.
 
         Raises:
-            reference.CallFailed: JAX cannot differentiate fun, and grad_fun cannot be traced.
+            reference.CallFailed: JAX cannot differentiate fun, and its values or grad_fun cannot be had in float64.
         """
         try:
             return self, *self.measured(two), []
@@ -151,7 +162,7 @@ class Trial:
         """(value, gradient) by JAX, or the gradient by grad_fun, which the slopes are then held against."""
         if not self.valued:
             return jax.value_and_grad(self.subject.loss)(moving, data)
-        return self.subject.loss(moving, data), self.subject.flat(self.subject.by_hand(moving, data))[1]
+        return self.subject.loss(moving, data), self.subject.gradient(moving, data)
 
     def _with_slopes(self, points: list[list[Any]], measured: Measured) -> Measured:
         """The slopes of fun's values in the place of the numbers by hand; of a leaf that is projected they stay."""

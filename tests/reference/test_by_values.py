@@ -91,6 +91,13 @@ def test_tangents_and_gradients_too() -> None:
         assert any(note.startswith("JAX cannot differentiate fun (") for note in gradient.notes)
 
 
+@pytest.mark.parametrize(("factor", "verdict"), [(1.0, "pass"), (1.01, "fail")])
+def test_a_gradient_that_is_other_code_too(factor: float, verdict: str) -> None:
+    report = check_gradient(lambda x: jnp.sum(sine(x)), lambda x: factor * np.cos(np.asarray(x)), X)
+    assert report.verdict == verdict
+    assert any(note.startswith("not checked under jit") for note in report.notes)
+
+
 def test_what_was_not_looked_at_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(by_values, "MOST", 3)
     report = check_vjp(ruled(sine, jnp.cos), X, transforms="eager")
