@@ -147,7 +147,7 @@ def _signs_of_columns(leaf: _Difference) -> str | None:
     if leaf.manual.ndim < 2 or leaf.manual.shape[-2] < 2:
         return None
     signs = np.sign(np.sum(leaf.manual * leaf.reference, axis=-2, keepdims=True))
-    if not leaf.is_manual(signs * leaf.reference):
+    if np.all(signs > 0) or not leaf.is_manual(signs * leaf.reference):
         return None
     return (
         f"{np.count_nonzero(signs < 0)} of {signs.size} columns have the opposite sign; that of an eigenvector or of a"

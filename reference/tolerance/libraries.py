@@ -47,6 +47,16 @@ SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 NARROW = frozenset({"cumlogsumexp", "cumprod", "cumsum", "reduce_prod", "reduce_window_sum", "scatter-add"})
 """These accumulate in the format itself; other sums of 16-bit numbers accumulate in float32."""
 
+
+def accumulates_narrowly(name: str, dtype: Any) -> bool:
+    """Whether a sum of numbers of this type, as the program has them, rounds every step to the format.
+
+    jnp.sum widens 16-bit numbers itself before it sums; a reduce_sum that is given them, as the transpose of a
+    broadcast is, does not.
+    """
+    return name in NARROW or (name == "reduce_sum" and dtype.itemsize == 2)
+
+
 STABLE: dict[str, float] = {
     **dict.fromkeys(("cholesky", "eig", "eigh", "geqrf", "householder_product", "lu", "qr", "schur", "svd"), 1.0),
     "fft": 1.0,

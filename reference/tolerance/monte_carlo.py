@@ -220,7 +220,8 @@ class _Run:
         if name in _SUMS:
             magnitudes = [np.abs(value[:1]) if is_float(value) else value[:1] for value in inputs]
             terms, size = _terms(equation, inputs, results[0]), np.abs(sampled(equation, magnitudes)[0])
-            if name in libraries.NARROW:
+            operand: Any = equation.invars[0].aval
+            if libraries.accumulates_narrowly(name, operand.dtype):
                 terms *= (self.noise.format.u / self.noise.format.u_sum) ** 2
         elif name in libraries.SCALES:
             terms, size = 1.0, libraries.SCALES[name](inputs[0][:1])

@@ -48,5 +48,6 @@ def test_the_order_decides_where_two_hold():
 
 
 def test_nothing_is_said_where_nothing_is_known():
+    assert cause(G + 1e-9 * RNG.normal(size=G.shape)) == ""
     assert cause(G + OTHER) == ""
     assert cause(-G, np.where(np.eye(3), np.nan, G)) == ""

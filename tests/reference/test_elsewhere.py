@@ -26,6 +26,7 @@ QUICK = (
     "cumsum",
     "gather",
     "scatter max",
+    "tile",
     "sort",
     "digamma",
     "erf_inv",
