@@ -20,6 +20,7 @@ class Context:
         parameter: the parameter that the leaf is the gradient of, if it is one.
         counted: whether the regulariser counts that parameter.
         mistakes: by a mistake in words, the value that the leaf would have with it.
+        vectors: whether its columns may be eigenvectors, whose sign is open.
     """
 
     n_examples: int = 1
@@ -27,6 +28,7 @@ class Context:
     parameter: np.ndarray | None = None
     counted: bool = False
     mistakes: dict[str, Any] = field(default_factory=dict)
+    vectors: bool = False
 
 
 def of_leaf(context: Context) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[str, str]]:
@@ -58,12 +60,17 @@ def ratio_pattern(manual: np.ndarray, reference: np.ndarray, match: float = _MAT
     if np.all(np.abs(ratios - 1) <= noise):
         return None, f"ratios within {np.abs(ratios - 1).max():.1g} of 1"
     if np.all(np.abs(ratios - middle) <= noise * max(1.0, abs(middle))):
-        return middle, f"ratio {middle:.6g} everywhere"
+        return middle, f"ratio {number(middle)} everywhere"
     wrong = np.abs(ratios - 1) > noise
     return (
         None,
         f"{wrong.sum()} of {matter.sum()} entries differ, ratios {ratios.min():.3g} to {ratios.max():.3g}",
     )
+
+
+def number(ratio: float) -> str:
+    """A factor in words that never read as 1."""
+    return f"{ratio:.6g}" if f"{ratio:.6g}" != "1" else f"1 {'+' if ratio > 1 else '-'} {abs(ratio - 1):.2g}"
 
 
 def probable_cause(manual: np.ndarray, reference: np.ndarray, context: Context, match: float = _MATCH) -> str:
@@ -144,7 +151,7 @@ def _transposed(leaf: _Difference) -> str | None:
 
 def _signs_of_columns(leaf: _Difference) -> str | None:
     """Each column is that of the reference or its negative, as eigenvectors are that another algorithm found."""
-    if leaf.manual.ndim < 2 or leaf.manual.shape[-2] < 2:
+    if not leaf.context.vectors or leaf.manual.ndim < 2 or leaf.manual.shape[-2] < 2:
         return None
     signs = np.sign(np.sum(leaf.manual * leaf.reference, axis=-2, keepdims=True))
     if np.all(signs > 0) or not leaf.is_manual(signs * leaf.reference):
@@ -206,7 +213,7 @@ def _cause_of_ratio(ratio: float, n: int, match: float) -> str:
         return f"1/N missing: a sum over the {n} examples where the mean is meant"
     if n > 1 and _close(ratio * n, 1.0, match * n):
         return f"1/N twice: divided by the {n} examples once too often"
-    return f"a constant factor of {ratio:.6g}"
+    return f"a constant factor of {number(ratio)}"
 
 
 def _cause_of_penalty(k: float, context: Context, match: float) -> str:

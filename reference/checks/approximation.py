@@ -11,7 +11,7 @@ from reference.jaxprs import inside
 from reference.report import Row
 
 LOOKS_LIKE = 1e-2  # a larger share of a leaf is no tolerance of a solver
-_ITERATES = {"while", "scan", "custom_linear_solve", "pure_callback"}
+_ITERATES = {"while", "scan", "custom_linear_solve"}
 
 
 def require_approximation(approximation: Any) -> None:

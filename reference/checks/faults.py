@@ -18,7 +18,7 @@ from reference.checks.culprit import first_nonfinite
 from reference.report import Row
 
 Tree = Any
-_HERE = re.escape(str(Path(__file__).parent))
+_HERE = re.escape(str(Path(__file__).parent.parent))
 _OURS = re.compile(rf"^{_HERE}|[/\\\\](jax|jaxlib|numpy|beartype|jaxtyping)[/\\\\]|^<")
 
 

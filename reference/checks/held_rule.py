@@ -64,6 +64,9 @@ class Held:
         return [name for name, value in others.items() if any(map(_holds_floats, jax.tree.leaves(value)))]
 
 
+_JITTED: Any = type(jax.jit(lambda: None))
+
+
 def _holds_floats(leaf: Any) -> bool:
     number = isinstance(leaf, float | np.ndarray | np.generic | jax.Array)
     return number and bool(jnp.issubdtype(jnp.result_type(leaf), jnp.inexact))
@@ -82,7 +85,7 @@ def held_rule(f: Any, kind: type, raw: Callable[..., Any] | None) -> Held | None
     while not isinstance(held, Rule):
         if isinstance(held, functools.partial):
             held, before, keywords = held.func, (*held.args, *before), {**held.keywords, **keywords}
-        elif hasattr(held, "__wrapped__"):
+        elif isinstance(held, _JITTED):  # a vmap or a decorator has a __wrapped__ too, and computes something else
             held = held.__wrapped__
         else:
             break
@@ -93,6 +96,10 @@ def held_rule(f: Any, kind: type, raw: Callable[..., Any] | None) -> Held | None
     if raw is not None:
         return None
     told = "use check_gradient(fun, grad_fun, ...) for a gradient that is a function, or give raw=, the plain function"
+    if isinstance(getattr(held, "__wrapped__", None), kind):
+        told = (
+            f"it wraps one: check that by itself, or give raw=, the plain function of what {faults.name_of(f)} computes"
+        )
     if type(held) in _CHECKS:
         told = f"use {_CHECKS[type(held)]}"
     raise TypeError(f"{faults.name_of(f)} is not a {name}: {told}")

@@ -287,7 +287,8 @@ def against(
     times: int = 1,
     kind: Any = "end to end",
     witness: str = "the plain function",
+    cause: Any = None,
 ) -> Iterator[Row]:
     """A row for every leaf against its (value, tolerance), at `times` the tolerance."""
     for name, leaf, value, allowed in zip(names, ours, *wanted, strict=True):
-        yield compare_leaf(prefix + name, leaf, value, times * allowed, kind=kind, witness=witness)
+        yield compare_leaf(prefix + name, leaf, value, times * allowed, kind=kind, witness=witness, cause=cause)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
+from reference import causes
 from reference.checks import faults
 from reference.checks.arguments import Arguments, chosen, kind_of, structure, take_apart
 from reference.checks.donation import keeping
@@ -102,6 +103,9 @@ def tangents_like(tangents: Tree, rule: Rule, argnums: Any, dtype: DTypeLike | N
     return like(tangents, due, "tangents", "the differentiated arguments", dtype)
 
 
+_OF_VALUES = causes.of_leaf(causes.Context(vectors=True))
+
+
 def primal_rows(rule: Rule, truth: Truth) -> list[Row]:
     """Rows on the value of f itself, including integer outputs, against the plain function's."""
     moving, data = arrays(rule.given.fresh("moving")), arrays(rule.given.fresh("data"))
@@ -120,7 +124,7 @@ def primal_rows(rule: Rule, truth: Truth) -> list[Row]:
     if not faults.same_bits(*whole):
         broken = "an output that is not a float differs from the plain function's"
     names, wanted = [name for name, _ in rule.outputs], truth.outputs
-    rows = list(against(names, [leaf for leaf in jax.tree.leaves(value) if _is_float(leaf)], wanted))
+    rows = list(against(names, [leaf for leaf in jax.tree.leaves(value) if _is_float(leaf)], wanted, cause=_OF_VALUES))
     return [*rows, faults.contract("type of primal", broken)]
 
 

@@ -296,6 +296,12 @@ def limits(slopes: np.ndarray, rounding: Any = 0.0) -> tuple[np.ndarray, np.ndar
         jumps = np.abs(np.diff(thrice, axis=0))
     spread = np.maximum(jumps[1:], jumps[:-1]) + rounding[3:-1]
     spread = np.where(np.isnan(spread), np.inf, spread)
+    # An estimate that finer steps contradict, each by its own spread, is of another scale: the function oscillates.
+    middle = thrice[1:-1]
+    for k in reversed(range(len(middle) - 1)):
+        with np.errstate(invalid="ignore"):
+            against = np.max(np.abs(middle[k] - middle[k + 1 :]) - spread[k + 1 :], axis=0)
+        spread[k] = np.fmax(spread[k], against)
     best = np.argmin(spread, axis=0)[None]
-    limit, error = (np.asarray(np.take_along_axis(array, best, axis=0)[0]) for array in (thrice[1:-1], spread))
+    limit, error = (np.asarray(np.take_along_axis(array, best, axis=0)[0]) for array in (middle, spread))
     return np.where(np.isinf(error), np.nan, limit), error

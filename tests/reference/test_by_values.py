@@ -98,6 +98,25 @@ def test_a_gradient_that_is_other_code_too(factor: float, verdict: str) -> None:
     assert any(note.startswith("not checked under jit") for note in report.notes)
 
 
+def test_further_witnesses_are_left_out_with_a_note() -> None:
+    report = check_gradient(lambda x: jnp.sum(sine(x)), jnp.cos, X, witnesses="all")
+    assert report.verdict == "pass" and any(note.startswith("witnesses are left out") for note in report.notes)
+
+
+def test_a_function_that_oscillates_faster_than_the_steps_is_not_judged_by_an_alias() -> None:
+    fast = ruled(lambda x: elsewhere(lambda v: np.sin(1e6 * v), x), lambda x: 1e6 * jnp.cos(1e6 * x))
+    with jax.enable_x64(True):
+        report = check_vjp(fast, jnp.asarray([-1.2, 0.4, 2.3]), transforms="eager")
+    assert report.verdict != "fail"
+
+
+def test_a_rule_under_a_vmap_is_not_taken_for_the_rule() -> None:
+    right = jax.vmap(ruled(sine, jnp.cos))
+    with pytest.raises(TypeError, match="it wraps one: check that by itself, or give raw="):
+        check_vjp(right, X)
+    assert check_vjp(right, X, raw=jnp.sin, transforms="eager").verdict == "pass"
+
+
 def test_what_was_not_looked_at_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(by_values, "MOST", 3)
     report = check_vjp(ruled(sine, jnp.cos), X, transforms="eager")

@@ -24,7 +24,7 @@ PATTERNS = {
 
 
 def cause(manual, reference=G, mistakes=None):
-    context = causes.Context(N, LAM, W, counted=True, mistakes=mistakes or {"the other one": OTHER})
+    context = causes.Context(N, LAM, W, counted=True, mistakes=mistakes or {"the other one": OTHER}, vectors=True)
     return causes.probable_cause(np.asarray(manual), np.asarray(reference), context)
 
 
@@ -45,6 +45,16 @@ def test_the_order_decides_where_two_hold():
     assert cause(3 * G[0, :1], G[0, :1], {"a mistake": 3 * G[0, :1]}) == "a mistake"
     symmetric = G - G.T
     assert cause(-symmetric, symmetric) == "sign"  # and not transposed
+
+
+def test_a_factor_next_to_one_is_not_called_one():
+    assert cause((1 + 2e-5) * G) == "a constant factor of 1.00002"
+    assert causes.number(1 + 1e-6) == "1 + 1e-06" and causes.number(1 - 2.5e-7) == "1 - 2.5e-07"
+
+
+def test_signs_of_columns_are_open_in_values_alone():
+    context = causes.Context()
+    assert causes.probable_cause(G * [1, -1, 1], G, context) == ""
 
 
 def test_nothing_is_said_where_nothing_is_known():
