@@ -30,6 +30,11 @@ def positive(rng: np.random.Generator, n: int) -> np.ndarray:
     return 10 ** rng.uniform(-3, 2, n)
 
 
+def above_one(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Above 1 by 1e-3 to 1e2."""
+    return 1 + positive(rng, n)
+
+
 def real(rng: np.random.Generator, n: int, scale: float = 2.0) -> np.ndarray:
     """Normal."""
     return scale * rng.normal(size=n)
@@ -45,7 +50,7 @@ def _with(function: Callable[..., jax.Array], *first: float) -> Callable[[jax.Ar
 
 
 FUNCTIONS: dict[str, list[tuple[Callable[[jax.Array], jax.Array], Points]]] = {
-    "acosh": [(lambda x: lax.acosh(1 + x), positive)],
+    "acosh": [(lax.acosh, above_one)],
     "asin": [(lax.asin, unit)],
     "asinh": [(lax.asinh, real)],
     "atan": [(lax.atan, real)],
