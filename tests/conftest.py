@@ -43,6 +43,11 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         shutil.rmtree(COMPILED)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest, so that no worker is left alone with them in the end."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 @pytest.fixture
 def without_hook() -> Iterator[None]:
     """Run-time annotation checks off, as for a user: what is left is the library's own refusal."""

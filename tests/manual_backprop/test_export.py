@@ -168,6 +168,7 @@ def test_bad_input_is_refused_at_the_call(without_hook):
         mb.as_custom_vjp(objective.net)(params[:2], x)
 
 
+@pytest.mark.evidence
 def test_shard_map_on_two_devices():
     """Replicated parameters: their cotangent is summed over the shards, as jax.grad's is."""
     code = """

@@ -190,8 +190,12 @@ def test_a_failure_of_the_last_test_leaves_nothing_out(project: pytest.Pytester,
 
 @pytest.mark.parametrize(
     "more",
-    ["def test_later(): raise KeyboardInterrupt", "def test_later(): pytest.exit('enough')\ndef test_last(): pass"],
-    ids=["key", "exit"],
+    [
+        pytest.param("def test_later(): raise KeyboardInterrupt", id="key"),
+        pytest.param(
+            "def test_later(): pytest.exit('enough')\ndef test_last(): pass", id="exit", marks=pytest.mark.evidence
+        ),
+    ],
 )
 def test_a_run_that_is_interrupted_is_partial(project: pytest.Pytester, more: str) -> None:
     project.makepyfile(test_users_rules=PROJECT + STOPPING + more)
