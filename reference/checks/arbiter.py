@@ -80,7 +80,7 @@ class Arbiter:
         closed: the program: flat inputs, what moves first, to float outputs.
         moving: the inputs that move.
         data: the others.
-        named: (direction, weights) -> the kinks on which the point lies, in words.
+        named: (moving) -> the kinks on which that point lies, in words.
         unit: the rounding of the values, relative to them.
     """
 

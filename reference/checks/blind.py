@@ -39,7 +39,7 @@ def probed(trial: Trial, truth: Truth, rows: Sequence[Row]) -> tuple[list[Row], 
         columns = [
             np.stack([np.asarray(one[i], np.float64) for one in side]) for side in (ours, *zip(*wanted, strict=True))
         ]
-        told: Any = {"kind": "contract", "witness": trial.witness, "leading": "for output"}
+        told: Any = {"kind": "contract", "witness": trial.program, "leading": "for output"}
         row = compare_leaf(f"from single outputs: {name}", *columns, **told)
         if row.verdict != "inconclusive":  # an output that a leaf does not depend on decides nothing about it
             more.append(row)

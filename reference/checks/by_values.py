@@ -3,7 +3,7 @@
 A rule is often written because JAX has none: around a callback into other code, or around a primitive without a
 derivative. Then the function is only called. The slopes of its values, at points on a ladder of steps, are held against
 the rule entry by entry; their tolerance is their own error and the rounding of the rule's program. What a rule promises
-besides (jit, vmap, linearity) is held against that program in float64.
+besides (its transpose, single outputs) is held against that program in float64.
 """
 
 from dataclasses import replace
@@ -13,7 +13,7 @@ import numpy as np
 
 from reference.checks.arbiter import MOST
 from reference.checks.disputes import Disputes, Found
-from reference.checks.linear_rows import Trial, Truth
+from reference.checks.linear_rows import Trial, Truth, Vector
 
 
 def by_values(trial: Trial) -> Trial:
@@ -34,7 +34,16 @@ def with_slopes(trial: Trial, truth: Truth) -> tuple[Truth, list[str]]:
         notes += said
         for k, (values, allowed) in enumerate(results):
             values[i], allowed[i] = own[k], bars[k]
-    return replace(truth, results=results), notes
+    return replace(truth, results=results, beside=_beside(trial, truth)), notes
+
+
+def _beside(trial: Trial, truth: Truth) -> tuple[Vector, Vector]:
+    """The slopes at the second point, if there is one."""
+    if not truth.near:
+        return truth.beside
+    given = trial.rule.given.moved(truth.near)
+    there = replace(trial, rule=replace(trial.rule, given=given), vectors=trial.vectors[-2:-1])
+    return with_slopes(there, replace(truth, results=[truth.beside], near=[]))[0].results[0]
 
 
 def borne_out(

@@ -42,6 +42,7 @@ def check_gradient(
 
     `fun` and its jax.grad run in float64; `grad_fun` runs in the precision under test, on copies of the
     arguments. The tolerance of an entry is measured: it is how far rounding in that precision can move the entry.
+    Where JAX cannot differentiate `fun`, the slopes of its values stand for jax.grad, and a note says so.
     Where the two differ, `fun`'s own values are asked before the gradient is called wrong: at a kink any slope between
     the two sides passes, with a note.
 

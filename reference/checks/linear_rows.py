@@ -193,8 +193,13 @@ class Trial:
     @property
     def witness(self) -> str:
         """The reference, in words."""
+        return self.program if self.valued is None else "the slopes of the plain function's values"
+
+    @property
+    def program(self) -> str:
+        """The derivative that `rule.raw` has in float64, in words."""
         if self.valued is not None:
-            return "the slopes of the plain function's values"
+            return "the rule's own program in float64"
         return "jax.vjp of the plain function" if self.word == "cotangent" else "jax.jvp of the plain function"
 
     def by_rule(self, vectors: list[Vector]) -> tuple[Vector, list[Vector]]:

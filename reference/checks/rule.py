@@ -56,7 +56,8 @@ def check_vjp(
             in float64, where a small fault shows that rounding hides, if the rule can be run in it.
         samples: of Monte Carlo arithmetic.
         seed: of the cotangents and the rounding noise.
-        raw: the plain function, if JAX cannot differentiate the one inside `f`.
+        raw: the plain function, in the place of the one inside `f`. One that JAX cannot differentiate is asked for
+            values alone, and a note says so.
         transforms: any of "eager", "jit" and "vmap".
         approximation: how far the rule may be off by intent, relative to the largest entry of a leaf: the tolerance of
             a solver behind an implicit derivative or an adjoint.
@@ -71,7 +72,7 @@ def check_vjp(
         TypeError: `f` has no rule of its own, no float argument or no float output, or it is complex.
         ValueError: cotangents of another structure, values that are not finite, a transformation not named above, or
             an approximation that is no number from 0 to 1.
-        reference.CallFailed: `f`'s plain function raised, or JAX cannot differentiate it.
+        reference.CallFailed: `f`'s plain function raised, or neither it nor `f` can be differentiated.
     """
     transforms = known_transforms(transforms)
     require_samples(samples)

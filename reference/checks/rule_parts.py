@@ -103,7 +103,7 @@ def transposed(trial: Trial, truth: Truth, promised: bool) -> tuple[list[Row], l
         there = replace(truth, results=[(value, bars)])
         there, notes, judged = Disputes(back, there, [pulled]).settle()
         found = against(
-            given.moving_paths, pulled, there.results[0], "transposed: ", kind="contract", witness=back.witness
+            given.moving_paths, pulled, there.results[0], "transposed: ", kind="contract", witness=back.program
         )
         rows += [explained(row, judged) for row in found]
     except Exception as error:  # a plain function without reverse mode (a while loop) has no transpose to compare

@@ -81,6 +81,12 @@ def test_at_a_kink_any_slope_between_the_two_sides_passes() -> None:
         assert check_vjp(ruled(ramp, slope), x, transforms="eager").verdict == verdict
 
 
+def test_a_rule_that_is_right_here_alone_is_found_at_the_second_point() -> None:
+    here = lambda x: jnp.where(jnp.isin(x, X), 1.0, 1.1) * jnp.cos(x)  # noqa: E731
+    failed = [row.path for row in check_vjp(ruled(sine, here), X).failures]
+    assert "under vmap: args[0]" in failed and "args[0]" not in failed
+
+
 def test_tangents_and_gradients_too() -> None:
     for factor, verdict in ((1.0, "pass"), (1.001, "fail")):
         f = jax.custom_jvp(sine)
@@ -107,7 +113,7 @@ def test_a_function_that_oscillates_faster_than_the_steps_is_not_judged_by_an_al
     fast = ruled(lambda x: elsewhere(lambda v: np.sin(1e6 * v), x), lambda x: 1e6 * jnp.cos(1e6 * x))
     with jax.enable_x64(True):
         report = check_vjp(fast, jnp.asarray([-1.2, 0.4, 2.3]), transforms="eager")
-    assert report.verdict != "fail"
+    assert report.verdict == "pass"
 
 
 def test_a_rule_under_a_vmap_is_not_taken_for_the_rule() -> None:
