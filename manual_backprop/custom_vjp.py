@@ -13,9 +13,9 @@ from jaxtyping import Array, Float
 
 from manual_backprop import validate
 from manual_backprop.node import Node
-from manual_backprop.objective import Objective, per_example_scaled
+from manual_backprop.objective import Objective, lean_backward, per_example_scaled
 from manual_backprop.precision import accumulator
-from manual_backprop.readings.gradients import gradient_reader
+from manual_backprop.readings.gradients import total
 from manual_backprop.sweep import Rule, backpropagation, backward_sweep, checked_rule, forward_sweep
 from manual_backprop.types import Examples, Flow, Tree, came
 
@@ -58,8 +58,7 @@ def _network(net: Node, rule: Rule) -> Callable[..., Array]:
 
     def backward(saved: Any, d_output: Any) -> tuple[None, Tree, Flow]:
         rule, params, x, trace = saved
-        summed = gradient_reader(jnp.ones(validate.count(x), accumulator(validate.dtype_of(params, x))))
-        d_x, gradients = backward_sweep(net, params, trace, d_output, reader=summed, rule=rule)
+        d_x, gradients = backward_sweep(net, params, trace, d_output, reader=total, rule=rule)
         return None, _varying_like(params, gradients), _varying_like(x, d_x)
 
     by_hand = jax.custom_vjp(apply)
@@ -90,8 +89,7 @@ def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
         rule, params, x, y, lam, weights, output, trace = saved
         g = jnp.asarray(g)
         d_output = loss.checked_derivative(output, y)
-        reader = gradient_reader(weights)
-        d_x, gradients = backward_sweep(net, params, trace, d_output, reader=reader, rule=rule)
+        d_x, gradients = lean_backward(net, params, trace, d_output, weights, rule)
         gradients = objective.add_penalty_gradient(gradients, params, lam)
         d_y = d_lam = d_weights = None
         if jnp.issubdtype(y.dtype, jnp.floating):
@@ -100,9 +98,7 @@ def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
             d_lam = objective.regularizer.d_lam(params)  # type: ignore[union-attr]
         if weights is not None:
             d_weights = loss.checked_value(output, y)
-        scaled = jax.tree.map(
-            lambda leaf: _times(g, leaf), (gradients, per_example_scaled(d_x, weights), d_y, d_lam, d_weights)
-        )
+        scaled = jax.tree.map(lambda leaf: _times(g, leaf), (gradients, d_x, d_y, d_lam, d_weights))
         return None, *map(_varying_like, (params, x, y, lam, weights), scaled)
 
     by_hand = jax.custom_vjp(apply)

@@ -6,13 +6,13 @@ the public interface and check their arguments. Those whose names end in `_sweep
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from jaxtyping import Array
 
 from manual_backprop import validate
-from manual_backprop.layers.base import Layer, LayerTrace
+from manual_backprop.layers.base import Layer, LayerTrace, LeanTrace
 from manual_backprop.node import Node, Step, Walk, vmapped
 from manual_backprop.types import Examples, Flow, Tree, came, override
 
@@ -26,7 +26,18 @@ class Rule:
 
     A rule is a pytree. Once a sweep it lays out what it needs at every layer, in a tree that mirrors the parameters.
     Composites take that tree apart as they do the parameters, so nothing is looked up on the way.
+
+    Attributes:
+        linear: whether every error term is linear in the output's, so that a factor may be applied at the output as
+            well as in the sum over examples. A subclass that does not say so is taken not to be.
     """
+
+    linear: ClassVar[bool] = True
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "linear" not in vars(cls):
+            cls.linear = False
 
     def carried(self, net: Node, params: Tree, trace: Tree, d_output: Flow) -> Tree:
         """Return one entry for every layer, in the structure of `params` down to the layers; here the parameters."""
@@ -71,7 +82,7 @@ class Sweep(Step):
     def forward(self, layer: Layer, x: Flow, own: Any) -> tuple[Array, LayerTrace]:
         z, saved = layer.net_input(self.rule.params(own), x)  # (F1)
         a = layer.f.value(z)  # (F2)
-        return a, LayerTrace(z, a, saved)
+        return a, LeanTrace(z, a, saved) if self.lean else LayerTrace(z, a, saved)
 
     @override
     def backward(self, layer: Layer, d: Array, own: Any, kept: LayerTrace) -> tuple[Flow, Any]:

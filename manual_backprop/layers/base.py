@@ -41,6 +41,12 @@ class LayerTrace:
     saved: Tree
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class LeanTrace(LayerTrace):
+    """The values of one layer on a sweep that shows nobody its trace: what f' does not use is never stored."""
+
+
 class Layer(Node):
     """A layer of the note.
 
@@ -135,7 +141,8 @@ class Layer(Node):
 
     def error_term(self, trace: LayerTrace, d_a: Array) -> Array:
         """delta^(l) = f_l'(z^(l)) * dL/da^(l): (B1) at the output, (B2) below it."""
-        return self.f.slope(trace.z, trace.a) * d_a
+        f = self.f.lean(trace.z.dtype) if isinstance(trace, LeanTrace) else self.f
+        return f.slope(trace.z, trace.a) * d_a
 
     @override
     def forward(self, step: Step, x: Flow, owned: Any) -> tuple[Flow, Any]:

@@ -54,6 +54,10 @@ class OuterProduct(Factor):
         """(B4) and (B3), summed over examples with `weights`; sums are formed in float32 or wider."""
         return Affine(*_weighted_sums(self.a_in, self.delta, weights))
 
+    def total(self) -> Affine:
+        """delta^T a and the sum of delta: one matrix product, and no pass over its result."""
+        return Affine(*_sums(self.a_in, self.delta))
+
     def per_example(self) -> Affine:
         """delta_n a_n^T and delta_n, summed over positions; W is (N, d_out, d_in)."""
         dtype, wide = self.delta.dtype, accumulator(self.delta.dtype)
@@ -137,6 +141,11 @@ class WithoutBias(OuterProduct):
         dW, db = _weighted_sums(self.a_in, self.delta, weights)
         return Affine(dW, jnp.zeros_like(db))
 
+    def total(self) -> Affine:
+        """As `OuterProduct.total`, and zero for the bias."""
+        summed = super().total()
+        return Affine(summed.W, jnp.zeros_like(summed.b))
+
     def tied(self) -> "WithoutBias":
         """As `OuterProduct.tied`."""
         both = super().tied()
@@ -151,15 +160,26 @@ def _wide(rows: Array) -> Array:
 def _weighted_sums(a_in: Array, delta: Array, weights: Array | None) -> tuple[Array, Array]:
     """(sum_n w_n delta_n a_n^T, sum_n w_n delta_n), or the means: (B4) and (B3)."""
     dtype, n = delta.dtype, delta.shape[0]
-    wide = accumulator(dtype)
     if weights is not None:
-        delta = (weights.reshape(-1, *(1,) * (delta.ndim - 1)) * delta.astype(wide)).astype(dtype)
+        wide = accumulator(dtype)
+        return _sums(a_in, (weights.reshape(-1, *(1,) * (delta.ndim - 1)) * delta.astype(wide)).astype(dtype))
+    dW, db = _wide_sums(a_in, delta)
+    return (dW / n).astype(dtype), (db / n).astype(dtype)
+
+
+@compiled
+def _sums(a_in: Array, delta: Array) -> tuple[Array, Array]:
+    """(sum_n delta_n a_n^T, sum_n delta_n)."""
+    dW, db = _wide_sums(a_in, delta)
+    return dW.astype(delta.dtype), db.astype(delta.dtype)
+
+
+def _wide_sums(a_in: Array, delta: Array) -> tuple[Array, Array]:
+    """The same in the precision of sums."""
+    wide = accumulator(delta.dtype)
     rows = tuple(range(delta.ndim - 1))  # examples, and positions within them
     dW = jax.lax.dot_general(delta, a_in, ((rows, rows), ((), ())), preferred_element_type=wide)
-    db = jnp.sum(delta.astype(wide), axis=rows)
-    if weights is None:
-        dW, db = dW / n, db / n
-    return dW.astype(dtype), db.astype(dtype)
+    return dW, jnp.sum(delta.astype(wide), axis=rows)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,11 @@ class Factor(ABC):
     def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Tree:
         """Sum over examples n of weights[n] dL_n/dparams; weights None means the mean, 1/N each."""
 
+    def total(self) -> Tree:
+        """The plain sum over examples, for error terms that carry the examples' weights already."""
+        floats = [leaf.dtype for leaf in jax.tree.leaves(self) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+        return self.weighted_sum(jnp.ones(self.examples, accumulator(floats[0])))
+
     @property
     def examples(self) -> int:
         """N."""

@@ -30,6 +30,11 @@ def gradient_reader(weights: Weights | None) -> Reader:
     return contract
 
 
+def total(factor: Factor) -> Tree:
+    """The reader for error terms that carry the examples' weights already: the plain sum over examples."""
+    return factor.total()
+
+
 def gradients(net: Node, trace: Tree, deltas: Tree, *, weights: Weights | None = None) -> Tree:
     """Step 3: the gradient of sum_n weights[n] L_n with respect to every parameter (B3) (B4).
 

@@ -45,6 +45,8 @@ class DirectFeedbackAlignment(Rule):
 
     feedback: Tree
 
+    linear = True
+
     @override
     def carried(self, net: Node, params: Tree, trace: Tree, d_output: Flow) -> Tree:
         last, at = _last_layer(net, trace)

@@ -37,6 +37,8 @@ class Carried:
 class OtherWeights(Rule):
     """Base of rules that transport by other numbers than W; `stand_ins` gives them."""
 
+    linear = True
+
     def stand_ins(self, params: Tree) -> Tree:
         """Return the numbers that take the place of the parameters, in their structure."""
         raise TypeError(f"{type(self).__name__} gives no stand_ins")
@@ -79,6 +81,8 @@ class FeedbackAlignment(OtherWeights):
 
     feedback: Tree
 
+    linear = True
+
     @override
     def stand_ins(self, params: Tree) -> Tree:
         validate.like("feedback", self.feedback, "params (net.init draws such a tree)", params)
@@ -93,6 +97,8 @@ class KolenPollack(FeedbackAlignment):
     Then W - B shrinks by the decay at every step and the two come to agree, without W ever being copied.
     `training.make_kolen_pollack_step` does both updates.
     """
+
+    linear = True
 
 
 @jax.tree_util.register_dataclass
@@ -111,6 +117,8 @@ class SignSymmetry(OtherWeights):
 
     magnitudes: Tree | None = None
     scale: float = field(default=1.0, metadata={"static": True})
+
+    linear = True
 
     def __post_init__(self) -> None:
         if not (isinstance(self.scale, int | float) and 0 < self.scale < float("inf")):
