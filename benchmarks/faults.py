@@ -5,7 +5,7 @@ other equations are right, so the consequences run on through the sweep as those
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import jax
@@ -62,7 +62,8 @@ class FaultyDense(Dense):
 
     @override
     def factor(self, saved: Any, delta: Any) -> Any:
-        return FaultyProduct(saved, delta, self.contract) if self.contract else super().factor(saved, delta)
+        right = super().factor(saved, delta)
+        return FaultyProduct(saved, delta, right.one, self.contract) if self.contract else right
 
 
 @jax.tree_util.register_dataclass
@@ -92,9 +93,7 @@ def _with_layer(objective: Objective, index: int, layer: Dense) -> Objective:
 def _maps(**maps: Callable[..., Any]) -> Plant:
     def plant(objective: Objective, index: int) -> Objective:
         right = layers(objective)[index]
-        return _with_layer(
-            objective, index, FaultyDense(right.d_in, right.d_out, right.activation, right.initializer, **maps)
-        )
+        return _with_layer(objective, index, FaultyDense(*(getattr(right, of.name) for of in fields(Dense)), **maps))
 
     return plant
 

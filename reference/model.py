@@ -71,7 +71,7 @@ def apply(layer: Any, params: Tree, a_in: Any) -> Array:
 @apply.register
 def _(layer: Dense, params: Affine, a_in: Array) -> Array:
     z = jax.lax.dot_general(a_in, params.W, (((a_in.ndim - 1,), (1,)), ((), ())))
-    return z + jnp.broadcast_to(params.b, z.shape)
+    return z + jnp.broadcast_to(params.b, z.shape) if layer.bias else z
 
 
 @apply.register

@@ -224,7 +224,9 @@ def _owned(node: Node) -> int:
 
 
 def _named(params: Any) -> dict[str, Any]:
-    return {field.name: getattr(params, field.name) for field in fields(params)} if is_dataclass(params) else {}
+    """A layer's parameters by name; one that the layer does not have, such as a bias, is None and has no name here."""
+    named = {field.name: getattr(params, field.name) for field in fields(params)} if is_dataclass(params) else {}
+    return {name: value for name, value in named.items() if value is not None}
 
 
 def _weights(params: Any) -> tuple[str, ...]:

@@ -20,6 +20,9 @@ from manual_backprop.layers.factor import Difference, Factor, NoParameters
 from manual_backprop.node import Node, Step, Visit, Walk
 from manual_backprop.types import Flow, Leaf, Shape, Tree, override
 
+Operators = tuple[tuple[str, tuple[str, ...]], ...]
+"""How a graph draws z^(l) (G1): the sign of each circle, and the names of the parameters that enter it."""
+
 
 class Parameters:
     """Base of a layer family's parameters; each is a frozen dataclass registered as a pytree.
@@ -65,9 +68,6 @@ class Layer(Node):
 
     inputs: ClassVar[tuple[str, ...]] = ("a_in",)
     """The names of the inputs, as `local_derivatives` calls them; one where the family takes one array."""
-
-    operators: ClassVar[tuple[tuple[str, tuple[str, ...]], ...]] = ()
-    """How a graph draws z^(l) (G1): the sign of each circle and the parameters that enter it; () is one circle."""
 
     local_derivatives: ClassVar[Mapping[str, str]] = {}
     """The local derivatives on the backward graph's arrows, by input or parameter, with labels {W} and {a_in}."""
@@ -128,6 +128,14 @@ class Layer(Node):
         raise ValueError(
             f"{self}: no Hessian-vector product by hand, since {type(self).__name__} has no method `change`"
         )
+
+    @property
+    def operators(self) -> Operators:
+        """How a graph draws z^(l) (G1): each circle's sign and the parameters that enter it; () is one circle.
+
+        A family for which it is always the same says so by an attribute.
+        """
+        return ()
 
     @property
     def weights(self) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
-"""The fully connected layer z = W a + b of (F1), its transposes (B2) (B3) (B4) and its tangent."""
+"""The fully connected layer z = W a + b of (F1), with b or without, its transposes (B2) (B3) (B4) and its tangent."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import jax
@@ -9,10 +9,10 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from manual_backprop import activations
 from manual_backprop.activations import Activation
-from manual_backprop.layers.base import AffineLayer, Parameters
+from manual_backprop.layers.base import AffineLayer, Operators, Parameters
 from manual_backprop.layers.factor import Factor
 from manual_backprop.precision import accumulator, compiled
-from manual_backprop.types import Leaf, Shape
+from manual_backprop.types import Leaf, Shape, came, override
 
 _INITIALIZERS = {
     "glorot": jax.nn.initializers.glorot_uniform,
@@ -28,11 +28,11 @@ class Affine(Parameters):
 
     Attributes:
         W: weights W^(l), shape (d_out, d_in): the note's orientation, rows are outputs.
-        b: bias b^(l), shape (d_out,).
+        b: bias b^(l), shape (d_out,); None for a layer without bias.
     """
 
     W: Leaf
-    b: Leaf
+    b: Leaf = None
 
     weights = ("W",)
 
@@ -42,54 +42,61 @@ class Affine(Parameters):
 class OuterProduct(Factor):
     """(a^(l-1), delta^(l)): dL/dW^(l) is their outer product, dL/db^(l) is delta^(l).
 
+    As a enters W, so a 1 enters the bias: z = W a + b 1. Both gradients together are delta (a, 1)^T.
+
     Attributes:
         a_in: what entered the layer, shape (N, *positions, d_in); positions belong to their example.
         delta: shape (N, *positions, d_out).
+        one: what enters the bias: 1, or None for a layer without bias. A 1 does not change, so it is 0 where a_in is
+            a change of what entered, and the bias gets zero.
     """
 
     a_in: Leaf
     delta: Leaf
+    one: int | None = field(default=1, metadata={"static": True})
 
     def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Affine:
         """(B4) and (B3), summed over examples with `weights`; sums are formed in float32 or wider."""
-        return Affine(*_weighted_sums(self.a_in, self.delta, weights))
+        return self._affine(*_weighted_sums(self.a_in, self.delta, weights))
 
     def total(self) -> Affine:
         """delta^T a and the sum of delta: one matrix product, and no pass over its result."""
-        return Affine(*_sums(self.a_in, self.delta))
+        return self._affine(*_sums(self.a_in, self.delta))
 
     def per_example(self) -> Affine:
         """delta_n a_n^T and delta_n, summed over positions; W is (N, d_out, d_in)."""
         dtype, wide = self.delta.dtype, accumulator(self.delta.dtype)
         dW = jnp.einsum("npo,npi->noi", self._delta, self._a_in, preferred_element_type=wide)
-        return Affine(dW.astype(dtype), jnp.sum(self._delta.astype(wide), axis=1).astype(dtype))
+        return self._affine(dW.astype(dtype), jnp.sum(self._delta.astype(wide), axis=1).astype(dtype))
 
     def squared_norms(self) -> Float[Array, " N"]:
         """||delta_n||^2 (||a_n||^2 + 1): no gradient is formed (Goodfellow, arXiv:1510.01799).
 
         With positions it is sum_ts (a_t . a_s + 1)(delta_t . delta_s) (Li et al., arXiv:2110.05679). Where the
-        gradients are smaller than these products of positions, they are formed instead.
+        gradients are smaller than these products of positions, they are formed instead. The 1 is the bias's part:
+        without bias it is 0.
         """
         a, delta = _wide(self._a_in), _wide(self._delta)
         positions, d_in, d_out = a.shape[1], a.shape[2], delta.shape[2]
         if positions == 1:
-            return jnp.sum(jnp.square(delta[:, 0]), axis=1) * (jnp.sum(jnp.square(a[:, 0]), axis=1) + 1)
+            return jnp.sum(jnp.square(delta[:, 0]), axis=1) * (jnp.sum(jnp.square(a[:, 0]), axis=1) + self._one**2)
         if positions * (d_in + d_out) > d_in * d_out:
             return super().squared_norms()
         of_inputs = jnp.einsum("nti,nsi->nts", a, a)
-        return jnp.einsum("nts,nts->n", of_inputs + 1, jnp.einsum("nto,nso->nts", delta, delta))
+        return jnp.einsum("nts,nts->n", of_inputs + self._one**2, jnp.einsum("nto,nso->nts", delta, delta))
 
     def squared_sum(self, weights: Float[Array, " N"] | None = None) -> Affine:
         """(delta^2)^T a^2, one matrix product; with positions, the examples' gradients are formed and squared."""
         if self._delta.shape[1] > 1:
             return super().squared_sum(weights)
-        squares = OuterProduct(*(jnp.square(_wide(leaf[:, 0])) for leaf in (self._a_in, self._delta)))
-        return squares.weighted_sum(weights)
+        a, delta = (jnp.square(_wide(leaf[:, 0])) for leaf in (self._a_in, self._delta))
+        return OuterProduct(a, delta, self.one).weighted_sum(weights)  # and one is its own square
 
     def gram(self, other: Factor) -> Float[Array, "N M"]:
         """(a_n . a'_m + 1)(delta_n . delta'_m), summed over both examples' positions.
 
-        No gradient is formed, except where the gradients are smaller than the products of all positions.
+        No gradient is formed, except where the gradients are smaller than the products of all positions. Without
+        bias, the 1 is 0.
         """
         if not isinstance(other, OuterProduct):
             raise TypeError(f"gram of an OuterProduct with {type(other).__name__}: both must be of one layer")
@@ -99,14 +106,14 @@ class OuterProduct(Factor):
             return super().gram(other)
         of_inputs = jnp.einsum("nti,msi->ntms", _wide(self._a_in), _wide(other._a_in))
         of_deltas = jnp.einsum("nto,mso->ntms", _wide(self._delta), _wide(other._delta))
-        return jnp.sum((of_inputs + 1) * of_deltas, axis=(1, 3))
+        return jnp.sum((of_inputs + self._one * other._one) * of_deltas, axis=(1, 3))
 
     def tied(self) -> "OuterProduct":
         """The uses become positions of their example, so sums over positions become sums over uses."""
-        return OuterProduct(jnp.moveaxis(self.a_in, 0, 1), jnp.moveaxis(self.delta, 0, 1))
+        return OuterProduct(jnp.moveaxis(self.a_in, 0, 1), jnp.moveaxis(self.delta, 0, 1), self.one)
 
     def kronecker(self, shared: str) -> tuple[Float[Array, "inputs inputs"], Float[Array, "d_out d_out"]]:
-        """(A, G), the means over examples of a a^T (with a 1 below a, for the bias) and of delta delta^T.
+        """(A, G), the means over examples of a a^T (with a 1 below a, for a bias) and of delta delta^T.
 
         Args:
             shared: what to do with positions, which share W (Eschenhagen et al., arXiv:2311.00636). "expand"
@@ -118,9 +125,21 @@ class OuterProduct(Factor):
         if shared == "reduce":
             a, delta = jnp.mean(a, axis=1, keepdims=True), jnp.sum(delta, axis=1, keepdims=True)
             positions = 1
-        a = jnp.concatenate([a, jnp.ones_like(a[..., :1])], axis=-1)
+        if self.one is not None:
+            a = jnp.concatenate([a, jnp.full_like(a[..., :1], self.one)], axis=-1)
         A = jnp.einsum("nti,ntj->ij", a, a) / (n * positions)
         return A, jnp.einsum("nti,ntj->ij", delta, delta) / n
+
+    def _affine(self, dW: Array, db: Array) -> Affine:
+        """The gradient, from the sums of delta a^T and of delta: the bias gets delta times what enters it."""
+        if self.one is None:
+            return Affine(dW)
+        return Affine(dW, db if self.one else jnp.zeros_like(db))
+
+    @property
+    def _one(self) -> int:
+        """What enters the bias, as it adds to products of a: nothing where there is no bias."""
+        return self.one or 0
 
     @property
     def _a_in(self) -> Float[Array, "N positions d_in"]:
@@ -129,27 +148,6 @@ class OuterProduct(Factor):
     @property
     def _delta(self) -> Float[Array, "N positions d_out"]:
         return self.delta.reshape(self.delta.shape[0], -1, self.delta.shape[-1])
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class WithoutBias(OuterProduct):
-    """The outer product alone; the bias gets zero."""
-
-    def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Affine:
-        """(B4), and zero for (B3)."""
-        dW, db = _weighted_sums(self.a_in, self.delta, weights)
-        return Affine(dW, jnp.zeros_like(db))
-
-    def total(self) -> Affine:
-        """As `OuterProduct.total`, and zero for the bias."""
-        summed = super().total()
-        return Affine(summed.W, jnp.zeros_like(summed.b))
-
-    def tied(self) -> "WithoutBias":
-        """As `OuterProduct.tied`."""
-        both = super().tied()
-        return WithoutBias(both.a_in, both.delta)
 
 
 def _wide(rows: Array) -> Array:
@@ -184,24 +182,26 @@ def _wide_sums(a_in: Array, delta: Array) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Dense(AffineLayer):
-    """A fully connected layer, a = f(W a_in + b), applied to the last axis.
+    """A fully connected layer, a = f(W a_in + b), or f(W a_in) without bias, applied to the last axis.
 
     Attributes:
         d_in: M_(l-1), neurons below.
         d_out: M_l, neurons of this layer.
         activation: f_l, a name or a row of `activations`.
         initializer: "glorot", "he" or "lecun"; None takes what the activation's row asks for.
+        bias: whether there is a b; without one, `Affine.b` is None in parameters and gradients.
 
     Raises:
         ValueError: a width below 1, or an unknown activation or initializer.
+        TypeError: a bias that is neither True nor False.
     """
 
     d_in: int
     d_out: int
     activation: Activation | str = "identity"
     initializer: str | None = None
+    bias: bool = True
 
-    operators = (("×", ("W",)), ("+", ("b",)))  # (F1)
     local_derivatives = MappingProxyType({"a_in": "({W})^T", "W": "({a_in})^T", "b": "I"})  # (C6) (C3) (C4)
 
     def __post_init__(self) -> None:
@@ -213,9 +213,17 @@ class Dense(AffineLayer):
             object.__setattr__(self, "initializer", self.f.initializer)
         if self.initializer not in _INITIALIZERS:
             raise ValueError(f"no initializer {self.initializer!r}; there are {', '.join(_INITIALIZERS)}")
+        if not isinstance(self.bias, bool):
+            raise TypeError(f"Dense bias must be True or False, got {came(self.bias)}; values of b are parameters")
 
     def __str__(self) -> str:
-        return f"Dense({self.d_in} -> {self.d_out}, {self.f.name})"
+        return f"Dense({self.d_in} -> {self.d_out}, {self.f.name}{'' if self.bias else ', no bias'})"
+
+    @property
+    @override
+    def operators(self) -> Operators:
+        times, plus = ("×", ("W",)), ("+", ("b",))  # (F1)
+        return (times, plus) if self.bias else (times,)
 
     @classmethod
     def specimen(cls, width: int, activation: Activation | str) -> "Dense":
@@ -223,10 +231,11 @@ class Dense(AffineLayer):
         return cls(width, width, activation)
 
     def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Affine:
-        """W by Glorot, He or LeCun, b zero."""
+        """W by Glorot, He or LeCun; b zero, or None without bias."""
         dtype = jnp.zeros(()).dtype if dtype is None else dtype
         draw = _INITIALIZERS[str(self.initializer)](in_axis=1, out_axis=0)
-        return Affine(draw(key, (self.d_out, self.d_in), dtype), jnp.zeros(self.d_out, dtype))
+        W = draw(key, (self.d_out, self.d_in), dtype)
+        return Affine(W, jnp.zeros(self.d_out, dtype) if self.bias else None)
 
     def out_shape(self, in_shape: Shape) -> Shape:
         """The last axis d_in becomes d_out."""
@@ -237,7 +246,7 @@ class Dense(AffineLayer):
     def net_input(
         self, params: Affine, a_in: Float[Array, "N *positions d_in"]
     ) -> tuple[Float[Array, "N *positions d_out"], Float[Array, "N *positions d_in"]]:
-        """Net input z = W a_in + b for every row (F1); a_in is all that the transposes need."""
+        """Net input z = W a_in + b for every row (F1), without bias W a_in; a_in is all that the transposes need."""
         return _affine(params.W, params.b, a_in), a_in
 
     def transport(
@@ -252,8 +261,8 @@ class Dense(AffineLayer):
     def factor(
         self, saved: Float[Array, "N *positions d_in"], delta: Float[Array, "N *positions d_out"]
     ) -> OuterProduct:
-        """(a_in, delta)."""
-        return OuterProduct(saved, delta)
+        """(a_in, delta), and the 1 that enters a bias."""
+        return OuterProduct(saved, delta, 1 if self.bias else None)
 
     def pushforward(
         self,
@@ -284,12 +293,15 @@ class Dense(AffineLayer):
         delta: Float[Array, "N *positions d_out"],
     ) -> tuple[Float[Array, "N *positions d_in"], Factor | None]:
         """V^T delta, and delta R{a}^T: the differentials of (B2), (B4) and (B3) at a fixed delta."""
-        return _through(delta, dparams.W), None if da_in is None else WithoutBias(da_in, delta)
+        moved = None if da_in is None else OuterProduct(da_in, delta, 0 if self.bias else None)
+        return _through(delta, dparams.W), moved
 
 
 @compiled
-def _affine(W: Array, b: Array, a: Array) -> Array:
-    """W a + b for every row; adding b to every row is written out, not left to broadcasting."""
+def _affine(W: Array, b: Array | None, a: Array) -> Array:
+    """W a + b for every row, W a where b is None; adding b to every row is written out, not left to broadcasting."""
+    if b is None:
+        return a @ W.T
     return a @ W.T + jax.lax.broadcast_in_dim(b, (*a.shape[:-1], b.size), (a.ndim - 1,))
 
 

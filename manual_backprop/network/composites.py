@@ -130,6 +130,8 @@ def mlp(
     sizes: Sequence[int],
     activation: str | Activation | Sequence[str | Activation] = "tanh",
     output_activation: str | Activation = "identity",
+    *,
+    bias: bool = True,
 ) -> Serial:
     """The note's fully connected feedforward network, L = len(sizes) - 1 layers.
 
@@ -137,11 +139,13 @@ def mlp(
         sizes: M_0, M_1, ..., M_L: inputs, neurons of every layer, outputs.
         activation: f_1 .. f_(L-1): one for all hidden layers, or one each.
         output_activation: f_L; the identity where the loss takes logits.
+        bias: whether every layer has a b.
 
     Raises:
         ValueError: fewer than two sizes, a size below 1, a name that no activation has, or more or fewer activations
             than hidden layers.
-        TypeError: sizes that are not a sequence, or an activation that is neither a name nor a row.
+        TypeError: sizes that are not a sequence, an activation that is neither a name nor a row, or a bias that is
+            neither True nor False.
     """
     if not isinstance(sizes, Iterable) or isinstance(sizes, str):
         raise TypeError(
@@ -156,4 +160,4 @@ def mlp(
     if len(activation) != hidden:
         raise ValueError(f"mlp{sizes} has {hidden} hidden layers, got {len(activation)} activations for them")
     rows = (*activation, output_activation)
-    return Serial(tuple(Dense(i, o, f) for i, o, f in zip(sizes[:-1], sizes[1:], rows, strict=True)))
+    return Serial(tuple(Dense(i, o, f, bias=bias) for i, o, f in zip(sizes[:-1], sizes[1:], rows, strict=True)))

@@ -22,7 +22,7 @@ class KroneckerFactors:
     """K-FAC's two factors of one layer: its curvature in (W, b) is approximated by A (x) G.
 
     Attributes:
-        A: mean over examples of a a^T, with a 1 below a for the bias, (d_in + 1, d_in + 1).
+        A: mean over examples of a a^T, with a 1 below a for the bias, (d_in + 1, d_in + 1); without bias (d_in, d_in).
         G: mean over examples of delta delta^T, (d_out, d_out).
     """
 
@@ -95,20 +95,19 @@ def kfac_direction(factors: Tree, gradients: Tree, damping: float | Float[Array,
 
     def of_layer(factor: KroneckerFactors, gradient: Any) -> Any:
         dW, db = gradient.W, gradient.b
-        expected = (*dW.shape[:-1], dW.shape[-1] + 1)
-        if factor.A.shape[-1] != expected[-1] or factor.G.shape[-1] != dW.shape[-2] or factor.A.ndim != dW.ndim:
+        joint = dW if db is None else jnp.concatenate([dW, db[..., None]], axis=-1)
+        if factor.A.shape[-1] != joint.shape[-1] or factor.G.shape[-1] != dW.shape[-2] or factor.A.ndim != dW.ndim:
             raise ValueError(
                 f"factors A {list(factor.A.shape)} and G {list(factor.G.shape)} do not fit the gradient W"
-                f" {list(dW.shape)}"
+                f" {list(dW.shape)} {'without' if db is None else 'with'} a bias"
             )
         of_A, basis_A = jnp.linalg.eigh(factor.A)
         of_G, basis_G = jnp.linalg.eigh(factor.G)
-        joint = jnp.concatenate([dW, db[..., None]], axis=-1)
         turned = jnp.swapaxes(basis_G, -1, -2) @ joint @ basis_A
         # eigh may give a tiny negative where the true eigenvalue is 0
         scales = jnp.maximum(of_G, 0)[..., :, None] * jnp.maximum(of_A, 0)[..., None, :] + bound
         solved = basis_G @ (turned / scales) @ jnp.swapaxes(basis_A, -1, -2)
-        return type(gradient)(W=solved[..., :-1], b=solved[..., -1])
+        return type(gradient)(W=solved[..., : dW.shape[-1]], b=None if db is None else solved[..., -1])
 
     return jax.tree.map(of_layer, factors, gradients, is_leaf=lambda node: isinstance(node, KroneckerFactors))
 

@@ -107,13 +107,15 @@ class Arithmetic(Format):
         return self.rounded(Known.exactly(value).further(self.gamma(terms) * magnitudes + terms * self.eta_sum))
 
 
-def net_input(of: Arithmetic, W: Wide, b: Wide, a_in: Known) -> Known:
-    """(F1) W a + b for every row."""
+def net_input(of: Arithmetic, W: Wide, b: Wide | None, a_in: Known) -> Known:
+    """(F1) W a + b for every row; without bias it is the product alone, which is rounded once less."""
     terms = W.shape[1]
     product = of.summed(a_in.value @ W.T, np.abs(a_in.value) @ np.abs(W).T, terms)
     bound, slack = product.bound + a_in.bound @ np.abs(W).T, product.slack
     if terms == 1:
         slack = slack + a_in.slack @ np.abs(W).T
+    if b is None:
+        return Known(product.value, bound, slack)
     return of.rounded(Known(product.value + b, bound, slack))
 
 

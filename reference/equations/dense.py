@@ -19,9 +19,9 @@ class _Dense(Family):
     def net_input(self, of: Arithmetic, use: Use, a_in: Known) -> tuple[Known, Mistakes]:
         W, b = use.params.W, use.params.b
         known = bounds.net_input(of, W, b, a_in)
-        mistakes = {"the bias is missing": known.value - b}
+        mistakes = {} if b is None else {"the bias is missing": known.value - b}
         if W.shape[0] == W.shape[1]:
-            mistakes["W is transposed"] = a_in.value @ W + b
+            mistakes["W is transposed"] = a_in.value @ W + (0.0 if b is None else b)
         return known, mistakes
 
     def transport(self, of: Arithmetic, use: Use, a_in: Known, delta: Known) -> tuple[Known, Mistakes]:
@@ -34,7 +34,7 @@ class _Dense(Family):
         self, of: Arithmetic, uses: list[Use], a_in: list[Known], delta: list[Known], shares: Wide
     ) -> dict[str, Known]:
         dW, db = bounds.contraction(of, Known.together(a_in), Known.together(delta), shares)
-        return {".W": dW, ".b": db}
+        return {".W": dW, ".b": db} if uses[0].params.b is not None else {".W": dW}
 
     def gradient_mistakes(self, use: Use, entered: dict[Use, KnownFlow], shares: Wide, name: str) -> Mistakes:
         """The values of dW if it were computed from another layer's input, by the mistake in words."""

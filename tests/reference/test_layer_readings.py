@@ -51,7 +51,7 @@ MISTAKES = {
 """Which rows fail for each."""
 BROKEN = {
     mistake: jax.tree_util.register_dataclass(
-        type(f"Broken_{mistake}", (Broken,), {"mistake": mistake}), data_fields=["a_in", "delta"], meta_fields=[]
+        type(f"Broken_{mistake}", (Broken,), {"mistake": mistake}), data_fields=["a_in", "delta"], meta_fields=["one"]
     )
     for mistake in MISTAKES
 }
