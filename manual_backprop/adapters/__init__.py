@@ -5,9 +5,10 @@
     PyTorch    from_torch_state_dict  to_torch_state_dict     weight (d_out, d_in), as W
 
 None of the libraries is imported. Arrays move between the dense layers of a tree, in the order of application, and
-our tuple of `Affine`; bits and dtypes stay. Anything that a `Serial` of `Dense` cannot express is refused by name, and
-so is an order that would be a guess. Flax and PyTorch trees hold no activations, so `net` must have the model's.
-Equinox modules hold them, and `from_equinox` compares them.
+our tuple of `Affine`; bits and dtypes stay. A layer without bias is a `Dense` with bias=False, and its b is None.
+Anything that a `Serial` of `Dense` cannot express is refused by name, and so is an order that would be a guess. Flax
+and PyTorch trees hold no activations, so `net` must have the model's. Equinox modules hold them, and `from_equinox`
+compares them.
 """
 
 from manual_backprop.adapters.equinox import from_equinox as from_equinox

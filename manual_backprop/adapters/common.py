@@ -35,11 +35,13 @@ class There:
         name: its name there.
         axes: its axes there, each as the attribute of our layer that holds the axis's length.
         turned: whether it is the transpose of ours.
+        given: the attribute of our layer that says whether it has the array; None where every layer has it.
     """
 
     name: str
     axes: tuple[str, ...]
     turned: bool = False
+    given: str | None = None
 
     def carried(self, array: Array) -> Array:
         """Convert our array to the other library's layout, or back."""
@@ -49,8 +51,10 @@ class There:
         """The shape there for the shape of our array."""
         return list(ours[::-1] if self.turned else ours)
 
-    def shape_for(self, node: Node) -> list[int]:
-        """The shape there for one of our layers."""
+    def shape_for(self, node: Node) -> list[int] | None:
+        """The shape there for one of our layers; None where the layer has no such array."""
+        if self.given and not getattr(node, self.given):
+            return None
         return [getattr(node, axis) for axis in self.axes]
 
 
@@ -59,7 +63,7 @@ class Family:
     """The layout of one kind of layer in the other library.
 
     Attributes:
-        params: our class for its parameters.
+        params: our class for its parameters; a field whose array may be missing is None by default.
         arrays: where each field of `params` stands, in their order.
     """
 
@@ -74,7 +78,7 @@ class Family:
 
 def dense(W: There) -> Family:
     """The family of `Dense` in a library with its matrix at `W`; all three libraries call b "bias"."""
-    return Family(Affine, {"W": W, "b": There("bias", ("d_out",))})
+    return Family(Affine, {"W": W, "b": There("bias", ("d_out",), given="bias")})
 
 
 @dataclass(frozen=True)
@@ -95,22 +99,26 @@ class Found:
 
     def __post_init__(self) -> None:
         for layer in self.layers:
-            for name, there in zip(self.names(layer), self.family.arrays.values(), strict=True):
+            for field, there in self.family.arrays.items():
+                name = self.names(layer)[field]
+                if name not in self.leaves and there.given is None:
+                    raise ValueError(f"layer {layer!r} has no {name!r}, and every Dense has a {field}")
                 if name not in self.leaves:
-                    raise ValueError(
-                        f"layer {layer!r} has no {name!r}; a Dense has W and b, and a zero in the place of b would get"
-                        " a gradient and be trained: give the model both in every layer"
-                    )
+                    continue
                 shape, rank = list(np.shape(self.leaves[name])), len(there.axes)
                 if len(shape) != rank:
                     raise ValueError(
                         f"{name} is {shape}, expected rank {rank}, for a Serial of Dense has no other layers"
                     )
 
-    def names(self, layer: str) -> list[str]:
-        """Full names of a layer's arrays, in the order of our fields."""
+    def names(self, layer: str) -> dict[str, str]:
+        """By our field, the full names of a layer's arrays, whether they are there or not."""
         stem = layer + self.separator if layer else ""
-        return [stem + name for name in self.family.names]
+        return {field: stem + there.name for field, there in self.family.arrays.items()}
+
+    def held(self, layer: str) -> dict[str, str]:
+        """By our field, the full names of the arrays that the layer has."""
+        return {field: name for field, name in self.names(layer).items() if name in self.leaves}
 
 
 def layers_of(entries: Iterable[str], family: Family, separator: str = "/") -> list[str]:
@@ -152,9 +160,8 @@ def params_from(found: Found, net: Node) -> Tree:
     _fit(found, shapes, f"the network {net}")
     params = []
     for layer in found.layers:
-        arrays = [_array(name, found.leaves[name]) for name in found.names(layer)]
-        ours = {field: there.carried(a) for (field, there), a in zip(places.items(), arrays, strict=True)}
-        params.append(found.family.params(**ours))
+        arrays = {field: _array(name, found.leaves[name]) for field, name in found.held(layer).items()}
+        params.append(found.family.params(**{field: places[field].carried(a) for field, a in arrays.items()}))
     return validate.params(net, tuple(params))
 
 
@@ -164,12 +171,15 @@ def entries_of(found: Found, tree: Tree) -> dict[str, Array]:
         kinds = [type(one).__name__ for one in tree] if isinstance(tree, tuple) else type(tree).__name__
         raise TypeError(f"tree must be a tuple with one Affine a layer, as params and gradients of mlp; got {kinds}")
     places = found.family.arrays
-    ours = [{k: validate.array(f"tree[{i}].{k}", getattr(one, k)) for k in places} for i, one in enumerate(tree)]
-    _fit(found, [[there.shape(one[k].shape) for k, there in places.items()] for one in ours], "tree")
+    ours = [
+        {k: validate.array(f"tree[{i}].{k}", getattr(one, k)) for k in places if getattr(one, k) is not None}
+        for i, one in enumerate(tree)
+    ]
+    shapes = [[there.shape(one[k].shape) if k in one else None for k, there in places.items()] for one in ours]
+    _fit(found, shapes, "tree")
     entries: dict[str, Array] = {}
     for layer, one in zip(found.layers, ours, strict=True):
-        carried = [there.carried(one[k]) for k, there in places.items()]
-        entries |= zip(found.names(layer), carried, strict=True)
+        entries |= {name: places[k].carried(one[k]) for k, name in found.held(layer).items()}
     for name, entry in entries.items():
         there = str(getattr(found.leaves[name], "dtype", "no array")).removeprefix("torch.")
         if there != str(entry.dtype):
@@ -177,21 +187,34 @@ def entries_of(found: Found, tree: Tree) -> dict[str, Array]:
     return entries
 
 
-def _fit(found: Found, expected: Sequence[list[list[int]]], what: str) -> None:
+Shapes = list[list[int] | None]
+"""The shapes of a layer's arrays there, in the order of our fields; None for an array that the layer does not have."""
+
+
+def _fit(found: Found, expected: Sequence[Shapes], what: str) -> None:
     """Refuse layers whose arrays do not have the expected shapes, and show both sides."""
-    there = [[list(found.leaves[name].shape) for name in found.names(layer)] for layer in found.layers]
+    leaves = found.leaves
+    there: list[Shapes] = [
+        [list(leaves[name].shape) if name in leaves else None for name in found.names(layer).values()]
+        for layer in found.layers
+    ]
     if there == expected:
         return
 
-    def said(shapes: list[list[int]] | None) -> str:
-        return ", ".join(map("{} {}".format, found.family.names, shapes)) if shapes else "nothing"
+    def said(shapes: Shapes | None) -> str:
+        if not shapes:
+            return "nothing"
+        pairs = zip(found.family.names, shapes, strict=True)
+        return ", ".join(f"no {name}" if shape is None else f"{name} {shape}" for name, shape in pairs)
 
     rows = []
     for i, (left, right) in enumerate(zip_longest(there, expected)):
         has = f"{found.layers[i]!r} with {said(left)}" if left else "nothing"
         rows.append(f"  layer {i + 1}: {has}; expected {said(right)}" + ("" if left == right else "  <- differs"))
-    axes = "; ".join(f"a {t.name} is ({', '.join(t.axes)})" for t in found.family.arrays.values() if len(t.axes) > 1)
-    raise ValueError(f"the model's layers do not fit {what}; {axes}:\n" + "\n".join(rows))
+    places = found.family.arrays.values()
+    axes = [f"a {t.name} is ({', '.join(t.axes)})" for t in places if len(t.axes) > 1]
+    axes += [f"a {t.name} is where a layer has {t.given}=True" for t in places if t.given]
+    raise ValueError(f"the model's layers do not fit {what}; {'; '.join(axes)}:\n" + "\n".join(rows))
 
 
 def _array(name: str, value: Any) -> Array:

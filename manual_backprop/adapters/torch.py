@@ -20,8 +20,8 @@ def from_torch_state_dict(state: Any, net: Node) -> Tree:
     through float32 and comes back bit for bit.
 
     Raises:
-        ValueError: an entry that is no weight or bias of a dense layer, a mapping that has been sorted, or layers
-            that do not fit `net`.
+        ValueError: an entry that is no weight or bias of a dense layer, a mapping that has been sorted or may have
+            been, or layers that do not fit `net`.
         TypeError: not a mapping of float arrays or tensors of one dtype.
     """
     return params_from(_torch(state), net)
@@ -49,9 +49,25 @@ def _torch(state: Any) -> Found:
     entries = list(map(str, state))
     layers = layers_of(entries, DENSE, ".")
     found = Found(layers, state, DENSE, separator=".")
-    # PyTorch registers a weight before its bias. JAX and optax give dictionaries back sorted, "10" before "2".
-    resorted = any(entries.index(b) < entries.index(W) for W, b in map(found.names, layers))
-    if resorted and by_number(layers, ".") != layers:
-        again = "{name: state[name] for name in module.state_dict()}"
-        raise ValueError(f"the mapping was sorted (a bias before its weight), so {layers} is no order; pass {again}")
+    if by_number(layers, ".") != layers:
+        _require_order(found, entries)
     return found
+
+
+def _require_order(found: Found, entries: list[str]) -> None:
+    """Refuse a mapping that has been sorted, or may have been: JAX and optax sort dictionaries, "10" before "2".
+
+    PyTorch registers a weight before its bias, so a layer with both shows it. Where no layer has a bias, nothing in a
+    sorted dict does; PyTorch's own mapping is an OrderedDict, whose order JAX keeps.
+    """
+    both = [of for of in map(found.held, found.layers) if len(of) == 2]
+    if any(entries.index(of["b"]) < entries.index(of["W"]) for of in both):
+        again = "{name: state[name] for name in module.state_dict()}"
+        raise ValueError(
+            f"the mapping was sorted (a bias before its weight), so {found.layers} is no order; pass {again}"
+        )
+    if not both and len(found.layers) > 1 and type(found.leaves) is dict and entries == sorted(entries):
+        raise ValueError(
+            f"the dict is in alphabetical order and no layer has a bias, so whether it was sorted cannot be known, and"
+            f" the order {found.layers} would be a guess; pass module.state_dict() itself, or an OrderedDict"
+        )
