@@ -170,7 +170,8 @@ def _objectives() -> dict[str, mb.Objective]:
     mlp = (dense(4, 5, "tanh"), dense(5, 5, "sigmoid"), dense(5, 3))
     kinks = (dense(4, 4, "relu"), dense(4, 4, "leaky_relu"), dense(4, 4, "elu"), dense(4, 3, "selu"))
     probabilities = mb.Serial((dense(4, 4, "tanh"), dense(4, 2, "sigmoid")))
-    gated = (mb.Parallel((dense(4, 5, "silu"), dense(4, 5))), mb.Product(row("tanh")), dense(5, 3))
+    value = replace(dense(4, 5), bias=False)
+    gated = (mb.Parallel((dense(4, 5, "silu"), value)), mb.Product(row("tanh")), dense(5, 3))
     return {
         "mlp": mb.Objective(mb.Serial(mlp), mb.softmax_cross_entropy, small),
         "residual": mb.Objective(mb.Serial((mb.Residual(block), dense(4, 3))), mb.softmax_cross_entropy, small),

@@ -291,7 +291,9 @@ def _network(chosen: dict[str, Any], width: int, outputs: int) -> mb.Serial:
 def block(family: type[Layer], width: int, activation: str | mb.Activation) -> Node:
     """A family's specimen; if it takes several inputs, with a dense layer in front of each.
 
-    All but the first of these dense layers are gates between 0 and 1, so products stay within float16's range.
+    All but the first of these dense layers are gates between 0 and 1, so products stay within float16's range. The
+    first has no bias, as in the gates of language models. So layers without bias meet every activation, loss,
+    precision and composite, and no network is added for them.
 
     Raises:
         TypeError: it is no node.
@@ -300,7 +302,7 @@ def block(family: type[Layer], width: int, activation: str | mb.Activation) -> N
     specimen = family.specimen(width, activation)
     if len(family.inputs) > 1 and isinstance(specimen, Node):
         gates = (mb.Dense(width, width, "sigmoid"),) * (len(family.inputs) - 1)
-        specimen = mb.Serial((mb.Parallel((mb.Dense(width, width), *gates)), specimen))
+        specimen = mb.Serial((mb.Parallel((mb.Dense(width, width, bias=False), *gates)), specimen))
     return _kept(family, specimen, width)
 
 

@@ -261,13 +261,16 @@ class Network:
 def save_network(path: Path, network: Network) -> None:
     """Write plain arrays 0.W, 0.b and so on, the scaling, and a line of JSON that names the layers.
 
+    A layer without bias has no b here either.
+
     Raises:
         BadInput: the file cannot be written.
     """
     arrays: dict[str, np.ndarray] = {"mean": network.mean, "deviation": network.deviation}
     for i, layer in enumerate(network.params):
-        arrays |= {f"{i}.W": np.asarray(layer.W), f"{i}.b": np.asarray(layer.b)}
-    layers = [{"d_in": n.d_in, "d_out": n.d_out, "activation": n.f.name} for n in network.net.nodes]  # type: ignore[attr-defined]
+        arrays |= {f"{i}.{k}": np.asarray(value) for k, value in vars(layer).items() if value is not None}
+    dense = [node for node in network.net.nodes if isinstance(node, mb.Dense)]
+    layers = [{"d_in": n.d_in, "d_out": n.d_out, "activation": n.f.name, "bias": n.bias} for n in dense]
     arrays["description"] = np.asarray(json.dumps({"format": FORMAT, "layers": layers}))
 
     def write(file: IO[bytes]) -> None:
@@ -287,15 +290,21 @@ def load_network(path: Path) -> Network:
         description = json.loads(str(arrays["description"]))
         if description["format"] != FORMAT:
             raise BadInput(f"{path} has format {description['format']!r}; this version reads {FORMAT!r}")
-        layers = [mb.Dense(d["d_in"], d["d_out"], d["activation"]) for d in description["layers"]]
+        layers = [_layer(described) for described in description["layers"]]
         params = tuple(
-            mb.Affine(jnp.asarray(arrays[f"{i}.W"]), jnp.asarray(arrays[f"{i}.b"])) for i in range(len(layers))
+            mb.Affine(jnp.asarray(arrays[f"{i}.W"]), jnp.asarray(arrays[f"{i}.b"]) if layer.bias else None)
+            for i, layer in enumerate(layers)
         )
         network = Network(mb.Serial(tuple(layers)), params, arrays["mean"], arrays["deviation"])
         mb.forward(network.net, params, jnp.zeros((1, layers[0].d_in), jnp.float32))
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise BadInput(f"{path} is not a network that --save wrote: {error}") from error
     return network
+
+
+def _layer(described: dict[str, Any]) -> mb.Dense:
+    """A layer of the file's description; where it says nothing of a bias, as older ones, there is one."""
+    return mb.Dense(described["d_in"], described["d_out"], described["activation"], bias=described.get("bias", True))
 
 
 def _require_fit(loaded: Network, split: Split) -> None:
