@@ -292,8 +292,8 @@ def load_network(path: Path) -> Network:
             raise BadInput(f"{path} has format {description['format']!r}; this version reads {FORMAT!r}")
         layers = [_layer(described) for described in description["layers"]]
         params = tuple(
-            mb.Affine(jnp.asarray(arrays[f"{i}.W"]), jnp.asarray(arrays[f"{i}.b"]) if layer.bias else None)
-            for i, layer in enumerate(layers)
+            mb.Affine(*(jnp.asarray(arrays[name]) if name in arrays else None for name in (f"{i}.W", f"{i}.b")))
+            for i in range(len(layers))
         )
         network = Network(mb.Serial(tuple(layers)), params, arrays["mean"], arrays["deviation"])
         mb.forward(network.net, params, jnp.zeros((1, layers[0].d_in), jnp.float32))

@@ -1,6 +1,7 @@
 """MLPs of Flax, Equinox and PyTorch: their own gradients against ours, in their own layout, and all that is refused."""
 
 import ast
+from collections import OrderedDict
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -276,6 +277,115 @@ def test_the_torch_gradient_is_that_of_its_own_forward():
 
     params = adapters.from_torch_state_dict(state, NET)
     compare(params, lambda tree: adapters.to_torch_state_dict(tree, state), *theirs(outputs, state))
+
+
+# Layers without bias: nothing stands in for b, here or there
+
+HALF = mb.Serial((mb.Dense(6, 5, "tanh", bias=False), mb.Dense(5, 5, "tanh", bias=False), mb.Dense(5, 4)))
+NONE = mb.mlp(SIZES, bias=False)
+
+
+class Unbiased(nn.Module):
+    final: bool
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.tanh(nn.Dense(5, use_bias=False, param_dtype=jnp.float64)(x))
+        x = nn.tanh(nn.Dense(5, use_bias=False, param_dtype=jnp.float64)(x))
+        return nn.Dense(4, use_bias=self.final, param_dtype=jnp.float64)(x)
+
+
+class UnbiasedList(Listed):
+    def __init__(self, final):
+        self.layers = nnx.List(
+            nnx.Linear(i, o, use_bias=final and o == 4, param_dtype=jnp.float64, rngs=nnx.Rngs(0))
+            for i, o in pairwise(SIZES)
+        )
+
+
+def unbiased_state(final):
+    """As PyTorch writes a Sequential whose Linear have bias=False."""
+    return {name: value for name, value in state_dict().items() if "weight" in name or (final and name == "4.bias")}
+
+
+def through_a_state_dict(state):
+    x = X
+    for i in ("0", "2", "4"):
+        x = x @ state[f"{i}.weight"].T
+        x = x + jnp.tile(state[f"{i}.bias"], (len(X), 1)) if f"{i}.bias" in state else x
+        x = x if i == "4" else jnp.tanh(x)
+    return x
+
+
+def unbiased(library, final):
+    """(model or tree, its parameters, the outputs from these, adapters) in a library."""
+    if library == "linen":
+        model = Unbiased(final)
+        tree = filled(jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 6))))
+        return tree, tree, lambda tree: model.apply(tree, X), adapters.from_flax, adapters.to_flax
+    if library == "nnx":
+        graph, state = nnx.split(nnx_model(lambda: UnbiasedList(final)))
+        return state, state, lambda state: nnx.merge(graph, state)(X), adapters.from_flax, adapters.to_flax
+    if library == "equinox":
+        model = equinox_mlp(use_bias=False, use_final_bias=final)
+        tree, static = eqx.partition(model, eqx.is_inexact_array)
+        outputs = lambda tree: jax.vmap(eqx.combine(tree, static))(X)  # noqa: E731
+        return model, tree, outputs, adapters.from_equinox, adapters.to_equinox
+    state = jax.tree.map(jnp.asarray, unbiased_state(final))
+    return state, state, through_a_state_dict, adapters.from_torch_state_dict, adapters.to_torch_state_dict
+
+
+@pytest.mark.parametrize("library", ["linen", "nnx", "equinox", "torch"])
+@pytest.mark.parametrize("final", [True, False], ids=["a final bias", "no bias"])
+def test_models_without_biases(library, final):
+    """Their outputs and their own gradients; every leaf there and back with its bits, and none more."""
+    model, tree, outputs, take, give = unbiased(library, final)
+    net = HALF if final else NONE
+    params = take(model, net)
+    assert [layer.b is None for layer in params] == [True, True, not final]
+    same_bits(give(params, model), tree)
+
+    @jax.jit
+    def both(params, tree):
+        ours = mb.forward(net, params, X)[0], mb.value_and_grad(mb.Objective(net, OBJECTIVE.loss))(params, X, Y)[1]
+        return ours, (outputs(tree), jax.grad(lambda tree: cross_entropy(outputs(tree)))(tree))
+
+    (ours, by_hand), (there, gradient) = both(params, tree)
+    assert_close(ours, there)
+    assert_close(give(by_hand, model), gradient)
+    says = (
+        r"(?s)do not fit the network.*layer 1: '[\w/]+' with \w+ \[\d, \d\], no bias; expected .*bias \[5\]  <- differs"
+    )
+    with pytest.raises(ValueError, match=says):
+        take(model, NET)
+    with pytest.raises(ValueError, match=says.replace("the network", "tree")):
+        give(generic(NET), model)
+    full = {"linen": linen, "nnx": lambda: nnx.state(nnx_model(Listed)), "equinox": equinox_mlp, "torch": state_dict}
+    says = r"(?s)layer 1: .*bias \[5\]; expected \w+ \[\d, \d\], no bias  <- differs"
+    with pytest.raises(ValueError, match=says):
+        take(full[library](), net)
+    with pytest.raises(ValueError, match=says):
+        give(params, full[library]())
+
+
+def test_a_sorted_state_dict_without_biases_tells_no_order():
+    """A bias in front of its weight would show that a dict was sorted; an OrderedDict keeps its order under JAX."""
+    state = {name: value for name, value in state_dict((4,) * 13).items() if name.endswith("weight")}
+    net = mb.mlp((4,) * 13, bias=False)
+    right = adapters.from_torch_state_dict(state, net)
+    gone = jax.tree.map(lambda leaf: leaf, state)
+    assert list(gone)[:2] == ["0.weight", "10.weight"]
+    with pytest.raises(ValueError, match=r"no layer has a bias, so whether it was sorted cannot be known.*OrderedDict"):
+        adapters.from_torch_state_dict(gone, net)
+    ordered = jax.tree.map(lambda leaf: leaf, OrderedDict(state))
+    same_bits(adapters.from_torch_state_dict(ordered, net), right)
+    named = OrderedDict({"hidden.weight": np.ones((5, 6)), "out.weight": np.ones((4, 5))})
+    net = mb.mlp((6, 5, 4), bias=False)
+    assert [layer.W.shape for layer in adapters.from_torch_state_dict(named, net)] == [(5, 6), (4, 5)]
+    with pytest.raises(ValueError, match="would be a guess"):
+        adapters.from_torch_state_dict(dict(named), net)
+    one = {"out.weight": np.ones((4, 6))}
+    assert adapters.from_torch_state_dict(one, mb.mlp((6, 4), bias=False))[0].b is None
 
 
 # Order of application

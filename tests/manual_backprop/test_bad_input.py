@@ -76,6 +76,28 @@ def test_a_transposed_weight_matrix(door):
         door(*arguments(params=flax_like))
 
 
+def test_a_bias_that_is_missing(door):
+    params = generic(NET)
+    with pytest.raises(ValueError, match=r"params\[1\].b is None, but the network's init has an array .*\[5\]"):
+        door(*arguments(params=(params[0], mb.Affine(params[1].W), params[2])))
+
+
+def test_a_bias_that_the_layer_does_not_have():
+    """Of the parameters, and of all that has their form."""
+    net = mb.Serial((mb.Dense(6, 5, "tanh"), mb.Repeat(mb.Dense(5, 5, bias=False), 2), mb.Dense(5, 4, bias=False)))
+    right = generic(net)
+    wrong = (*right[:2], mb.Affine(right[2].W, jnp.zeros(4)))
+    objective, (_, x, y) = mb.Objective(net, mb.squared_error), arguments()
+    says = r"\[2\].b is an array float64\[4\], but {} None there: .* such as the b of a Dense with bias=False"
+    with pytest.raises(ValueError, match="params" + says.format("the network's init has")):
+        mb.backprop(objective, wrong, x, y)
+    with pytest.raises(ValueError, match="v" + says.format("params has")):
+        mb.hessian_vector_product(objective, right, x, y, wrong)
+    repeated = (right[0], mb.Affine(right[1].W, jnp.zeros((2, 5))), right[2])
+    with pytest.raises(ValueError, match=r"params\[1\].b is an array float64\[2, 5\], but"):
+        mb.forward(net, repeated, x)
+
+
 def test_a_bias_that_would_broadcast(door):
     params = generic(NET)
     with pytest.raises(ValueError, match=r"params\[1\].b is \[1\], expected \[5\]"):

@@ -22,6 +22,7 @@ BLOCK = mb.Residual(mb.Serial((mb.Dense(4, 3, "tanh"), mb.Dense(3, 4, "sigmoid")
 CHAINS = {
     "one layer": mb.mlp((4, 3)),
     "mlp": mb.mlp((4, 5, 6, 3), ("tanh", "softplus")),
+    "no bias": mb.Serial((mb.Dense(4, 5, "tanh", bias=False), mb.Dense(5, 5, "softplus"), mb.Dense(5, 3, bias=False))),
     "residual": mb.Serial((BLOCK, mb.Dense(4, 3))),
     "residual within": mb.Serial((mb.Residual(mb.Residual(mb.Dense(4, 4, "silu"))), mb.Dense(4, 3))),
     "ends in a sum": mb.Serial((mb.Dense(4, 3, "tanh"), mb.Residual(mb.Dense(3, 3, "tanh")))),
@@ -142,7 +143,9 @@ def assert_gradients(objective, params, x, y, drawn=None, n=0):
     assert_close(forward_J, step.value)
     for number, block in by_layer(objective.net, step.gradients).items():
         assert_close(values[f"dW_{number}"], block.W)
-        assert_close(values[f"db_{number}"], block.b)
+        assert (f"db_{number}" in values) == (block.b is not None)
+        if block.b is not None:
+            assert_close(values[f"db_{number}"], block.b)
     deltas = jax.tree.leaves(step.deltas)
     assert {f"delta_{number}" for number in range(1, len(deltas) + 1)} <= set(values)
     for number, delta in enumerate(deltas, 1):
@@ -220,6 +223,17 @@ def test_a_two_layer_graph_is_the_published_one():
     }  # fmt: skip
     squares = {v.key for v in graph.vertices if v.kind == "variable"}
     assert squares == {"x", "y", "W_1", "b_1", "W_2", "b_2", "z_1", "a_1", "z_2", "a_2", "L", "s", "J"}
+
+
+def test_without_a_bias_there_is_no_sum_and_no_gradient_of_one():
+    objective, params, x, y = problem(mb.Serial((mb.Dense(4, 5, "tanh", bias=False), mb.Dense(5, 3))), 5)
+    for given in ((), (params, x, y)):
+        graph = mb.forward_graph(objective, *given)
+        needs = {v.key: {a.tail for a in graph.into(v.key)} for v in graph.vertices if v.kind == "operator"}
+        assert needs.keys() == {"times_1", "f_1", "times_2", "plus_2", "f_2", "loss", "norm", "plus"}
+        assert {a.tail for a in graph.into("z_1")} == {"times_1"}
+        back = mb.backward_graph(objective, *given)
+        assert [v.key for v in back.vertices if v.role == "parameter"] == ["db_2", "dW_2", "dW_1"]
 
 
 def test_blocks_that_repeat_are_drawn_once_with_numbered_layers():

@@ -94,6 +94,12 @@ def test_what_is_built_in_is_met() -> None:
     assert all(name.endswith(("serial", "residual", "parallel", "repeat", "tied", ", product")) for name in names)
 
 
+def test_layers_without_bias_are_met_wherever_there_are_gates() -> None:
+    """And gates meet every activation, loss, precision and composite."""
+    value, gate, product = networks.block(mb.Product, 10, "tanh").layers()
+    assert (value.bias, gate.bias, type(product)) == (False, True, mb.Product)
+
+
 def test_parameters_are_drawn_around_what_they_start_from(mine: ModuleType) -> None:
     net = mb.Repeat(mb.Serial((mine.Scale(9), mb.Dense(9, 9))), 2)
     scales, dense = networks.draw_params(net, 1.0, np.random.default_rng(0))

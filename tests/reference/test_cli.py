@@ -1,6 +1,7 @@
 """The command: what it prints, where it writes, and how it ends."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -164,13 +165,33 @@ def test_a_training_run_that_parts_from_jax_grad_ends_with_one(capsys, monkeypat
     assert "THEY PART" in out
 
 
+def test_a_network_without_biases_is_saved_without_them_and_an_older_file_has_them(tmp_path):
+    net = mb.Serial((mb.Dense(3, 4, "tanh", bias=False), mb.Dense(4, 2)))
+    params, path = net.init(jax.random.key(0), jnp.float32), tmp_path / "net.npz"
+    train.save_network(path, train.Network(net, params, np.zeros(3), np.ones(3)))
+    arrays = dict(np.load(path))
+    assert set(arrays) == {"0.W", "1.W", "1.b", "mean", "deviation", "description"}
+    loaded = train.load_network(path)
+    assert loaded.net == net
+    assert loaded.params[0].b is None
+    for ours, kept in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(ours, kept)
+    older = {
+        "0.b": np.ones(4, np.float32),
+        "description": np.asarray(re.sub(', "bias": (true|false)', "", str(arrays["description"]))),
+    }
+    np.savez(path, **(arrays | older))
+    assert [node.bias for node in train.load_network(path).net.nodes] == [True, True]
+
+
 def test_a_saved_network_that_was_tampered_with_is_refused(tmp_path):
     net = mb.mlp((3, 2))
     network = train.Network(net, net.init(jax.random.key(0)), np.zeros(3), np.ones(3))
     path = tmp_path / "net.npz"
     train.save_network(path, network)
     arrays = dict(np.load(path))
-    for change in ({"0.W": np.ones((5, 5), np.float32)}, {"description": np.asarray("{}")}, {"0.b": None}):
+    unbiased = {"description": np.asarray(str(arrays["description"]).replace("true", "false"))}
+    for change in ({"0.W": np.ones((5, 5), np.float32)}, {"description": np.asarray("{}")}, {"0.b": None}, unbiased):
         np.savez(path, **{k: v for k, v in (arrays | change).items() if v is not None})
         with pytest.raises(BadInput, match="is not a network that --save wrote"):
             train.load_network(path)
