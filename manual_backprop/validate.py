@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from manual_backprop.layers.base import LayerTrace, Parameters
+from manual_backprop.layers.base import LayerTrace
 from manual_backprop.layers.factor import Factor
 from manual_backprop.node import Node
 from manual_backprop.precision import accumulator
@@ -107,36 +107,26 @@ def same_structure(name: str, tree: Tree, other_name: str, other: Tree) -> None:
     """Refuse a tree of another structure.
 
     Raises:
-        ValueError: says both; where a layer has a parameter too many or too few, such as a bias, that one.
+        ValueError: says both; where only a parameter is missing or too many, such as a bias, says which.
     """
     came: Any = jax.tree.structure(tree)
     expected: Any = jax.tree.structure(other)
     if came != expected:
-        _require_same_parameters(name, tree, other_name, other)
+        _same_but_for_none(name, tree, other_name, other)
         raise ValueError(f"{name} has structure\n  {came}\nbut {other_name} has\n  {expected}")
 
 
-def _require_same_parameters(name: str, tree: Tree, other_name: str, other: Tree) -> None:
-    """Refuse parameters that are None where the other tree has an array, or the reverse; other differences pass.
-
-    Raises:
-        ValueError: names the parameter.
-    """
+def _same_but_for_none(name: str, tree: Tree, other_name: str, other: Tree) -> None:
+    """Refuse None in the place of an array, or the reverse, where the structures are the same in all else."""
     structure: Any
-    blocks, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_parameters)
-    others, other_structure = jax.tree_util.tree_flatten_with_path(other, is_leaf=_is_parameters)
-    if structure != other_structure:
-        return
-    for (path, block), (_, expected) in zip(blocks, others, strict=True):
-        if not (_is_parameters(block) and type(block) is type(expected)):
-            continue
-        for field, wanted in vars(expected).items():
-            given = getattr(block, field)
-            if (given is None) != (wanted is None):
-                raise ValueError(
-                    f"{name}{jax.tree_util.keystr(path)}.{field} is {came(given)}, but {other_name} has {came(wanted)}"
-                    " there: a parameter that a layer does not have is None, such as the b of a Dense with bias=False"
-                )
+    leaves, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda leaf: leaf is None)
+    others, expected = jax.tree_util.tree_flatten_with_path(other, is_leaf=lambda leaf: leaf is None)
+    for (path, leaf), (_, wanted) in zip(leaves, others, strict=True) if structure == expected else ():
+        if (leaf is None) != (wanted is None):
+            raise ValueError(
+                f"{name}{jax.tree_util.keystr(path)} is {came(leaf)}, but {other_name} has {came(wanted)} there;"
+                " the b of a layer with bias=False is None, and of every other one an array"
+            )
 
 
 def params(net: Node, params: Tree) -> Tree:
@@ -297,10 +287,6 @@ def flow(name: str, value: Any) -> Flow:
     if isinstance(value, tuple):
         return tuple(None if part is None else flow(f"{name}[{i}]", part) for i, part in enumerate(value))
     return array(name, value)
-
-
-def _is_parameters(node: object) -> bool:
-    return isinstance(node, Parameters)
 
 
 def _is_layer(node: object) -> bool:

@@ -138,7 +138,7 @@ class OuterProduct(Factor):
 
     @property
     def _one(self) -> int:
-        """What enters the bias, as it adds to products of a: nothing where there is no bias."""
+        """The bias's part in products of a: 0 where there is no bias."""
         return self.one or 0
 
     @property

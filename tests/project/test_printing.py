@@ -21,7 +21,10 @@ def draw(site):
 @pytest.mark.parametrize(
     ("thing", "shown"),
     [
-        (mb.Dense(3, 4, "tanh"), "Dense(d_in=3, d_out=4, activation=activations.tanh, initializer='glorot')"),
+        (
+            mb.Dense(3, 4, "tanh"),
+            "Dense(d_in=3, d_out=4, activation=activations.tanh, initializer='glorot', bias=True)",
+        ),
         (mb.activations.relu, "activations.relu"),
         (mb.mlp((4, 3, 2), "gelu"), None),
         (NET, None),
