@@ -393,7 +393,7 @@ def test_a_rule_refuses_a_layer_that_it_does_not_know():
     class Odd(Layer):  # not affine, as far as the rule can know
         init, out_shape, net_input = mb.Dense.init, mb.Dense.out_shape, mb.Dense.net_input
         transport, factor, pushforward = mb.Dense.transport, mb.Dense.factor, mb.Dense.pushforward
-        d_in, d_out, initializer, __str__ = 4, 2, "glorot", mb.Dense.__str__
+        d_in, d_out, initializer, bias, __str__ = 4, 2, "glorot", True, mb.Dense.__str__
 
     net = mb.Serial((mb.Dense(3, 4), Odd()))
     objective, params, x, y = problem(net)
