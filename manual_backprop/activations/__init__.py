@@ -144,7 +144,10 @@ def _row(
     initializer: str = "glorot",
     short: tuple[Callable[[Array], Array], Callable[[Array], Array]] | None = None,
 ) -> Activation:
-    brief = None if short is None else _row(name, f, *(lambda z, a, g=g: g(a) for g in short), kinks, initializer)
+    brief = None
+    if short is not None:
+        of_slope, of_curvature = short
+        brief = _row(name, f, lambda z, a: of_slope(a), lambda z, a: of_curvature(a), kinks, initializer)
     value = compiled(rounded_once(f))
     slope, curvature = (compiled(_of_both(f, g)) for g in (df, d2f))
     return Activation(name, value, slope, kinks, initializer, d2f=curvature, short=brief)
