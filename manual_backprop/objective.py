@@ -230,18 +230,22 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
 
 
 def lean_backward(
-    net: Node, params: Tree, trace: Tree, d_output: Flow, weights: Array | None, rule: Rule
+    net: Node, params: Tree, trace: Tree, d_output: Flow, weights: Array | None, rule: Rule = backpropagation
 ) -> tuple[Flow, Tree]:
-    """(dJ/dx, the gradients summed by `weights`) from dl/do of every example, where nobody asks for the deltas.
+    """(dJ/dx, the gradients summed by `weights`) from dl/do of every example, where nobody asks for the deltas."""
+    if rule.linear and weighable(d_output):
+        return backward_sweep(net, params, trace, per_example_scaled(d_output, weights), reader=total, rule=rule)
+    d_x, gradients = backward_sweep(net, params, trace, d_output, reader=gradient_reader(weights), rule=rule)
+    return per_example_scaled(d_x, weights), gradients
 
-    The weights, or 1/N, enter at the output: equal by linearity, and a pass over every dW cheaper than at the sums.
-    They enter at the sums under a rule that is not linear, and in 16 bits, where delta / N would underflow.
+
+def weighable(d_output: Flow) -> bool:
+    """Whether the examples' weights, or 1/N, may enter at the output, for sweeps that are linear in it.
+
+    That equals weights at the sums, and saves a pass over every dW. In 16 bits they stay at the sums, which are formed
+    in float32: there delta / N would underflow.
     """
-    narrow = any(leaf.dtype != accumulator(leaf.dtype) for leaf in jax.tree.leaves(d_output))
-    if narrow or not rule.linear:
-        d_x, gradients = backward_sweep(net, params, trace, d_output, reader=gradient_reader(weights), rule=rule)
-        return per_example_scaled(d_x, weights), gradients
-    return backward_sweep(net, params, trace, per_example_scaled(d_output, weights), reader=total, rule=rule)
+    return all(leaf.dtype == accumulator(leaf.dtype) for leaf in jax.tree.leaves(d_output))
 
 
 def per_example_scaled(d_x: Flow, weights: Array | None) -> Flow:

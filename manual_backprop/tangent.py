@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 
 from manual_backprop import validate
-from manual_backprop.layers.base import AffineLayer, Layer, LayerTrace, zero_like
+from manual_backprop.layers.base import AffineLayer, Layer, LayerTrace, LeanTrace, zero_like
 from manual_backprop.layers.factor import Factor
 from manual_backprop.node import Node, Step
 from manual_backprop.sweep import Reader
-from manual_backprop.types import Examples, Flow, Leaf, Tree, Weights, override
+from manual_backprop.types import Examples, Flow, Leaf, Tree, override
 
 
 @jax.tree_util.register_dataclass
@@ -36,25 +36,27 @@ class TangentTrace:
     Attributes:
         trace: its z, a and saved.
         dz: R{z^(l)}, in z's shape.
+        da: R{a^(l)}.
         da_in: R{a^(l-1)}, or None where the input does not change along the direction (the first layer).
     """
 
     trace: LayerTrace
     dz: Leaf
+    da: Leaf
     da_in: Tree
 
 
-def gradient_change(weights: Weights | None) -> Reader:
-    """The reader that sums R{delta} a^T + delta R{a}^T over examples by `weights`: the change of the gradient."""
+def changed(read: Reader) -> Reader:
+    """The reader of R{delta} a^T + delta R{a}^T, the change of the gradient that `read` sums over examples."""
 
     def contract(along_delta: Factor, moved: Factor | None) -> Tree:
-        terms = [factor.weighted_sum(weights) for factor in (along_delta, moved) if factor is not None]
+        terms = [read(factor) for factor in (along_delta, moved) if factor is not None]
         return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]), *terms)
 
     return contract
 
 
-MEAN_CHANGE = gradient_change(None)
+MEAN_CHANGE = changed(lambda factor: factor.weighted_sum())
 
 
 @dataclass(frozen=True)
@@ -80,16 +82,20 @@ class Tangent(Step):
         else:
             da_in = parts(self.scannable(x))[1]
             dz = layer.pushforward(params, saved, dparams, da_in)
-        return Pair(a, layer.f.slope(z, a) * dz), TangentTrace(LayerTrace(z, a, saved), dz, da_in)
+        trace = LeanTrace(z, a, saved)
+        da = layer.error_term(trace, dz)
+        return Pair(a, da), TangentTrace(trace, dz, da, da_in)
 
     @override
     def backward(self, layer: Layer, d: Pair, own: Pair, kept: TangentTrace) -> tuple[Flow, Any]:
         trace, da_in, params, dparams = kept.trace, kept.da_in, own.value, own.change
-        if layer.f.d2f is None:
-            raise ValueError(f"{layer}: no Hessian-vector product by hand, its activation {layer.f.name} has no d2f")
+        f = layer.f.lean(trace.z.dtype)
+        if f.d2f is None:
+            raise ValueError(f"{layer}: no Hessian-vector product by hand, its activation {f.name} has no d2f")
         delta = layer.error_term(trace, d.value)
-        # R{f'(z) d_a} = f''(z) R{z} d_a + f'(z) R{d_a}
-        ddelta = layer.f.curvature(trace.z, trace.a) * kept.dz * d.value + layer.error_term(trace, d.change)
+        # R{f'(z) d_a} = f'(z) R{d_a} + R{f'(z)} d_a
+        ddelta, dslope = layer.error_term(trace, d.change), f.slope_change(trace.z, trace.a, kept.dz, kept.da)
+        ddelta = ddelta if dslope is None else ddelta + dslope * d.value
         # R{W^T delta} = W^T R{delta} + V^T delta
         d_in = layer.transport(params, trace.saved, delta)
         along = layer.transport(params, trace.saved, ddelta)

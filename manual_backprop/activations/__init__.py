@@ -16,15 +16,17 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from manual_backprop.activations.row import TABLE as TABLE
 from manual_backprop.activations.row import Activation as Activation
 from manual_backprop.activations.row import by_name as by_name
+from manual_backprop.activations.row import flat as flat
 from manual_backprop.precision import accumulator, compiled, rounded_once
 from manual_backprop.types import came
 
-Elementwise = Float[Array, "*shape"]
+OfBoth = Callable[[Array, Array], Array]
+"""A function of (z, a = f(z)), entry by entry."""
 
 _SELU_ALPHA = 1.6732632423543772848170429916717
 _SELU_SCALE = 1.0507009873554804934193349852946
@@ -32,7 +34,7 @@ _LEAKY_SLOPE = 0.01
 _GELU_CUBIC = 0.044715
 
 
-def _of_both(f: Callable[[Array], Array], derivative: Callable[[Array, Array], Array]) -> Callable[..., Array]:
+def _of_both(f: Callable[[Array], Array], derivative: OfBoth) -> OfBoth:
     """The derivative as a function of z and a; in 16 bits, where the given a is a rounded one, of z alone."""
     narrow = rounded_once(lambda z: derivative(z, f(z)))
     return lambda z, a: derivative(z, a) if accumulator(z.dtype) == z.dtype else narrow(z)
@@ -50,11 +52,6 @@ def _logistic_slope(z: Array) -> Array:
     return e / jnp.square(1 + e)
 
 
-def _logistic_curvature(z: Array) -> Array:
-    """Sigmoid's second derivative, sigmoid'(z) (1 - 2 sigmoid(z)): the bracket is -tanh(z/2), exact near 0 too."""
-    return -_logistic_slope(z) * jnp.tanh(0.5 * z)
-
-
 def _sech_squared(z: Array) -> Array:
     """Tanh's derivative, 4 e / (1 + e)**2 with e = exp(-2|z|)."""
     return 4 * _logistic_slope(2 * z)
@@ -68,6 +65,11 @@ def _exp_left(z: Array) -> Array:
 def _exp_left_less_one(z: Array) -> Array:
     """exp(z) - 1 for z <= 0: tanh(z/2) (exp(z) + 1), which is exact near 0 too, as expm1 is, at half its time."""
     return jnp.tanh(0.5 * jnp.minimum(z, 0)) * (_exp_left(z) + 1)
+
+
+def _bent_left(z: Array, a: Array) -> Array:
+    """The bend of exp(z) - 1 for z <= 0, 1, and that of z beyond, 0."""
+    return jnp.where(a > 0, 0, jnp.ones_like(a))
 
 
 def _normal_cdf(z: Array) -> Array:
@@ -138,41 +140,46 @@ def _gelu_tanh_curvature(z: Array) -> Array:
 def _row(
     name: str,
     f: Callable[[Array], Array],
-    df: Callable[[Array, Array], Array],
-    d2f: Callable[[Array, Array], Array],
+    df: OfBoth,
+    *,
+    bend: OfBoth | None = None,
+    d2f: OfBoth | None = None,
     kinks: tuple[tuple[float, float], ...] = (),
     initializer: str = "glorot",
-    short: tuple[Callable[[Array], Array], Callable[[Array], Array]] | None = None,
+    short: tuple[OfBoth, OfBoth] | None = None,
 ) -> Activation:
-    brief = None
-    if short is not None:
-        of_slope, of_curvature = short
-        brief = _row(name, f, lambda z, a: of_slope(a), lambda z, a: of_curvature(a), kinks, initializer)
+    """A row, compiled and rounded once; where the bend is given, d2f is bend times df."""
+
+    def bent(z: Array, a: Array) -> Array:
+        return bend(z, a) * df(z, a)  # type: ignore[misc]
+
+    brief = None if short is None else _row(name, f, short[0], bend=short[1], kinks=kinks, initializer=initializer)
+    slope, curvature = (compiled(_of_both(f, g)) for g in (df, d2f or bent))
+    rule = bend if bend is None or bend is flat else compiled(_of_both(f, bend))
     value = compiled(rounded_once(f))
-    slope, curvature = (compiled(_of_both(f, g)) for g in (df, d2f))
-    return Activation(name, value, slope, kinks, initializer, d2f=curvature, short=brief)
+    return Activation(name, value, slope, kinks, initializer, d2f=curvature, bend=rule, short=brief)
 
 
-identity = _row("identity", lambda z: z, lambda z, a: jnp.ones_like(z), lambda z, a: jnp.zeros_like(z))
+identity = _row("identity", lambda z: z, lambda z, a: jnp.ones_like(z), bend=flat)
 sigmoid = _row(
     "sigmoid",
     _logistic,
     lambda z, a: _logistic_slope(z),
-    lambda z, a: _logistic_curvature(z),
-    short=(lambda a: a * (1 - a), lambda a: a * (1 - a) * (1 - 2 * a)),
+    bend=lambda z, a: -jnp.tanh(0.5 * z),
+    short=(lambda z, a: a * (1 - a), lambda z, a: 1 - 2 * a),
 )
 tanh = _row(
     "tanh",
     jnp.tanh,
     lambda z, a: _sech_squared(z),
-    lambda z, a: -2 * a * _sech_squared(z),
-    short=(lambda a: 1 - a * a, lambda a: -2 * a * (1 - a * a)),
+    bend=lambda z, a: -2 * a,
+    short=(lambda z, a: 1 - a * a, lambda z, a: -2 * a),
 )
 relu = _row(
     "relu",
     lambda z: jnp.where(z <= 0, 0, z),
     lambda z, a: jnp.where(a > 0, jnp.ones_like(a), 0),
-    lambda z, a: jnp.zeros_like(z),  # 0 at the kink too
+    bend=flat,
     kinks=((0.0, 0.0),),
     initializer="he",
 )
@@ -181,7 +188,7 @@ leaky_relu = _row(
     # Never -0 for z = -0, so that the sign of a tells the side even where slope * z underflows.
     lambda z: jnp.where(z >= 0, jnp.abs(z), _LEAKY_SLOPE * z),
     lambda z, a: jnp.where(jnp.signbit(a), _LEAKY_SLOPE, jnp.ones_like(a)),
-    lambda z, a: jnp.zeros_like(z),  # 0 at the kink too
+    bend=flat,
     kinks=((0.0, 1.0),),
     initializer="he",
 )
@@ -189,15 +196,14 @@ elu = _row(
     "elu",
     lambda z: jnp.where(z > 0, z, _exp_left_less_one(z)),
     lambda z, a: _exp_left(z),
-    lambda z, a: jnp.where(z > 0, 0, _exp_left(z)),  # jumps from 1 to 0 at 0: the left limit, 1, there
+    bend=_bent_left,  # f'' jumps from 1 to 0 at 0: the left limit, 1, there
     initializer="he",
 )
 selu = _row(
     "selu",
     lambda z: jnp.where(z > 0, _SELU_SCALE * z, _SELU_SCALE * _SELU_ALPHA * _exp_left_less_one(z)),
     lambda z, a: jnp.where(a > 0, _SELU_SCALE, _SELU_SCALE * _SELU_ALPHA * _exp_left(z)),
-    # At the kink the left limit, scale alpha, as the slope.
-    lambda z, a: jnp.where(z > 0, 0, _SELU_SCALE * _SELU_ALPHA * _exp_left(z)),
+    bend=_bent_left,  # at the kink f'' is the left limit, scale alpha, as the slope
     kinks=((0.0, _SELU_SCALE * _SELU_ALPHA),),
     initializer="lecun",
 )
@@ -205,38 +211,38 @@ gelu = _row(
     "gelu",
     lambda z: z * _normal_cdf(z),
     _gelu_slope,
-    lambda z, a: _gelu_curvature(z),
+    d2f=lambda z, a: _gelu_curvature(z),
     initializer="he",
 )
 gelu_tanh = _row(
     "gelu_tanh",
     lambda z: _gated(z, _gelu_tanh_gate(z)),
     _gelu_tanh_slope,
-    lambda z, a: _gelu_tanh_curvature(z),
+    d2f=lambda z, a: _gelu_tanh_curvature(z),
     initializer="he",
 )
 silu = _row(
     "silu",
     lambda z: _gated(z, z),
     _silu_slope,
-    lambda z, a: _logistic_slope(z) * (2 - z * jnp.tanh(0.5 * z)),
+    d2f=lambda z, a: _logistic_slope(z) * (2 - z * jnp.tanh(0.5 * z)),
     initializer="he",
 )
 softplus = _row(
     "softplus",
     lambda z: jnp.maximum(z, 0) + jnp.log1p(jnp.exp(-jnp.abs(z))),
-    lambda z, a: -_exp_left_less_one(-a),  # 1 - exp(-a) is sigmoid(z)
-    lambda z, a: _logistic_slope(z),
+    lambda z, a: -jnp.expm1(-a),  # 1 - exp(-a) is sigmoid(z)
+    bend=lambda z, a: jnp.exp(-a),
 )
 softsign = _row(
     "softsign",
     lambda z: z / (1 + jnp.abs(z)),
     lambda z, a: 1 / jnp.square(1 + jnp.abs(z)),
-    # Jumps from 2 to -2 at 0: the right limit, -2, there.
-    lambda z, a: jnp.where(z >= 0, -2.0, 2.0) / (1 + jnp.abs(z)) ** 3,
+    # f'' jumps from 2 to -2 at 0: the right limit, -2, there.
+    bend=lambda z, a: jnp.where(z >= 0, -2.0, 2.0) / (1 + jnp.abs(z)),
     short=(
-        lambda a: jnp.square(1 - jnp.abs(a)),
-        lambda a: jnp.where(a >= 0, -2.0, 2.0) * (1 - jnp.abs(a)) ** 3,
+        lambda z, a: jnp.square(1 - jnp.abs(a)),
+        lambda z, a: jnp.where(a >= 0, -2.0, 2.0) * (1 - jnp.abs(a)),
     ),
 )
 

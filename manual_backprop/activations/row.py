@@ -17,6 +17,11 @@ def by_name(value: object) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", re.sub(r"<function (\S+) at 0x[0-9a-f]+>", r"\1", repr(value)))
 
 
+def flat(z: Array, a: Array) -> Array:
+    """The bend of a piecewise linear f: 0, at its kinks too."""
+    return jnp.zeros_like(z)
+
+
 @dataclass(frozen=True)
 class Activation:
     """One row of the table: an elementwise activation function with its derivative.
@@ -29,6 +34,8 @@ class Activation:
         initializer: the weight initialisation that keeps signals level through this f.
         d2f: (z, a) -> f''(z), elementwise. Where f'' jumps, it is one of the two limits, stated beside the row. At
             a kink the infinite part is left out. If it is None, Hessian-vector products refuse this activation.
+        bend: (z, a) -> f''(z) / f'(z), for functions whose f' is zero nowhere: Hessian-vector products then need R{a}
+            alone, which the layer above keeps anyway, where f''(z) R{z} needs R{z} too. `flat` where f'' is 0.
         short: the same function with df and d2f from a alone, which lose the tail where a rounds to its limit, as
             jax.grad's do. Sweeps without a trace take it, as long as a has 32 bits: it saves an array for every layer.
             None where nothing would be saved.
@@ -40,6 +47,7 @@ class Activation:
     kinks: tuple[tuple[float, float], ...] = ()
     initializer: str = "glorot"
     d2f: Callable[[Array, Array], Array] | None = field(default=None, kw_only=True)
+    bend: Callable[[Array, Array], Array] | None = field(default=None, kw_only=True)
     short: "Activation | None" = field(default=None, kw_only=True)
 
     @property
@@ -56,8 +64,8 @@ class Activation:
             raise TypeError(
                 f"Activation name must be a str, got {came(self.name)}; the order is Activation(name, f, df)"
             )
-        for role, function in (("f", self.f), ("df", self.df), ("d2f", self.d2f)):
-            if not callable(function) and not (role == "d2f" and function is None):
+        for role, function in (("f", self.f), ("df", self.df), ("d2f", self.d2f), ("bend", self.bend)):
+            if not callable(function) and not (role in ("d2f", "bend") and function is None):
                 raise TypeError(f"Activation {role} must be a function, got {came(function)}")
 
     def value(self, z: Array) -> Array:
@@ -76,6 +84,14 @@ class Activation:
     def curvature(self, z: Array, a: Array) -> Array:
         """The result of d2f, refused like that of f."""
         return self._like(z, "d2f(z, a)", self.d2f, z, a)
+
+    def slope_change(self, z: Array, a: Array, dz: Array, da: Array) -> Array | None:
+        """R{f'(z)} = f''(z) R{z}, from R{a} = f'(z) R{z} where `bend` is known; None is a zero that costs nothing."""
+        if self.bend is flat:
+            return None
+        if self.bend is None:
+            return self.curvature(z, a) * dz
+        return da * self._like(z, "bend(z, a)", self.bend, z, a)
 
     def _like(self, z: Array, call: str, function: Any, *given: Array) -> Any:
         try:

@@ -50,7 +50,7 @@ class SoftmaxCrossEntropy(Loss):
         wide, d = widened(o, d_o)
         p, mass = _softmax(wide), jnp.sum(_distribution(wide, y), axis=-1, keepdims=True)
         # H maps constants to 0. With d = 0 at the largest p, the difference below does not cancel where p is near 1.
-        d = d - jnp.take_along_axis(d, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)
+        d = d - jnp.sum(jnp.where(wide == jnp.max(wide, axis=-1, keepdims=True), d, 0), axis=-1, keepdims=True)
         return (mass * p * (d - jnp.sum(p * d, axis=-1, keepdims=True))).astype(o.dtype)
 
     def hessian_root(self, o: Outputs, y: Targets) -> Roots:

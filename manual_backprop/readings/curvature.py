@@ -13,10 +13,10 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from manual_backprop import validate
 from manual_backprop.node import require_key
-from manual_backprop.objective import Objective
-from manual_backprop.readings.gradients import gradient_reader, second_moment
+from manual_backprop.objective import Objective, lean_backward, per_example_scaled, weighable
+from manual_backprop.readings.gradients import gradient_reader, second_moment, total
 from manual_backprop.sweep import backward_sweep, forward_sweep
-from manual_backprop.tangent import Pair, Tangent, TangentTrace, along, gradient_change, tangent_sweep
+from manual_backprop.tangent import Pair, Tangent, TangentTrace, along, changed, tangent_sweep
 from manual_backprop.types import Coefficient, Examples, Targets, Tree, Weights
 
 
@@ -54,7 +54,7 @@ def gauss_newton_vector_product(
     output, d_output, kept = tangent_sweep(objective.net, params, x, v, None)
     curved = objective.loss.checked_hessian_product(output, y, d_output)
     trace = jax.tree.map(lambda layer: layer.trace, kept, is_leaf=lambda node: isinstance(node, TangentTrace))
-    _, product = backward_sweep(objective.net, params, trace, curved, reader=gradient_reader(weights))
+    _, product = lean_backward(objective.net, params, trace, curved, weights)
     return objective.add_penalty_gradient(product, v, lam)
 
 
@@ -84,7 +84,10 @@ def hessian_vector_product(
     net, loss = objective.net, objective.loss
     output, d_output, kept = tangent_sweep(net, params, x, v, None)
     error = Pair(loss.checked_derivative(output, y), loss.checked_hessian_product(output, y, d_output))
-    _, product = net.backward(Tangent(gradient_change(weights)), error, along(net, params, v), kept)
+    reader = gradient_reader(weights)
+    if weighable(error):
+        error, reader = per_example_scaled(error, weights), total
+    _, product = net.backward(Tangent(changed(reader)), error, along(net, params, v), kept)
     return objective.add_penalty_gradient(product, v, lam)
 
 
