@@ -115,14 +115,34 @@ def clipped_by_two(params: Tree, x: jax.Array, y: jax.Array, more: Tree) -> Tree
     return jax.grad(J)(params)
 
 
+def with_one(a: jax.Array) -> jax.Array:
+    """(a, 1), for the bias."""
+    return jnp.concatenate([a, jnp.ones((a.shape[0], 1), a.dtype)], axis=1)
+
+
 def kronecker(params: Tree, x: jax.Array, y: jax.Array, more: Tree) -> Any:
     """(A, G) of every layer."""
     _, _, activations, deltas = probed(params, x, y)
-    n, factors = x.shape[0], []
-    for a, delta in zip(activations[:-1], deltas, strict=True):
-        a = jnp.concatenate([a, jnp.ones((n, 1), a.dtype)], axis=1)
-        factors.append((a.T @ a / n, delta.T @ delta / n))
-    return factors
+    n = x.shape[0]
+    inputs = map(with_one, activations[:-1])
+    return [(a.T @ a / n, delta.T @ delta / n) for a, delta in zip(inputs, deltas, strict=True)]
+
+
+def kronecker_of_all_labels(params: Tree, x: jax.Array, y: jax.Array, more: Tree) -> Any:
+    """(A, G) of every layer, of the Fisher matrix: every class's delta, and G as one product over all of them."""
+    n = x.shape[0]
+    zeros = [jnp.zeros((n, layer.b.size), x.dtype) for layer in params]
+
+    def output(probes: list[jax.Array]) -> tuple[jax.Array, list[jax.Array]]:
+        o, activations, _ = outputs(params, x, probes)
+        return o, activations
+
+    o, back, activations = jax.vjp(output, zeros, has_aux=True)
+    p = jax.nn.softmax(o)
+    roots = jnp.sqrt(p.T)[:, :, None] * (p[None] - jnp.eye(p.shape[1], dtype=p.dtype)[:, None])
+    (deltas,) = jax.vmap(back)(roots)
+    inputs, rows = map(with_one, activations[:-1]), (delta.reshape(-1, delta.shape[-1]) for delta in deltas)
+    return [(a.T @ a / n, delta.T @ delta / n) for a, delta in zip(inputs, rows, strict=True)]
 
 
 def diagnosed(params: Tree, x: jax.Array, y: jax.Array, more: Tree) -> Any:

@@ -48,6 +48,10 @@ def readings(objective: mb.Objective) -> list[Reading]:
     def aligned(params: Tree, x: jax.Array, y: jax.Array, feedback: Tree) -> Tree:
         return mb.value_and_grad(objective)(params, x, y, rule=FeedbackAlignment(feedback))[1]
 
+    def all_labels(params: Tree, x: jax.Array, y: jax.Array, more: Tree) -> Any:
+        trace, columns = mb.fisher_deltas(objective, params, x, y)
+        return mb.kronecker_factors(objective.net, trace, columns, columns=True)
+
     def products(product: Any) -> Calculation:
         return lambda params, x, y, v: product(objective, params, x, y, v)
 
@@ -87,6 +91,7 @@ def readings(objective: mb.Objective) -> list[Reading]:
         Reading(
             "kronecker_factors", swept(mb.kronecker_factors), peers.kronecker, "grad by probes, a a^T, delta delta^T"
         ),
+        Reading("kronecker_factors of all labels", all_labels, peers.kronecker_of_all_labels, "vmap(vjp) by probes"),
         Reading(
             "gradient + diagnose",
             with_gradient(lambda *sweep: mb.diagnose(*sweep, threshold=THRESHOLD)),

@@ -115,6 +115,8 @@ class OuterProduct(Factor):
     def kronecker(self, shared: str) -> tuple[Float[Array, "inputs inputs"], Float[Array, "d_out d_out"]]:
         """(A, G), the means over examples of a a^T (with a 1 below a, for a bias) and of delta delta^T.
 
+        Here `delta` may have several rows for each example of `a_in`. G is the sum over all of them by N.
+
         Args:
             shared: what to do with positions, which share W (Eschenhagen et al., arXiv:2311.00636). "expand"
                 takes each position as an example of its own; A is averaged and G summed over them. "reduce" first
@@ -127,8 +129,7 @@ class OuterProduct(Factor):
             positions = 1
         if self.one is not None:
             a = jnp.concatenate([a, jnp.full_like(a[..., :1], self.one)], axis=-1)
-        A = jnp.einsum("nti,ntj->ij", a, a) / (n * positions)
-        return A, jnp.einsum("nti,ntj->ij", delta, delta) / n
+        return _products(a) / (n * positions), _products(delta) / n
 
     def _affine(self, dW: Array, db: Array) -> Affine:
         """The gradient, from the sums of delta a^T and of delta: the bias gets delta times what enters it."""
@@ -148,6 +149,12 @@ class OuterProduct(Factor):
     @property
     def _delta(self) -> Float[Array, "N positions d_out"]:
         return self.delta.reshape(self.delta.shape[0], -1, self.delta.shape[-1])
+
+
+def _products(rows: Float[Array, "N positions d"]) -> Float[Array, "d d"]:
+    """The sum of r r^T over all rows r, as one product: XLA copies an operand that is contracted along two axes."""
+    rows = jax.lax.collapse(rows, 0, 2)
+    return jax.lax.dot_general(rows, rows, (((0,), (0,)), ((), ())))
 
 
 def _wide(rows: Array) -> Array:

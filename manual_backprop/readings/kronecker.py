@@ -1,6 +1,7 @@
 """K-FAC's Kronecker factors of every layer, from the same sweep, and the natural gradient's direction by them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -8,10 +9,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manual_backprop import validate
-from manual_backprop.layers.base import Parameters
+from manual_backprop.layers.base import Layer, LayerTrace, Parameters
 from manual_backprop.layers.dense import OuterProduct
 from manual_backprop.layers.factor import Factor, NoParameters
-from manual_backprop.node import Node
+from manual_backprop.node import Node, Walk, vmapped
 from manual_backprop.readings.gradients import checked_read
 from manual_backprop.types import Leaf, Tree
 
@@ -52,21 +53,36 @@ def kronecker_factors(net: Node, trace: Tree, deltas: Tree, *, columns: bool = F
     def reader(factor: Factor) -> KroneckerFactors | tuple[()]:
         if isinstance(factor, NoParameters):
             return ()
-        if not isinstance(factor, OuterProduct):
-            raise TypeError(
-                f"kronecker_factors are known for layers whose gradient is an outer product (Dense), got"
-                f" {type(factor).__name__}"
-            )
-        return KroneckerFactors(*factor.kronecker(shared))
+        return KroneckerFactors(*_outer_product(factor).kronecker(shared))
 
     if not columns:
         return checked_read(reader, net, trace, deltas)
-    factors = jax.vmap(lambda column: checked_read(reader, net, trace, column))(deltas)
 
-    def of_layer(each: KroneckerFactors) -> KroneckerFactors:
-        return KroneckerFactors(each.A[0], jnp.sum(each.G, axis=0))
+    def of_layer(layer: Layer, uses: int, kept: LayerTrace, every: Array) -> KroneckerFactors | tuple[()]:
+        def of_column(delta: Array) -> Factor:
+            layer.require_like_z("delta", delta, kept)
+            return vmapped(layer.factor, uses)(kept.saved, delta).over_uses(uses)
 
-    return jax.tree.map(of_layer, factors, is_leaf=lambda node: isinstance(node, KroneckerFactors))
+        first = of_column(every[..., 0])
+        if isinstance(first, NoParameters):
+            return ()
+        delta = jax.vmap(lambda delta: _outer_product(of_column(delta)).delta, -1)(every)
+        # Columns are further rows of the one product that gives G. What entered, and so A, is the same for all.
+        return reader(replace(_outer_product(first), delta=jax.lax.collapse(delta, 0, 2)))
+
+    # A walk takes blocks and uses off the front, so the columns go to the end.
+    _, columns_last = jax.vmap(partial(validate.batch, net, trace), out_axes=(None, -1))(deltas)
+    return net.walk(of_layer, Walk(of_uses=True), trace, columns_last)
+
+
+def _outer_product(factor: Factor) -> OuterProduct:
+    """The factor, refused if it is of another family."""
+    if not isinstance(factor, OuterProduct):
+        raise TypeError(
+            f"kronecker_factors are known for layers whose gradient is an outer product (Dense), got"
+            f" {type(factor).__name__}"
+        )
+    return factor
 
 
 def kfac_direction(factors: Tree, gradients: Tree, damping: float | Float[Array, ""]) -> Tree:

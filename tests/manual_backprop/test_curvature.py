@@ -13,7 +13,7 @@ from test_readings import NET as NESTED
 
 import manual_backprop as mb
 from manual_backprop.losses import TABLE as LOSSES
-from reference import autodiff
+from reference import autodiff, model
 
 N = 5
 ALL = tuple(mb.activations.TABLE)
@@ -143,6 +143,124 @@ def test_fisher_deltas_make_up_the_fisher_matrix():
     leaves = jax.tree.leaves(fisher()["rows"])
     rows = np.concatenate([g.reshape(g.shape[0] * N, -1) for g in leaves], 1)
     assert_close(rows.T @ rows / N, fisher()["G"])
+
+
+MIXED = mb.Serial(
+    (
+        mb.Dense(3, 4, "tanh"),
+        mb.Parallel((mb.Dense(4, 4, "sigmoid"), mb.Dense(4, 4, bias=False))),
+        mb.Product(),
+        mb.Repeat(mb.Dense(4, 4, "tanh"), 2),
+        mb.Tied(mb.Repeat(mb.Dense(4, 4, "softplus"), 3), 2),
+        mb.Dense(4, 3),
+    )
+)
+AXES = ("", "", "", "b", "ub", "")
+"""Of every layer's z in MIXED, in front of the examples: b for blocks, u for uses."""
+
+
+@cache
+def all_labels(shape: tuple[int, ...]) -> dict[str, Any]:
+    """Of MIXED: our factors by `shared`; by jax, every layer's z and a, its Jacobians dz -> outputs, and H."""
+    objective, params, x, y, _ = problem(MIXED, mb.softmax_cross_entropy, shape)
+
+    @jax.jit
+    def run(params: Any, x: Any, y: Any) -> dict[str, Any]:
+        trace, deltas = mb.fisher_deltas(objective, params, x, y)
+        ours = {
+            shared: mb.kronecker_factors(MIXED, trace, deltas, columns=True, shared=shared)
+            for shared in ("expand", "reduce")
+        }
+
+        def of_example(x: Any, y: Any) -> Any:
+            def at(probes: Any) -> Any:
+                output, values = model.through(MIXED, model.probed, x[None], params, probes)
+                return output, (output, values)
+
+            J, (output, values) = jax.jacobian(at, has_aux=True)(model.zero_probes(MIXED, params, x[None]))
+            H = jax.hessian(lambda o: model.losses(objective.loss, o, y[None])[0])(output)
+            return values, jax.tree.map(lambda leaf: leaf.reshape(output.size, *leaf.shape[output.ndim :]), J), H
+
+        values, J, H = jax.vmap(of_example)(x, y)
+        return {"ours": ours, "values": values, "J": J, "H": H.reshape(N, J[0].shape[1], -1)}
+
+    return jax.tree.map(np.asarray, run(params, x, y)) | {"x": np.asarray(x)}
+
+
+def rows_of(leaf: np.ndarray, axes: str) -> np.ndarray:
+    """(..., *axes, 1, *positions, d) -> (..., blocks, rows that share parameters, d), for two axes `...`."""
+    leaf = leaf if "b" in axes else np.expand_dims(leaf, 2)
+    leaf = np.swapaxes(leaf, 2, 3) if axes == "ub" else leaf
+    return leaf.reshape(*leaf.shape[:3], -1, leaf.shape[-1])
+
+
+@pytest.mark.parametrize("shared", ["expand", "reduce"])
+@pytest.mark.parametrize("shape", [(N,), (N, 2)], ids=["vectors", "2 positions"])
+def test_kronecker_factors_of_all_labels(shape, shared):
+    """G is the mean of J^T H J by jax.jacobian and jax.hessian, A that of (a, 1)(a, 1)^T, layer by layer."""
+    found = all_labels(shape)
+    values = found["values"]
+    d, (left, _), product, repeat, tied = (values[layer] for layer in range(5))
+    chain = np.concatenate([repeat.a[:, -1:], tied.a.reshape(N, 6, *tied.a.shape[3:])[:, :-1]], 1)
+    entered = (
+        found["x"][:, None],
+        (d.a, d.a),
+        None,
+        np.stack([product.a, repeat.a[:, 0]], 1),
+        chain.reshape(tied.a.shape),
+        tied.a[:, -1, -1],
+    )
+    assert left.z.shape == d.a.shape and found["ours"][shared][2] == ()
+
+    def witness(J: np.ndarray, a: np.ndarray, axes: str, bias: bool = True) -> tuple[np.ndarray, np.ndarray]:
+        J, a = rows_of(J, axes), rows_of(a[:, None], axes)[:, 0]
+        if shared == "reduce":
+            J, a = J.sum(3, keepdims=True), a.mean(2, keepdims=True)
+        a = np.concatenate([a, np.ones_like(a[..., :1])], -1) if bias else a
+        A = np.einsum("nbti,nbtj->bij", a, a) / (N * a.shape[2])
+        G = np.einsum("nkbti,nkl,nlbtj->bij", J, found["H"], J) / N
+        return (A, G) if "b" in axes else (A[0], G[0])
+
+    for ours, J, a, axes in zip(found["ours"][shared], found["J"], entered, AXES, strict=True):
+        if isinstance(ours, tuple):  # the two branches, or no parameters
+            for branch, *given, bias in zip(ours, J, a or (), (True, False), strict=False):
+                assert_close((branch.A, branch.G), witness(*given, axes, bias))
+        else:
+            assert_close((ours.A, ours.G), witness(J, a, axes))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_kronecker_factors_of_narrow_columns_are_summed_in_float32(dtype):
+    """From the same narrow numbers, summed in float64; and of one column they are those without columns."""
+    rng = np.random.default_rng(3)
+    net, x = mb.Dense(3, 4, "tanh"), jnp.asarray(rng.normal(size=(400, 3)), dtype)
+    deltas = jnp.asarray(rng.normal(size=(6, 400, 4)), dtype)
+
+    @jax.jit
+    def run(x: Any, deltas: Any) -> Any:
+        trace = mb.forward(net, generic(net, dtype=dtype), x)[1]
+        factors = mb.kronecker_factors(net, trace, deltas, columns=True)
+        one = mb.kronecker_factors(net, trace, deltas[:1], columns=True), mb.kronecker_factors(net, trace, deltas[0])
+        return factors, one
+
+    factors, one = run(x, deltas)
+    assert factors.A.dtype == factors.G.dtype == "float32"
+    a, rows = np.asarray(x, np.float64), np.asarray(deltas, np.float64).reshape(-1, 4)
+    a = np.concatenate([a, np.ones((400, 1))], 1)
+    assert_close((factors.A, factors.G), (a.T @ a / 400, rows.T @ rows / 400), 1e-6)
+    assert_close(*one, 0)
+
+
+def test_kronecker_factors_of_all_labels_form_one_A_and_one_G():
+    """By XLA's own count: the operations of these products alone, and less memory than a G for every column."""
+    net, K, n = mb.mlp((784, 512, 10), "tanh"), 10, 128
+    x = jax.ShapeDtypeStruct((n, 784), "float32")
+    trace = jax.eval_shape(lambda x: mb.forward(net, net.init(jax.random.key(0), "float32"), x)[1], x)
+    deltas = tuple(jax.ShapeDtypeStruct((K, n, width), "float32") for width in (512, 10))
+    reading = jax.jit(partial(mb.kronecker_factors, net, columns=True)).lower(trace, deltas).compile()
+    products = 2 * n * (785**2 + 513**2) + 2 * K * n * (512**2 + 10**2)
+    assert products <= reading.cost_analysis()["flops"] < 1.02 * products
+    assert reading.memory_analysis().temp_size_in_bytes < 0.5 * 4 * K * 512**2
 
 
 def test_kfac_direction_solves_the_damped_kronecker_system():

@@ -279,6 +279,9 @@ def test_kronecker_factors_refuse_a_family_that_is_no_outer_product():
     net, *at = shapes()
     with pytest.raises(TypeError, match="outer product \\(Dense\\), got PlainFactor"):
         mb.kronecker_factors(plain(net), *at)
+    trace, columns = at[0], jax.tree.map(lambda leaf: leaf[None], at[1])
+    with pytest.raises(TypeError, match="outer product \\(Dense\\), got PlainFactor"):
+        mb.kronecker_factors(plain(net), trace, columns, columns=True)
 
 
 def test_readings_without_jit():
@@ -394,6 +397,10 @@ def test_bad_input_says_what_is_wrong():
         mb.gradients(net, trace, deltas, weights=jnp.ones(6, "float32"))
     with pytest.raises(ValueError, match='shared must be "expand" or "reduce"'):
         mb.kronecker_factors(net, trace, deltas, shared="mean")
+    with pytest.raises(ValueError, match="delta is float64\\[4\\] but z is float64\\[6, 4\\]"):  # no columns in front
+        mb.kronecker_factors(mb.Serial(net.nodes[::2]), trace[::2], deltas[::2], columns=True)
+    with pytest.raises(ValueError, match="deltas has structure"):
+        mb.kronecker_factors(net, trace, jax.tree.map(lambda leaf: leaf[None], deltas[:2]), columns=True)
     with pytest.raises(TypeError, match="max_norm is float32, expected float64"):
         mb.clipped_gradients(net, trace, deltas, jnp.float32(1))
     with pytest.raises(ValueError, match="the other batch's deltas has structure"):

@@ -225,7 +225,7 @@ def test_the_issues_numbers_are_expected_at_its_batches():
 def test_every_reading_and_its_peer_have_one_form():
     objective, args = problem(3)
     rows = readings(objective)
-    assert len(rows) == 15
+    assert len(rows) == 16
     with jax.numpy_rank_promotion("allow"):  # the peers are written as users write
         for row in rows:
             hand, peer = (jax.eval_shape(way, *args) for way in (row.by_hand, row.peer))
