@@ -121,8 +121,8 @@ def tracing(quick: bool) -> Iterator[tuple[str, str, str]]:
 def scanned(quick: bool) -> Iterator[tuple[str, str, str]]:
     """64 scanned layers of 256 and a head, batch 1024: XLA's own count of temporary memory, and time."""
     for activation in ("tanh", "gelu", "relu", "sigmoid"):
-        for recompute in (True, False):
-            block = mb.Repeat(mb.Dense(256, 256, activation), 64, recompute=recompute)
+        for recompute, segments in ((True, None), (False, None), (True, 8), (False, 12)):
+            block = mb.Repeat(mb.Dense(256, 256, activation), 64, recompute, segments)
             objective, *args = problem(mb.Serial((block, mb.Dense(256, 10))), 256, 10, 1024)
             f = model.ACTIVATIONS[activation]
 
@@ -139,7 +139,8 @@ def scanned(quick: bool) -> Iterator[tuple[str, str, str]]:
                 "grad",
                 rounds=3 if quick else 9,
             )
-            name = f"Repeat(recompute={recompute}), 64 scanned layers, {activation}"
+            how = f"recompute={recompute}" + (f", segments={segments}" if segments else "")
+            name = f"Repeat({how}), 64 scanned layers, {activation}"
             yield name, "temp memory", f"{temporary[0] / temporary[1]:.2f}"
             yield f"  {name}", "time", f"{measured['hand']:.2f}"
 

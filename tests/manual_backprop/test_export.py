@@ -177,7 +177,8 @@ jax.config.update("jax_enable_x64", True)
 from jax.sharding import Mesh, PartitionSpec as P
 import manual_backprop as mb
 assert jax.device_count() == 2
-net = mb.Serial((mb.Dense(3, 4, "tanh"), mb.Repeat(mb.Dense(4, 4, "tanh"), 2), mb.Dense(4, 2)))
+chains = mb.Repeat(mb.Dense(4, 4, "tanh"), 2), mb.Repeat(mb.Dense(4, 4, "tanh"), 5, segments=3)
+net = mb.Serial((mb.Dense(3, 4, "tanh"), *chains, mb.Dense(4, 2)))
 objective = mb.Objective(net, mb.squared_error, mb.Frobenius(0.1))
 x, y = jnp.sin(jnp.arange(24.0)).reshape(8, 3), jnp.cos(jnp.arange(16.0)).reshape(8, 2)
 params = net.init(jax.random.key(0))

@@ -1,13 +1,13 @@
 """Every number of one step against the independent reference, and what the sweep promises of its values."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import NETWORKS, N, assert_close, batch, generic, problem, targets
+from helpers import NETWORKS, OPTIMISED, N, assert_close, batch, generic, problem, targets
 from jax.test_util import check_grads
 
 import manual_backprop as mb
@@ -208,6 +208,111 @@ def test_repeat_keeps_or_rebuilds_with_one_result():
     of_blocks, of_inner = both(generic(kept), generic(inner.net), batch(6), batch(6, seed=5))
     assert_close(*of_blocks, 1e-14)
     assert_same_step(*of_inner)
+
+
+INNER = mb.Serial(
+    (
+        mb.Dense(5, 4, "silu"),
+        mb.Repeat(mb.Dense(4, 4, "tanh"), 3, recompute=False, segments=2),
+        mb.Tied(mb.Dense(4, 4, "sigmoid"), 2),
+        mb.Dense(4, 5, "elu"),
+    )
+)
+
+
+def in_segments(n, segments, recompute, block=None):
+    """A chain and its head, whose parameters do not depend on the segments."""
+    block = mb.Residual(mb.Dense(5, 5, "gelu")) if block is None else block
+    return mb.Serial((mb.Repeat(block, n, recompute, segments), mb.Dense(5, 3, "tanh")))
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("n", [1, 2, 5, 8])
+def test_segments_change_no_gradient(n, recompute):
+    """Every number of segments, also those that do not divide n, against jax.grad and against the chain at once."""
+    params, x, y = generic(in_segments(n, None, recompute)), batch(5), batch(3, seed=5)
+
+    @jax.jit
+    def all_of_them(params, x, y):
+        objectives = [
+            mb.Objective(in_segments(n, segments, recompute), mb.squared_error, mb.Frobenius(0.1))
+            for segments in (None, *range(1, n + 1))
+        ]
+        given = {"weights": WEIGHTS}
+        theirs = reference.value_and_grad(objectives[0], (0, 1))(params, x, y, **given)
+        return theirs, [mb.value_and_grad(each, (0, 1))(params, x, y, **given) for each in objectives]
+
+    theirs, (at_once, *ours) = all_of_them(params, x, y)
+    for each in ours:
+        assert_close(each, theirs)
+        assert_close(each, at_once, 1e-14)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+def test_segments_of_composites(recompute):
+    """Chains in chains, uses of one block, a rule that draws; and vmap, and derivatives through the gradient."""
+    block = mb.Residual(INNER)
+    objective, plain = (mb.Objective(in_segments(5, k, recompute, block), mb.squared_error) for k in (3, None))
+    params, x, y = generic(objective.net), batch(5), batch(3, seed=5)
+    noise = mb.rules.on_delta(mb.edits.Noise(0.5), key=jax.random.key(0))
+
+    @jax.jit
+    def both(params, x, y):
+        def of(objective):
+            gradient = mb.value_and_grad(objective)
+
+            def along(x):
+                return gradient(params, x, y)[1][1].W.sum()
+
+            each = jax.vmap(lambda x, y: gradient(params, x[None], y[None]))(x, y)
+            return gradient(params, x, y, rule=noise), each, jax.jvp(along, (x,), (y[:, :1] * x,)), jax.grad(along)(x)
+
+        return of(objective), of(plain), mb.value_and_grad(objective)(params, x, y)
+
+    ours, at_once, gradient = both(params, x, y)
+    assert_close(gradient, jax.jit(reference.value_and_grad(objective))(params, x, y))
+    assert_close(ours, at_once, 1e-13)
+
+
+def test_segments_are_for_lean_sweeps_alone():
+    """Whatever keeps values is the same program, with or without segments."""
+    objective, plain = (mb.Objective(in_segments(5, k, True), mb.squared_error) for k in (3, None))
+    at = generic(objective.net), batch(5), batch(3, seed=5)
+
+    def programs(function, *more):
+        return [str(jax.make_jaxpr(partial(function, each))(*at, *more)) for each in (objective, plain)]
+
+    for several in (programs(mb.backprop), programs(mb.hessian_vector_product, at[0])):
+        assert several[0] == several[1]
+    lean, at_once = programs(lambda objective, *at: mb.value_and_grad(objective)(*at))
+    assert lean != at_once
+
+
+def test_segments_take_an_eighth_of_the_memory_of_jax_grad():
+    """Temporary memory by XLA's own count; two segments keep about half of what the chain at once does."""
+    width, n, layers = 64, 512, 64
+
+    def in_wide(segments, recompute=True):
+        return mb.Repeat(mb.Dense(width, width, "tanh"), layers, recompute, segments)
+
+    shapes = jax.eval_shape(lambda: in_wide(None).init(jax.random.key(0), "float32"))
+    x, y = (jax.ShapeDtypeStruct((n, width), "float32") for _ in range(2))
+
+    def J(params, x, y):
+        o, _ = jax.lax.scan(lambda a, layer: (jnp.tanh(a @ layer.W.T + layer.b[None]), None), x, params)
+        return 0.5 * jnp.sum((o - y) ** 2) / n
+
+    def temporary(function):
+        compiled = jax.jit(function).lower(shapes, x, y).compile(compiler_options=OPTIMISED)
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    def by_hand(*chain):
+        return temporary(mb.value_and_grad(mb.Objective(in_wide(*chain), mb.squared_error)))
+
+    by_jax, at_once = temporary(jax.value_and_grad(J)), by_hand(None)
+    assert by_hand(8) < 0.125 * by_jax
+    assert by_hand(12, False) < 0.16 * by_jax
+    assert by_hand(2) < 0.65 * at_once
 
 
 def test_repeat_is_the_serial_of_its_blocks():
