@@ -58,7 +58,7 @@ def _network(net: Node, rule: Rule) -> Callable[..., Array]:
 
     def backward(saved: Any, d_output: Any) -> tuple[None, Tree, Flow]:
         rule, params, x, trace = saved
-        d_x, gradients = backward_sweep(net, params, trace, d_output, reader=total, rule=rule)
+        d_x, gradients = backward_sweep(net, params, trace, d_output, reader=total, rule=rule, lean=True)
         return None, _varying_like(params, gradients), _varying_like(x, d_x)
 
     by_hand = jax.custom_vjp(apply)

@@ -234,8 +234,10 @@ def lean_backward(
 ) -> tuple[Flow, Tree]:
     """(dJ/dx, the gradients summed by `weights`) from dl/do of every example, where nobody asks for the deltas."""
     if rule.linear and weighable(d_output):
-        return backward_sweep(net, params, trace, per_example_scaled(d_output, weights), reader=total, rule=rule)
-    d_x, gradients = backward_sweep(net, params, trace, d_output, reader=gradient_reader(weights), rule=rule)
+        d_sum = per_example_scaled(d_output, weights)
+        return backward_sweep(net, params, trace, d_sum, reader=total, rule=rule, lean=True)
+    reader = gradient_reader(weights)
+    d_x, gradients = backward_sweep(net, params, trace, d_output, reader=reader, rule=rule, lean=True)
     return per_example_scaled(d_x, weights), gradients
 
 

@@ -111,13 +111,23 @@ def forward_sweep(net: Node, params: Tree, x: Examples, *, lean: bool = False) -
 
 
 def backward_sweep(
-    net: Node, params: Tree, trace: Tree, d_output: Flow, *, reader: Reader | None = None, rule: Rule = backpropagation
+    net: Node,
+    params: Tree,
+    trace: Tree,
+    d_output: Flow,
+    *,
+    reader: Reader | None = None,
+    rule: Rule = backpropagation,
+    lean: bool = False,
 ) -> tuple[Flow, Tree]:
-    """`backward` without checks; with a reader, its result for every layer takes the place of the deltas."""
+    """`backward` without checks; with a reader, its result for every layer takes the place of the deltas.
+
+    `lean` is for the trace of a lean forward sweep: blocks that are run forward again are so in the same way.
+    """
     carried = rule.carried(net, params, trace, d_output)
     if carried is not params:
         _require_mirror(rule, net, params, carried)
-    return net.backward(Sweep(reader, rule), d_output, carried, trace)
+    return net.backward(Sweep(reader, rule, lean), d_output, carried, trace)
 
 
 def _require_mirror(rule: Rule, net: Node, params: Tree, carried: Tree) -> None:

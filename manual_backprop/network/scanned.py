@@ -86,7 +86,7 @@ class Repeat(Chain):
             themselves. A segment has ceil(n / segments) blocks, the last one what is left; 2 segments become 3. None
             or 1 is the whole chain at once. Memory is least near the square root of n.
 
-    In a block that is itself run forward again, by a `recompute` or `segments` around it, neither has an effect.
+    Both have their effect in a block that is itself run forward again, too.
 
     Raises:
         TypeError: a recompute that is no bool, or segments that are no int.

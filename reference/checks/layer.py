@@ -153,6 +153,7 @@ class _Run:
         each = jax.tree.map(lambda leaf: jnp.zeros((n, *leaf.shape)), params)
         readings: dict[str, tuple[Any, Tree, str]] = {
             "weighted_sum": (lambda: factor.weighted_sum(jnp.ones(n)), params, "params"),
+            "total": (factor.total, params, "params"),
             "per_example": (factor.per_example, each, "params with the examples first"),
             "squared_norms": (factor.squared_norms, jnp.zeros(n), "weights"),
             "squared_sum": (lambda: factor.squared_sum(jnp.ones(n)), params, "params"),
