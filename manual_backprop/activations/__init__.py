@@ -166,7 +166,8 @@ sigmoid = _row(
     _logistic,
     lambda z, a: _logistic_slope(z),
     bend=lambda z, a: -jnp.tanh(0.5 * z),
-    short=(lambda z, a: a * (1 - a), lambda z, a: 1 - 2 * a),
+    # The absolute value is the same number. Without it XLA multiplies in another order, and keeps 1 - a as well.
+    short=(lambda z, a: jnp.abs(a * (1 - a)), lambda z, a: 1 - 2 * a),
 )
 tanh = _row(
     "tanh",
