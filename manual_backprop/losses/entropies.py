@@ -32,7 +32,9 @@ class SoftmaxCrossEntropy(Loss):
     def value(self, o: Outputs, y: Targets) -> Float[Array, " N"]:
         """Sum_c y_c (log sum_k exp(o_k - m) - (o_c - m)) with m = max(o), so that nothing overflows."""
         (o,) = widened(o)
-        return sum_outputs(jnp.sum(_distribution(o, y) * _surprise(o), axis=-1))
+        if not jnp.issubdtype(y.dtype, jnp.integer):
+            return sum_outputs(jnp.sum(_distribution(o, y) * _surprise(o), axis=-1))
+        return sum_outputs(_surprise(o, of=_of_label(o, y))[..., 0])
 
     def derivative(self, o: Outputs, y: Targets) -> Outputs:
         """softmax(o) sum_c(y_c) - y, which is softmax(o) - y for a distribution."""
@@ -110,10 +112,17 @@ def _softmax(o: Array) -> Array:
     return e / jnp.sum(e, axis=-1, keepdims=True)
 
 
-def _surprise(o: Array) -> Array:
-    """-log softmax(o)."""
-    shifted = o - jnp.max(o, axis=-1, keepdims=True)
-    return jnp.log(jnp.sum(jnp.exp(shifted), axis=-1, keepdims=True)) - shifted
+def _surprise(o: Array, of: Array | None = None) -> Array:
+    """-log softmax(o), of every class or of those whose logits are given."""
+    largest = jnp.max(o, axis=-1, keepdims=True)
+    log_sum = jnp.log(jnp.sum(jnp.exp(o - largest), axis=-1, keepdims=True))
+    return log_sum - ((o if of is None else of) - largest)
+
+
+def _of_label(o: Array, y: Array) -> Array:
+    """The logit of each row's label, (..., 1), without a one-hot row; nan for a label out of range."""
+    known = ((y >= 0) & (y < o.shape[-1]))[..., None]
+    return jnp.where(known, jnp.take_along_axis(o, jnp.where(known, y[..., None], 0), axis=-1), jnp.nan)
 
 
 def _distribution(o: Array, y: Array) -> Array:
