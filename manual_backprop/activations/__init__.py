@@ -132,9 +132,8 @@ def _gelu_tanh_curvature(z: Array) -> Array:
     near = jnp.clip(z, -30, 30)  # as in the slope
     dv = 2 * math.sqrt(2 / math.pi) * (1 + 3 * _GELU_CUBIC * near * near)
     d2v = 12 * math.sqrt(2 / math.pi) * _GELU_CUBIC * near
-    e = jnp.exp(-0.5 * jnp.abs(v))
-    root = e / (1 + e * e)  # the root of sigmoid'(v), which itself would underflow before its product with z v'**2
-    return root * (root * (2 * dv + near * (d2v - dv * dv * jnp.tanh(0.5 * v))))
+    twice_cosh = jnp.exp(0.5 * v) + jnp.exp(-0.5 * v)  # sigmoid'(v) = 1 / its square, which might underflow by itself
+    return (2 * dv + near * (d2v - dv * dv * jnp.tanh(0.5 * v))) / twice_cosh * (1 / twice_cosh)
 
 
 def _row(
