@@ -1,8 +1,9 @@
-"""Hand-written gradients against jax.grad: one table of interleaved ratios.
+"""Hand-written gradients against jax.grad: eager, traced and scanned ones, in one table of interleaved ratios.
 
-    python -m benchmarks [--quick]
+    python -m benchmarks [--quick] [--only GROUP]
 
-jax.grad differentiates `reference.model`'s objective, except under scan, where it is given a scan too.
+Compiled gradients have a table of their own, `python -m benchmarks.costs`; here is what the matrix products alone take
+of jax.grad's time there. jax.grad differentiates J as its users write it, under scan with a scan.
 """
 
 import argparse
@@ -12,29 +13,26 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 import manual_backprop as mb
-import reference
 from benchmarks.interleaved import ratios
+from benchmarks.networks import NETS, arguments_of, objective_of, plain_objective
 from reference import model
 from reference.report import plain_table
 
-NETS = {
-    "64-128-128-10, batch 128": ((64, 128, 128, 10), 128),
-    "784-512-512-10, batch 128": ((784, 512, 512, 10), 128),
-    "784-1024x4-10, batch 256": ((784, 1024, 1024, 1024, 1024, 10), 256),
-    "256x256 depth 64, batch 64": ((256,) * 65, 64),
+PRODUCTS = {
+    "64-128-128-10": 128,
+    "784-512-512-10": 128,
+    "784-1024x4-10": 256,
+    "256x256 depth 64": 64,
 }
+"""The batch that each network's matrix products are timed at."""
 LAM = 1e-4
 
 
 def problem(net: Any, d_in: int, d_out: int, n: int) -> tuple[mb.Objective, Any, jax.Array, jax.Array]:
     """(objective, params, x, y), float32."""
-    rng = np.random.default_rng(0)
-    objective = mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(LAM))
-    x = jnp.asarray(rng.normal(size=(n, d_in)), jnp.float32)
-    return objective, net.init(jax.random.key(0)), x, jnp.asarray(rng.integers(0, d_out, n), jnp.int32)
+    return objective_of(net, LAM), *arguments_of(net, d_in, d_out, n)
 
 
 def gemms(params: Any, x: jax.Array, delta: jax.Array) -> list[jax.Array]:
@@ -50,32 +48,29 @@ def gemms(params: Any, x: jax.Array, delta: jax.Array) -> list[jax.Array]:
     return products
 
 
-def jitted(quick: bool) -> Iterator[tuple[str, str, str]]:
-    """Compiled value and gradient against compiled jax.value_and_grad, and against the products alone."""
-    for name, (sizes, n) in NETS.items():
+def products(quick: bool) -> Iterator[tuple[str, str, str]]:
+    """The compiled matrix products alone against compiled jax.value_and_grad."""
+    for name, n in PRODUCTS.items():
+        sizes = NETS[name]
         for activation in ("relu", "tanh", "gelu"):
             objective, *args = problem(mb.mlp(sizes, activation), sizes[0], sizes[-1], n)
             params, x, y = args
-            by_hand = jax.jit(mb.value_and_grad(objective))
-            by_grad = jax.jit(reference.value_and_grad(objective))
-            alone = jax.jit(gemms)
+            by_grad, alone = jax.jit(jax.value_and_grad(plain_objective(objective))), jax.jit(gemms)
             delta = objective.loss.derivative(mb.forward(objective.net, params, x)[0], y)
             measured = ratios(
                 {
-                    "hand": lambda f=by_hand, a=args: f(*a),
                     "grad": lambda f=by_grad, a=args: f(*a),
                     "gemm": lambda f=alone, p=params, x=x, d=delta: f(p, x, d),
                 },
                 "grad",
                 rounds=7 if quick else 25,
             )
-            yield f"jitted, {name}, {activation}", "time", f"{measured['hand']:.2f}"
-            yield f"  the GEMMs alone, {name}, {activation}", "time", f"{measured['gemm']:.2f}"
+            yield f"the GEMMs alone, {name}, batch {n}, {activation}", "time", f"{measured['gemm']:.2f}"
 
 
 def eager(quick: bool) -> Iterator[tuple[str, str, str]]:
     """Gradients without jit, as when trying something in a notebook."""
-    sizes, n = NETS["64-128-128-10, batch 128"]
+    sizes, n = NETS["64-128-128-10"], 128
     for activation in ("relu", "tanh", "gelu"):
         objective, *args = problem(mb.mlp(sizes, activation), sizes[0], sizes[-1], n)
         by_hand, by_grad = mb.value_and_grad(objective), jax.value_and_grad(plain_objective(objective))
@@ -87,27 +82,11 @@ def eager(quick: bool) -> Iterator[tuple[str, str, str]]:
         yield f"eager, 64-128-128-10, batch 128, {activation}", "time", f"{measured['hand']:.2f}"
 
 
-def plain_objective(objective: mb.Objective) -> Any:
-    """J as a user of jax.grad would write it: the formula alone, without probes."""
-    activations = [model.ACTIVATIONS[node.f.name] for node in objective.net.nodes]
-
-    def J(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-        for layer, f in zip(params, activations, strict=True):
-            x = f(x @ layer.W.T + layer.b)
-        squares = sum(jnp.sum(jnp.square(layer.W)) for layer in params)
-        return jnp.mean(model.losses(objective.loss, x, y)) + LAM / 2 * squares
-
-    return J
-
-
 def tracing(quick: bool) -> Iterator[tuple[str, str, str]]:
     """Time to trace an unrolled network, the best of a few; all of it is Python."""
     for depth in (64,) if quick else (64, 256):
         objective, *args = problem(mb.mlp((64,) * (depth + 1)), 64, 64, 32)
-        sources = {
-            "hand": mb.value_and_grad(objective),
-            "grad": jax.value_and_grad(plain_objective(objective)),
-        }
+        sources = {"hand": mb.value_and_grad(objective), "grad": jax.value_and_grad(plain_objective(objective))}
         best = {name: float("inf") for name in sources}
         for _ in range(5):
             for name, function in sources.items():
@@ -149,10 +128,10 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, less certain")
-    parser.add_argument("--only", default="", help="jitted, eager, tracing or scanned")
+    parser.add_argument("--only", default="", help="products, eager, tracing or scanned")
     arguments = parser.parse_args()
     rows = []
-    for group in (jitted, eager, tracing, scanned):
+    for group in (products, eager, tracing, scanned):
         if arguments.only in group.__name__:
             for row in group(arguments.quick):
                 rows.append(row)
