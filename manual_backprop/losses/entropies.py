@@ -38,13 +38,12 @@ class SoftmaxCrossEntropy(Loss):
 
     def derivative(self, o: Outputs, y: Targets) -> Outputs:
         """softmax(o) sum_c(y_c) - y, which is softmax(o) - y for a distribution."""
-        dtype = o.dtype
-        (o,) = widened(o)
-        p = _distribution(o, y)
-        softmax = _softmax(o)
-        if not jnp.issubdtype(y.dtype, jnp.integer):
-            softmax = softmax * jnp.sum(p, axis=-1, keepdims=True)
-        return (softmax - p).astype(dtype)
+        (wide,) = widened(o)
+        softmax = _softmax(wide)
+        if jnp.issubdtype(y.dtype, jnp.integer):
+            return _less_one_at(softmax, y).astype(o.dtype)
+        p = y.astype(wide.dtype)
+        return (softmax * jnp.sum(p, axis=-1, keepdims=True) - p).astype(o.dtype)
 
     def hessian_product(self, o: Outputs, y: Targets, d_o: Outputs) -> Outputs:
         """(diag(p) - p p^T) m d_o at every position, with p = softmax(o) and m = sum_c(y_c), which is 1 for a label."""
@@ -123,6 +122,21 @@ def _of_label(o: Array, y: Array) -> Array:
     """The logit of each row's label, (..., 1), without a one-hot row; nan for a label out of range."""
     known = ((y >= 0) & (y < o.shape[-1]))[..., None]
     return jnp.where(known, jnp.take_along_axis(o, jnp.where(known, y[..., None], 0), axis=-1), jnp.nan)
+
+
+def _less_one_at(rows: Array, y: Array) -> Array:
+    """The rows with 1 subtracted at each label; rows of nan for labels out of range.
+
+    One entry is changed in place. With one-hot rows subtracted, XLA runs the sweep up to a sixth slower on two cores.
+    """
+    known = (y >= 0) & (y < rows.shape[-1])
+
+    def of_row(row: Array, label: Array) -> Array:
+        return row.at[label].add(-1)
+
+    for _ in range(y.ndim):
+        of_row = jax.vmap(of_row)
+    return jnp.where(known[..., None], of_row(rows, jnp.where(known, y, 0)), jnp.nan)
 
 
 def _distribution(o: Array, y: Array) -> Array:
