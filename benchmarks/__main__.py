@@ -1,4 +1,4 @@
-"""Hand-written gradients against jax.grad: eager, traced and scanned ones, in one table of interleaved ratios.
+"""Hand-written gradients against jax.grad: eager, traced, built and scanned ones, in one table of interleaved ratios.
 
     python -m benchmarks [--quick] [--only GROUP]
 
@@ -97,6 +97,30 @@ def tracing(quick: bool) -> Iterator[tuple[str, str, str]]:
         yield f"tracing {depth} layers", "time", f"{best['hand'] / best['grad']:.2f}"
 
 
+def building(quick: bool) -> Iterator[tuple[str, str, str]]:
+    """Time to trace, lower and compile an unrolled gradient and Hessian-vector product, the best of a few."""
+    depth = 64 if quick else 256
+    objective, *args = problem(mb.mlp((64,) * (depth + 1)), 64, 64, 32)
+    J, direction = plain_objective(objective), args[0]
+    pairs = {
+        "gradient": (mb.value_and_grad(objective), jax.value_and_grad(J), args),
+        "Hessian-vector product": (
+            lambda params, x, y, v: mb.hessian_vector_product(objective, params, x, y, v),
+            lambda params, x, y, v: jax.jvp(lambda p: jax.grad(J)(p, x, y), (params,), (v,))[1],
+            [*args, direction],
+        ),
+    }
+    for name, (by_hand, by_jax, given) in pairs.items():
+        best = [float("inf")] * 2
+        for _ in range(3):
+            for i, function in enumerate((by_hand, by_jax)):
+                jax.clear_caches()
+                started = time.perf_counter()
+                jax.jit(lambda *a, f=function: f(*a)).lower(*given).compile()
+                best[i] = min(best[i], time.perf_counter() - started)
+        yield f"tracing and compiling {depth} layers, {name}", "time", f"{best[0] / best[1]:.2f}"
+
+
 def scanned(quick: bool) -> Iterator[tuple[str, str, str]]:
     """64 scanned layers of 256 and a head, batch 1024: XLA's own count of temporary memory, and time."""
     for activation in ("tanh", "gelu", "relu", "sigmoid"):
@@ -128,10 +152,10 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, less certain")
-    parser.add_argument("--only", default="", help="products, eager, tracing or scanned")
+    parser.add_argument("--only", default="", help="products, eager, tracing, building or scanned")
     arguments = parser.parse_args()
     rows = []
-    for group in (products, eager, tracing, scanned):
+    for group in (products, eager, tracing, building, scanned):
         if arguments.only in group.__name__:
             for row in group(arguments.quick):
                 rows.append(row)

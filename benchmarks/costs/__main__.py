@@ -13,7 +13,7 @@ buffers, and needs no run; differences of a few KiB are printed as they are.
 
 --check exits with 1 where a time is above 1.03, where a memory ratio rounded to two digits is above 1.00 (so that a
 difference below half a percent does not count, and any larger one does, be it one array of outputs), or where the
-two results differ by more than 1e-3. The exact variants of --exact are held to nothing.
+two results differ by more than a tenth. The exact variants of --exact are held to nothing.
 """
 
 import argparse

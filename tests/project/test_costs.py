@@ -68,7 +68,7 @@ def planted(name="tanh", memory=1.0, time=1.0, apart=0.0, exact=False):
         (planted(memory=1.006), ["memory 1.006 > 1 (+0.006 MiB, +1.17 arrays of outputs)"]),
         (planted(time=1.031), ["time 1.031 +- 0.010 > 1.03"]),
         (planted(time=math.nan), ["time nan +- 0.010 > 1.03"]),
-        (planted(apart=0.1), ["results differ by 0.1 > 0.001"]),
+        (planted(apart=0.5), ["results differ by 0.5 > 0.1"]),
         (planted(time=None, memory=2), ["memory 2.000 > 1 (+0.954 MiB, +195.31 arrays of outputs)"]),
         (planted(time=9, memory=9, exact=True), []),
     ],
