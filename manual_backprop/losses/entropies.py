@@ -18,7 +18,7 @@ from manual_backprop.losses.base import (
     sum_outputs,
     widened,
 )
-from manual_backprop.precision import rounded_once
+from manual_backprop.precision import compiled, rounded_once
 
 
 @dataclass(frozen=True)
@@ -118,12 +118,14 @@ def _surprise(o: Array, of: Array | None = None) -> Array:
     return log_sum - ((o if of is None else of) - largest)
 
 
+@compiled
 def _of_label(o: Array, y: Array) -> Array:
     """The logit of each row's label, (..., 1), without a one-hot row; nan for a label out of range."""
     known = ((y >= 0) & (y < o.shape[-1]))[..., None]
     return jnp.where(known, jnp.take_along_axis(o, jnp.where(known, y[..., None], 0), axis=-1), jnp.nan)
 
 
+@compiled
 def _less_one_at(rows: Array, y: Array) -> Array:
     """The rows with 1 subtracted at each label; rows of nan for labels out of range.
 
