@@ -1,6 +1,6 @@
 """The sweep that shows nobody its trace: where the weights enter, and which form of f' it takes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -81,6 +81,18 @@ def test_rows_say_which_form_they_are():
     ]  # fmt: skip
     assert mb.activations.relu.exact == mb.activations.relu
     assert mb.Dense(2, 2, tanh.exact) != mb.Dense(2, 2, tanh)
+
+
+def test_a_copy_of_a_row_with_another_derivative_is_used_as_it_says():
+    """In the sweep that shows no trace and in Hessian-vector products too, whatever the row had beside it."""
+    tanh = mb.activations.tanh
+    doubled = replace(tanh, df=lambda z, a: 2 * tanh.df(z, a))
+    assert slope_in_the_sweep(doubled, 0.5, "float32") == pytest.approx(2 * exact_slope("tanh", 0.5), rel=1e-5)
+    z = jnp.linspace(-1, 1, 5)
+    a, bent = tanh.f(z), replace(tanh, d2f=lambda z, a: 7 * jnp.ones_like(z))
+    np.testing.assert_allclose(bent.slope_change(z, a, 3 * jnp.ones_like(z), z), 21)
+    for row in (tanh, tanh.exact, tanh.short):
+        np.testing.assert_array_equal(row.slope_change(z, a, jnp.full_like(z, jnp.nan), z), z * -2 * a)
 
 
 @pytest.mark.parametrize("row", [row for row in TABLE.values() if row.bend is not None], ids=lambda row: row.name)
