@@ -68,9 +68,11 @@ class Tangent(Step):
 
     Attributes:
         reader: contracts two factors, whose gradients add up to R{dL/dparams}; the second may be None.
+        short: whether f' is taken in the form of sweeps that show nobody their trace, which keeps less.
     """
 
     reader: Reader = MEAN_CHANGE
+    short: bool = False
 
     @override
     def forward(self, layer: Layer, x: Flow, own: Pair) -> tuple[Pair, TangentTrace]:
@@ -82,14 +84,14 @@ class Tangent(Step):
         else:
             da_in = parts(self.scannable(x))[1]
             dz = layer.pushforward(params, saved, dparams, da_in)
-        trace = LeanTrace(z, a, saved)
+        trace = LeanTrace(z, a, saved) if self.short else LayerTrace(z, a, saved)
         da = layer.error_term(trace, dz)
         return Pair(a, da), TangentTrace(trace, dz, da, da_in)
 
     @override
     def backward(self, layer: Layer, d: Pair, own: Pair, kept: TangentTrace) -> tuple[Flow, Any]:
         trace, da_in, params, dparams = kept.trace, kept.da_in, own.value, own.change
-        f = layer.f.lean(trace.z.dtype)
+        f = layer.f.lean(trace.z.dtype) if self.short else layer.f
         if f.d2f is None:
             raise ValueError(f"{layer}: no Hessian-vector product by hand, its activation {f.name} has no d2f")
         delta = layer.error_term(trace, d.value)
@@ -139,10 +141,12 @@ def parts(flow: Flow) -> tuple[Flow, Flow]:
     return values, changes if jax.tree.leaves(changes) else None
 
 
-def tangent_sweep(net: Node, params: Tree, x: Examples, dparams: Tree, dx: Flow) -> tuple[Flow, Flow, Tree]:
+def tangent_sweep(
+    net: Node, params: Tree, x: Examples, dparams: Tree, dx: Flow, *, short: bool = False
+) -> tuple[Flow, Flow, Tree]:
     """(output, its change, what is kept for the way back); a dx of None is a zero that costs nothing."""
     changes = jax.tree.map(lambda leaf: None, x) if dx is None else dx
-    output, kept = net.forward(Tangent(), pairs(x, changes), along(net, params, dparams))
+    output, kept = net.forward(Tangent(short=short), pairs(x, changes), along(net, params, dparams))
     return *parts(output), kept
 
 

@@ -54,6 +54,17 @@ def test_exact_keeps_in_the_sweep_the_tail_that_the_short_form_loses(row):
     assert abs(slope_in_the_sweep(row, z, "float32") / truth - 1) > 0.01
 
 
+@pytest.mark.parametrize("row", SHORT, ids=lambda row: row.name)
+def test_a_pushforward_keeps_the_tail_with_any_row(row):
+    """It has nothing to keep for a way back, so nothing would be saved."""
+    z = SATURATED[row.name]
+    net = mb.Serial((mb.Dense(1, 1, row),))
+    one, zero = jnp.ones((1, 1), "float32"), jnp.zeros(1, "float32")
+    params, still = (mb.Affine(one, zero),), (mb.Affine(0 * one, zero),)
+    _, moved = mb.pushforward(net, params, z * one, still, one)
+    assert float(moved[0, 0]) == pytest.approx(exact_slope(row.name, z), rel=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("row", SHORT, ids=lambda row: row.name)
 def test_16_bits_keep_the_exact_form_in_every_sweep(row, dtype):
