@@ -21,6 +21,7 @@ from manual_backprop.custom_vjp import as_custom_vjp as as_custom_vjp
 from manual_backprop.graph import backward_graph as backward_graph
 from manual_backprop.graph import forward_graph as forward_graph
 from manual_backprop.layers import Affine as Affine
+from manual_backprop.layers import Attention as Attention
 from manual_backprop.layers import Dense as Dense
 from manual_backprop.layers import Product as Product
 from manual_backprop.losses import Huber as Huber

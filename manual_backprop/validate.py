@@ -177,8 +177,8 @@ def inputs(net: Node, tree: Tree, x: Any) -> tuple[Tree, Examples]:
 
 def _examples(name: str, x: Any) -> Array:
     x = array(name, x)
-    if not jnp.issubdtype(x.dtype, jnp.floating) and not jnp.issubdtype(x.dtype, jnp.integer):
-        raise TypeError(f"{name} must hold floats or integers, got {x.dtype}; convert it with .astype")
+    if not any(jnp.issubdtype(x.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+        raise TypeError(f"{name} must hold floats, integers or booleans, got {x.dtype}; convert it with .astype")
     if x.ndim < (2 if jnp.issubdtype(x.dtype, jnp.floating) else 1):
         raise ValueError(f"{name} is {list(x.shape)}, expected a batch with one example a row; one example is x[None]")
     if x.shape[0] == 0:

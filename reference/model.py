@@ -15,11 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.scipy.special import xlog1py, xlogy
 from jaxtyping import Array, Float
 
-from manual_backprop.layers import Affine, Dense, Layer, Parameters, Product
+from manual_backprop.layers import Affine, Attention, Dense, Layer, Parameters, Product
 from manual_backprop.losses import (
     BinaryCrossEntropy,
     Huber,
@@ -77,6 +78,33 @@ def _(layer: Dense, params: Affine, a_in: Array) -> Array:
 @apply.register
 def _(layer: Product, params: tuple[()], a_in: tuple[Array, Array]) -> Array:
     return jax.lax.mul(*a_in)
+
+
+@apply.register
+def _(layer: Attention, params: tuple[()], a_in: tuple[Array, ...]) -> Array:
+    q, k, v, *mask = a_in
+    of_keys = layer.heads if layer.kv_heads is None else layer.kv_heads
+    q = q.reshape(*q.shape[:2], layer.heads, -1)
+    k, v = (jnp.repeat(x.reshape(*x.shape[:2], of_keys, -1), layer.heads // of_keys, axis=2) for x in (k, v))
+    if layer.rope is not None:
+        q, k = _turned(q, layer.rope), _turned(k, layer.rope)
+    rows, keys, size = q.shape[1], k.shape[1], q.shape[3]
+    seen = jnp.tri(rows, keys, dtype=bool) if layer.causal else jnp.ones((rows, keys), bool)
+    seen = jnp.broadcast_to(seen, (q.shape[0], layer.heads, rows, keys))
+    if mask:
+        seen &= jnp.broadcast_to(mask[0].reshape(-1, 1, 1, keys), seen.shape)
+    scores = jnp.where(seen, jnp.einsum("nqhd,nkhd->nhqk", q, k) / np.sqrt(size).astype(q.dtype), -1e30)
+    P = jnp.where(seen.any(axis=-1, keepdims=True), jax.nn.softmax(scores, axis=-1), 0)
+    return jnp.einsum("nhqk,nkhd->nqhd", P, v).reshape(*q.shape[:2], -1)
+
+
+def _turned(heads: Array, base: float) -> Array:
+    """Rotary positions (N, T, heads, size): complex numbers of two features each, half a head apart, turned."""
+    length, half = heads.shape[1], heads.shape[3] // 2
+    angles = np.outer(np.arange(length), np.power(float(base), -2 * np.arange(half) / heads.shape[3]))
+    turns = jax.lax.complex(*(jnp.asarray(part(angles), heads.dtype) for part in (np.cos, np.sin)))
+    turned = jax.lax.complex(heads[..., :half], heads[..., half:]) * turns.reshape(1, length, 1, half)
+    return jnp.concatenate([turned.real, turned.imag], axis=-1)
 
 
 def activated(layer: Layer, z: Array) -> Array:

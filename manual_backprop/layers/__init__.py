@@ -1,5 +1,6 @@
 """The families of layers, one file each; `base` says what a family gives and what it gets for it."""
 
+from manual_backprop.layers.attention import Attention as Attention
 from manual_backprop.layers.base import AffineLayer as AffineLayer
 from manual_backprop.layers.base import Layer as Layer
 from manual_backprop.layers.base import LayerTrace as LayerTrace

@@ -70,10 +70,11 @@ def check_layer(layer: Layer, params: Tree, a_in: Any, *, seed: int = 0) -> Repo
 def _examples(layer: Layer, a_in: Any) -> Any:
     """The input as NumPy arrays, with floats in float64."""
     a_in = tuple(map(wide, a_in)) if isinstance(a_in, tuple) else wide(a_in)
-    kinds = "floats or integers" if layer.takes_integers else "floats"
+    kinds = "floats, integers or booleans" if layer.takes_integers else "floats"
     leaves = jax.tree.leaves(a_in)
     for leaf in leaves:
-        taken = is_float(leaf) or (layer.takes_integers and jnp.issubdtype(leaf.dtype, jnp.integer))
+        exact = any(jnp.issubdtype(leaf.dtype, kind) for kind in (jnp.integer, jnp.bool_))
+        taken = is_float(leaf) or (layer.takes_integers and exact)
         if leaf.ndim < 1 or leaf.shape[0] < 2 or not taken:
             raise ValueError(f"a_in must hold {kinds} of two examples or more, got {described(a_in)}")
     if len({len(leaf) for leaf in leaves}) != 1:

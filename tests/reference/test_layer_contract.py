@@ -246,7 +246,7 @@ def test_parameters_of_zeros_are_noted_and_bad_input_is_refused() -> None:
     for bad in (X[:1], np.ones((3, 6), int)):
         with pytest.raises(ValueError, match="two examples or more"):
             check_layer(Convolution(), PARAMS, bad)
-    with pytest.raises(ValueError, match="floats or integers of two examples or more, as many in every part"):
+    with pytest.raises(ValueError, match="floats, integers or booleans of two examples or more, as many in every part"):
         check_layer(Gated(), generic(Gated()), (IDS[:, 0], X[:3, :3]))
 
 

@@ -1,0 +1,231 @@
+"""Attention by hand: whole and in blocks, grouped, turned, masked, against jax.nn, Flax and published numbers."""
+
+import re
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, by_operation
+
+import manual_backprop as mb
+import reference
+from manual_backprop.layers import Attention
+from reference import model
+from reference.checks.layer import check_layer
+
+SIZE = 4
+GROUPED, BLOCKS = Attention(4, kv_heads=2, rope=100.0), Attention(4, kv_heads=1, rope=100.0, block=3)
+
+
+def drawn(*shape: int, seed: int = 0, dtype: Any = jnp.float64) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+def entered(layer: Attention, length: int, dtype: Any = jnp.float64, seed: int = 0) -> tuple[jax.Array, ...]:
+    """(q, k, v) of two examples."""
+    of_keys = (layer.kv_heads or layer.heads) * SIZE
+    widths = (layer.heads * SIZE, of_keys, of_keys)
+    return tuple(drawn(2, length, width, seed=seed + i, dtype=dtype) for i, width in enumerate(widths))
+
+
+@pytest.mark.parametrize(
+    ("layer", "length"),
+    [(GROUPED, 66), (BLOCKS, 7), (Attention(2, causal=False, block=4), 7)],
+    ids=str,
+)
+def test_every_method_is_right(layer: Attention, length: int) -> None:
+    """66 positions are two spans of causal rows, and 7 are no multiple of a block."""
+    report = check_layer(layer, (), entered(layer, length))
+    assert report.passed, report
+    assert report.worst.used < 0.01
+
+
+def test_spans_of_blocks_give_the_same_as_one_product() -> None:
+    """70 positions in blocks of 16 are two spans, of 48 and of 22 rows."""
+    a_in = entered(GROUPED, 70)
+    found = []
+    for layer in (GROUPED, replace(GROUPED, block=16)):
+        z, saved = layer.net_input((), a_in)
+        da_in = tuple(jnp.cos(part) for part in a_in)
+        pushed = layer.pushforward((), saved, (), da_in)
+        found.append((z, layer.transport((), saved, jnp.sin(z)), pushed, layer.change((), saved, (), da_in, z)[0]))
+    assert_close(*found)
+
+
+def test_a_mask_hides_keys_and_a_row_that_sees_none_is_zero() -> None:
+    layer, length = BLOCKS, 7
+    present = jnp.asarray([[False] * length, [False, True, True, False, True, True, False]])
+    a_in = (*entered(layer, length), present)
+    report = check_layer(layer, (), a_in)
+    with by_operation():
+        z, saved = layer.net_input((), a_in)
+        d_q, d_k, d_v, d_mask = layer.transport((), saved, jnp.ones_like(z))
+    assert report.passed, report
+    assert d_mask is None
+    np.testing.assert_array_equal(z[0], 0)
+    np.testing.assert_array_equal(z[1, 0], 0)
+    for d in (d_q, d_k, d_v):
+        np.testing.assert_array_equal(d[0], 0)
+    np.testing.assert_array_equal(d_k[1, [0, 3, 6]], 0)
+
+
+@pytest.mark.parametrize("layer", [Attention(4), Attention(4, kv_heads=2), Attention(4, kv_heads=2, block=3)], ids=str)
+def test_it_is_flaxs(layer: Attention) -> None:
+    a_in = entered(layer, 8)
+
+    def theirs(*signals: jax.Array) -> jax.Array:
+        q, k, v = (part.reshape(2, 8, -1, SIZE) for part in signals)
+        k, v = (jnp.repeat(part, 4 // part.shape[2], axis=2) for part in (k, v))
+        mask = flax.linen.make_causal_mask(jnp.ones((2, 8)), dtype=bool)
+        return flax.linen.dot_product_attention(q, k, v, mask=mask).reshape(2, 8, -1)
+
+    with by_operation():
+        o, saved = layer.net_input((), a_in)
+        g = drawn(*o.shape, seed=9)
+        expected, back = jax.vjp(theirs, *a_in)
+        assert_close((o, layer.transport((), saved, g)), (expected, back(g)))
+
+
+@pytest.mark.parametrize("block", [None, 4])
+@jax.numpy_dtype_promotion("standard")  # jax.nn's own gradient needs it
+def test_it_is_jax_nns_in_every_precision(block: int | None) -> None:
+    """jax.nn computes softmax in float32 at most, so float64 is compared with Flax above."""
+    layer = Attention(4, kv_heads=2, block=block)
+
+    def theirs(q: Any, k: Any, v: Any) -> Any:
+        heads = [part.reshape(*part.shape[:2], -1, SIZE) for part in (q, k, v)]
+        return jax.nn.dot_product_attention(*heads, is_causal=True).reshape(q.shape)
+
+    for dtype, near in (("float32", 1e-6), ("bfloat16", 2e-2), ("float16", 2e-3)):
+        a_in = entered(layer, 9, jnp.dtype(dtype))
+        o, saved = layer.net_input((), a_in)
+        expected, back = jax.vjp(theirs, *a_in)
+        g = drawn(*o.shape, seed=9, dtype=o.dtype)
+        for mine, other in zip((o, *layer.transport((), saved, g)), (expected, *back(g)), strict=True):
+            assert mine.dtype == other.dtype == jnp.dtype(dtype)
+            np.testing.assert_allclose(mine.astype(float), other.astype(float), rtol=near, atol=4 * near)
+
+
+def test_the_illustrated_example() -> None:
+    """Karim, Illustrated: Self-Attention (2019), to the digits printed there; it has no 1/sqrt(size)."""
+    q = jnp.asarray([[[1.0, 0.0, 2.0], [2.0, 2.0, 2.0], [2.0, 1.0, 3.0]]]) * np.sqrt(3)
+    k = jnp.asarray([[[0.0, 1.0, 1.0], [4.0, 4.0, 0.0], [2.0, 3.0, 1.0]]])
+    v = jnp.asarray([[[1.0, 2.0, 3.0], [2.0, 8.0, 0.0], [2.0, 6.0, 3.0]]])
+    o, saved = Attention(1, causal=False).net_input((), (q, k, v))
+    weights = [[6.3379e-02, 4.6831e-01, 4.6831e-01], [6.0337e-06, 9.8201e-01, 1.7986e-02]]
+    np.testing.assert_allclose(saved.kept[0][0, 0, 0, :2], weights, rtol=1e-5)
+    outputs = [[1.9366, 6.6831, 1.5951], [2.0000, 7.9640, 0.0540], [1.9997, 7.7599, 0.3584]]
+    np.testing.assert_allclose(o[0], outputs, atol=5e-5)
+
+
+def test_turns_depend_on_the_distance_alone_and_keep_lengths() -> None:
+    layer = Attention(1, causal=False, rope=10.0)
+    q = jnp.broadcast_to(drawn(SIZE), (1, 6, SIZE))
+    k = jnp.broadcast_to(drawn(SIZE, seed=1), (1, 6, SIZE))
+    _, saved = layer.net_input((), (q, k, k))
+    scores = np.asarray(saved.q[0, 0, 0] @ saved.k[0, 0].T)
+    for distance in range(-5, 6):
+        diagonal = np.diagonal(scores, distance)
+        np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-12)
+    np.testing.assert_allclose(jnp.linalg.norm(saved.k[0, 0], axis=-1), np.linalg.norm(k[0, 0]), rtol=1e-12)
+
+
+def program(layer: Attention, length: int) -> Any:
+    """The gradient of a sum over o, compiled, in float32."""
+
+    def gradient(q: Any, k: Any, v: Any, g: Any) -> Any:
+        o, saved = layer.net_input((), (q, k, v))
+        return jnp.sum(o * g), layer.transport((), saved, g)
+
+    signal = jax.ShapeDtypeStruct((1, length, 2 * SIZE), jnp.float32)
+    return jax.jit(gradient).lower(*(signal,) * 4)
+
+
+def test_in_blocks_nothing_is_as_large_as_the_scores() -> None:
+    length = 512
+    shapes = re.findall(r"tensor<([0-9x]+)x[a-z]", program(Attention(2, block=16), length).as_text())
+    sizes = [[int(axis) for axis in shape.split("x")] for shape in shapes]
+    assert max(np.prod(size) for size in sizes) <= 2 * 16 * length
+    whole = re.findall(r"tensor<([0-9x]+)x[a-z]", program(Attention(2, causal=False), length).as_text())
+    assert f"1x2x1x{length}x{length}" in whole
+
+
+def test_a_causal_gradient_does_not_compute_the_scores_that_nobody_sees() -> None:
+    flops = [program(Attention(2, causal=causal), 512).compile().cost_analysis()["flops"] for causal in (True, False)]
+    assert flops[0] < 0.7 * flops[1]
+
+
+NET = mb.Serial(
+    (
+        mb.Dense(5, 8, "tanh"),
+        mb.Repeat(
+            mb.Residual(
+                mb.Serial(
+                    (
+                        mb.Parallel((mb.Dense(8, 8), mb.Dense(8, 4, bias=False), mb.Dense(8, 4))),
+                        Attention(4, kv_heads=2, rope=100.0, block=3),
+                        mb.Dense(8, 8),
+                    )
+                )
+            ),
+            2,
+        ),
+        mb.Dense(8, 3),
+    )
+)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+def test_a_network_of_it_is_proven(dtype: str) -> None:
+    objective = mb.Objective(NET, mb.softmax_cross_entropy, mb.Frobenius(0.01))
+    params = jax.tree.map(lambda leaf: leaf + 0.1, NET.init(jax.random.key(3)))
+    y = jax.random.randint(jax.random.key(4), (3, 7), 0, 3)
+    reference.check(objective, params, drawn(3, 7, 5), y, dtype=dtype).raise_if_failed()
+
+
+def test_second_derivatives_through_it() -> None:
+    objective = mb.Objective(NET, mb.softmax_cross_entropy)
+    params, x = NET.init(jax.random.key(3), jnp.float64), drawn(3, 7, 5)
+    y = jax.random.randint(jax.random.key(4), (3, 7), 0, 3)
+    v = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), params)
+    J = partial(model.value, objective)
+    expected = jax.jit(lambda: jax.jvp(jax.grad(lambda p: J(p, x, y)), (params,), (v,))[1])()
+    assert_close(jax.jit(partial(mb.hessian_vector_product, objective))(params, x, y, v), expected)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Attention(0), "heads must be an int >= 1, got 0"),
+        (lambda: Attention(4, kv_heads=3), "kv_heads must divide heads = 4, got 3"),
+        (lambda: Attention(4, block=0), "block must be an int >= 1, got 0"),
+        (lambda: Attention(4, rope=1.0), "rope must be above 1"),
+        (lambda: Attention(4).out_shape(((5, 6), (5, 6), (5, 6))), "q has 6 features, which 4 heads do not divide"),
+        (lambda: Attention(2, 1).out_shape(((5, 6), (5, 6), (5, 6))), "a head of q has 3 features and one of k 6"),
+        (lambda: Attention(2).out_shape(((5, 6), (4, 6), (4, 6))), "must have as many positions, got 5, 4 and 4"),
+        (lambda: Attention(2, rope=9.0).out_shape(((5, 6),) * 3), "a head has 3, an odd number"),
+        (lambda: Attention(2).out_shape((5, 6)), "takes \\(q, k, v\\)"),
+        (
+            lambda: Attention(2).out_shape((*((5, 6),) * 3, (4,))),
+            "mask of an example is \\(4,\\), expected \\(5,\\)",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_said(make: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+def test_wrong_kinds_are_said(without_hook: None) -> None:
+    q = drawn(2, 5, 8)
+    with pytest.raises(TypeError, match="the mask must hold booleans, True for a key that is there, got int"):
+        mb.forward(Attention(2), (), (q, q, q, jnp.ones((2, 5), jnp.int32)))
+    with pytest.raises(TypeError, match="rope must be a number, the base of the angles, or None, got bool True"):
+        Attention(2, rope=True)
+    with pytest.raises(TypeError, match="causal must be True or False, got int 1"):
+        Attention(2, causal=1)
