@@ -127,11 +127,14 @@ def test_manual_backprop_knows_nothing_of_the_reference_or_the_outside(path):
 
 
 DESCRIPTIONS = {
-    "manual_backprop.layers": {"Affine", "Dense", "Layer", "LayerTrace", "Parameters", "Product"},
+    "manual_backprop.layers": {
+        "Affine", "Attention", "Dense", "Embedding", "Gain", "GainAndBias", "Layer", "LayerNorm", "LayerTrace",
+        "Parameters", "PositionalEmbedding", "Positions", "Product", "RMSNorm", "Table",
+    },
     "manual_backprop.losses": {
         "BinaryCrossEntropy", "Huber", "Loss", "SigmoidBinaryCrossEntropy", "SoftmaxCrossEntropy", "SquaredError",
     },
-    "manual_backprop.network": {"Parallel", "Repeat", "Residual", "Serial", "Tied"},
+    "manual_backprop.network": {"Parallel", "Readout", "Repeat", "Residual", "Serial", "Tied", "TiedReadout"},
     "manual_backprop.node": {"Branches", "Node", "Wrapper"},
     "manual_backprop.objective": {"Objective", "Step"},
 }  # fmt: skip
