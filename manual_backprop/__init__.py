@@ -23,7 +23,11 @@ from manual_backprop.graph import forward_graph as forward_graph
 from manual_backprop.layers import Affine as Affine
 from manual_backprop.layers import Attention as Attention
 from manual_backprop.layers import Dense as Dense
+from manual_backprop.layers import Gain as Gain
+from manual_backprop.layers import GainAndBias as GainAndBias
+from manual_backprop.layers import LayerNorm as LayerNorm
 from manual_backprop.layers import Product as Product
+from manual_backprop.layers import RMSNorm as RMSNorm
 from manual_backprop.losses import Huber as Huber
 from manual_backprop.losses import Loss as Loss
 from manual_backprop.losses import binary_cross_entropy as binary_cross_entropy

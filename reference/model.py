@@ -20,7 +20,18 @@ import optax
 from jax.scipy.special import xlog1py, xlogy
 from jaxtyping import Array, Float
 
-from manual_backprop.layers import Affine, Attention, Dense, Layer, Parameters, Product
+from manual_backprop.layers import (
+    Affine,
+    Attention,
+    Dense,
+    Gain,
+    GainAndBias,
+    Layer,
+    LayerNorm,
+    Parameters,
+    Product,
+    RMSNorm,
+)
 from manual_backprop.losses import (
     BinaryCrossEntropy,
     Huber,
@@ -105,6 +116,20 @@ def _turned(heads: Array, base: float) -> Array:
     turns = jax.lax.complex(*(jnp.asarray(part(angles), heads.dtype) for part in (np.cos, np.sin)))
     turned = jax.lax.complex(heads[..., :half], heads[..., half:]) * turns.reshape(1, length, 1, half)
     return jnp.concatenate([turned.real, turned.imag], axis=-1)
+
+
+@apply.register
+def _(layer: RMSNorm, params: Gain, a_in: Array) -> Array:
+    size = jnp.sqrt(jnp.mean(a_in**2, axis=-1, keepdims=True) + layer.eps)
+    return a_in / size * jnp.broadcast_to(params.gain, a_in.shape)
+
+
+@apply.register
+def _(layer: LayerNorm, params: GainAndBias, a_in: Array) -> Array:
+    # jax.nn.standardize takes E[x^2] - E[x]^2 for the variance, which cancels; jnp.var squares deviations.
+    mean, deviation = jnp.mean(a_in, axis=-1, keepdims=True), jnp.sqrt(jnp.var(a_in, -1, keepdims=True) + layer.eps)
+    z = (a_in - mean) / deviation * jnp.broadcast_to(params.gain, a_in.shape)
+    return z + jnp.broadcast_to(params.bias, z.shape) if layer.bias else z
 
 
 def activated(layer: Layer, z: Array) -> Array:

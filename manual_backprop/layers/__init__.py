@@ -10,5 +10,9 @@ from manual_backprop.layers.dense import Affine as Affine
 from manual_backprop.layers.dense import Dense as Dense
 from manual_backprop.layers.dense import OuterProduct as OuterProduct
 from manual_backprop.layers.factor import Factor as Factor
+from manual_backprop.layers.layer_norm import GainAndBias as GainAndBias
+from manual_backprop.layers.layer_norm import LayerNorm as LayerNorm
 from manual_backprop.layers.product import Product as Product
+from manual_backprop.layers.rms_norm import Gain as Gain
+from manual_backprop.layers.rms_norm import RMSNorm as RMSNorm
 from manual_backprop.node import Node as Node

@@ -88,7 +88,7 @@ def _by_name(kinds: Iterable[type]) -> dict[str, Any]:
     """Each class by its name in words; if a class was defined several times, as in a notebook, the last one."""
     named: dict[str, type] = {}
     for kind in kinds:
-        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", kind.__name__).lower()
+        name = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", kind.__name__).lower()
         if name in named and named[name].__module__ != kind.__module__:
             name = f"{name} of {kind.__module__}"
         named[name] = kind
