@@ -23,9 +23,11 @@ from manual_backprop.graph import forward_graph as forward_graph
 from manual_backprop.layers import Affine as Affine
 from manual_backprop.layers import Attention as Attention
 from manual_backprop.layers import Dense as Dense
+from manual_backprop.layers import Embedding as Embedding
 from manual_backprop.layers import Gain as Gain
 from manual_backprop.layers import GainAndBias as GainAndBias
 from manual_backprop.layers import LayerNorm as LayerNorm
+from manual_backprop.layers import PositionalEmbedding as PositionalEmbedding
 from manual_backprop.layers import Product as Product
 from manual_backprop.layers import RMSNorm as RMSNorm
 from manual_backprop.losses import Huber as Huber
@@ -40,6 +42,7 @@ from manual_backprop.network import Repeat as Repeat
 from manual_backprop.network import Residual as Residual
 from manual_backprop.network import Serial as Serial
 from manual_backprop.network import Tied as Tied
+from manual_backprop.network import TiedReadout as TiedReadout
 from manual_backprop.network import mlp as mlp
 from manual_backprop.objective import Objective as Objective
 from manual_backprop.objective import Step as Step

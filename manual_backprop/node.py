@@ -13,6 +13,7 @@ parameters; others, such as a trace, mirror the uses of the parameters.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import jax
@@ -56,6 +57,13 @@ class Step(ABC):
         """Turn what `unread` found at every use of a block's layers into this step's result for their parameters."""
         return found
 
+    def joined(self, layer: Any, kept: tuple[Any, ...], found: tuple[Any, ...]) -> Any:
+        """Turn what `unread` found at several layers into this step's result for the parameters that they share.
+
+        `layer` has the `factor` of all of them. None where results are of the uses: these stay apart.
+        """
+        return None
+
 
 @dataclass(frozen=True)
 class Walk:
@@ -63,7 +71,8 @@ class Walk:
 
     Attributes:
         of_uses: whether the trees mirror the uses of layers, as a trace does, or the parameters.
-        mirrored: whether the result mirrors the uses too.
+        mirrored: whether the result mirrors the uses too. If not, several layers that share parameters
+            (`TiedReadout`) are visited at once, and every leaf of their entries is a tuple with one for each.
         uses: how many `Tied` enclose this part. Every leaf of a tree that mirrors uses has as many axes in front.
     """
 
@@ -143,7 +152,7 @@ class Node(ABC):
         Raises:
             ValueError: they do not fit; says which layer.
         """
-        return shape_of(self.output(of_shape(in_shape)))
+        return shape_of(jax.eval_shape(partial(self._outlined, _Shapes(of_any_kind=True)), of_shape(in_shape)))
 
     def output(self, x: Flow) -> Flow:
         """Shape and dtype of the output, from those of a batch: `jax.ShapeDtypeStruct` in and out, nothing computed.
@@ -152,20 +161,32 @@ class Node(ABC):
             ValueError: shapes that do not fit; says at which layer.
             TypeError: integers where a layer takes floats.
         """
-        return jax.eval_shape(lambda x: self.forward(_Shapes(), x, self.map(lambda layer: ()))[0], x)
+        return jax.eval_shape(partial(self._outlined, _Shapes()), x)
+
+    def check_input(self, x: Flow) -> None:
+        """Let the layers that a batch enters refuse its values, where these are known; nothing is computed."""
+        jax.eval_shape(partial(self._outlined, _Shapes(), x))  # no argument: the layers that x enters see its values
+
+    def _outlined(self, step: Step, x: Flow) -> Flow:
+        return self.forward(step, x, self.map(lambda layer: ()))[0]
 
 
 @dataclass(frozen=True)
 class _Shapes(Step):
-    """Arrays of the right shape, under `jax.eval_shape`: no layer computes anything."""
+    """Arrays of the right shape, under `jax.eval_shape`: no layer computes anything.
+
+    Attributes:
+        of_any_kind: whether layers take floats and integers alike, where nothing but shapes is known.
+    """
+
+    of_any_kind: bool = False
 
     @override
     def forward(self, layer: Any, x: Flow, own: Any) -> tuple[Flow, Any]:
         parts = jax.tree.leaves(x)
         floats = [part for part in parts if jnp.issubdtype(part.dtype, jnp.floating)]
-        if len(floats) < len(parts) and not layer.takes_integers:
-            came = next(part.dtype for part in parts if not jnp.issubdtype(part.dtype, jnp.floating))
-            raise TypeError(f"x must hold floats, got {came}; convert it with .astype, for {layer} takes no integers")
+        if not self.of_any_kind:
+            layer.check_input(x)
         dtype = floats[0].dtype if floats else jnp.zeros(()).dtype
         return jnp.zeros((parts[0].shape[0], *layer.out_shape(shape_of(x))), dtype), ()
 

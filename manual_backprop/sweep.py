@@ -104,6 +104,10 @@ class Sweep(Step):
     def read(self, block: Node, kept: Tree, found: Tree) -> Tree:
         return found if self.reader is None else read(block, self.reader, (kept, found), uses=1)
 
+    @override
+    def joined(self, layer: Any, kept: tuple[LayerTrace, ...], found: tuple[Array, ...]) -> Any:
+        return None if self.reader is None else self.reader(layer.factor(tuple(k.saved for k in kept), found))
+
 
 def forward_sweep(net: Node, params: Tree, x: Examples, *, lean: bool = False) -> tuple[Flow, Tree]:
     """`forward` without checks; `lean` is for callers that need no trace."""

@@ -114,6 +114,10 @@ class Tangent(Step):
     def read(self, block: Node, kept: Tree, found: Tree) -> Tree:
         return jax.tree.map(lambda leaf: jnp.sum(leaf, axis=0), found)  # a reader is linear, so the uses add up
 
+    @override
+    def joined(self, layer: Any, kept: tuple[Any, ...], found: tuple[Any, ...]) -> Any:
+        return jax.tree.map(lambda *uses: sum(uses[1:], uses[0]), *found)
+
 
 def _is_pair(node: object) -> bool:
     return isinstance(node, Pair)

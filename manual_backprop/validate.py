@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from manual_backprop.layers.base import LayerTrace
 from manual_backprop.layers.factor import Factor
-from manual_backprop.node import Node
+from manual_backprop.node import Node, Walk
 from manual_backprop.precision import accumulator
 from manual_backprop.types import Examples, Flow, Tree, came
 
@@ -32,8 +32,8 @@ def _output(net: Node, x: Flow) -> Flow:
 
 @lru_cache(maxsize=256)
 def _layers(net: Node) -> Any:
-    """The structure of trees with one entry for each layer."""
-    return jax.tree.structure(net.map(lambda layer: 0))
+    """The structure of trees with one entry for each use of a layer."""
+    return jax.tree.structure(net.walk(lambda layer, uses: 0, Walk(of_uses=True, mirrored=True)))
 
 
 def network(value: Any) -> Node:
@@ -158,7 +158,8 @@ def inputs(net: Node, tree: Tree, x: Any) -> tuple[Tree, Examples]:
     """Parameters and a batch that fit `net` and each other.
 
     Raises:
-        ValueError: shapes that do not fit, an empty batch, or parameters of another structure.
+        ValueError: shapes that do not fit, an empty batch, parameters of another structure, or integers that are out of
+            range, where they are known.
         TypeError: not float arrays, or dtypes that differ.
     """
     tree = params(net, tree)
@@ -172,7 +173,13 @@ def inputs(net: Node, tree: Tree, x: Any) -> tuple[Tree, Examples]:
     for part in jax.tree.leaves(x):
         if jnp.issubdtype(part.dtype, jnp.floating) and part.dtype != dtype:
             raise TypeError(f"x is {part.dtype} but params are {dtype}; convert one of them with .astype")
+    if any(jnp.issubdtype(part.dtype, jnp.integer) and _known(part) for part in jax.tree.leaves(x)):
+        net.check_input(x)
     return tree, x
+
+
+def _known(part: Array) -> bool:
+    return not isinstance(part, jax.core.Tracer)
 
 
 def _examples(name: str, x: Any) -> Array:
@@ -239,7 +246,7 @@ def weights_of(factor: Factor, value: Any) -> Array | None:
     """One weight for each example of a layer's factor, checked as by `weights`; None stays None."""
     if value is None:
         return None
-    return _weights(value, factor.examples, jax.tree.leaves(factor)[0].dtype, "the deltas are")
+    return _weights(value, factor.examples, factor.dtype, "the deltas are")
 
 
 def _weights(value: Any, n: int, dtype: Any, whose: str) -> Array:

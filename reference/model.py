@@ -24,13 +24,17 @@ from manual_backprop.layers import (
     Affine,
     Attention,
     Dense,
+    Embedding,
     Gain,
     GainAndBias,
     Layer,
     LayerNorm,
     Parameters,
+    PositionalEmbedding,
+    Positions,
     Product,
     RMSNorm,
+    Table,
 )
 from manual_backprop.losses import (
     BinaryCrossEntropy,
@@ -40,7 +44,7 @@ from manual_backprop.losses import (
     SoftmaxCrossEntropy,
     SquaredError,
 )
-from manual_backprop.network import Parallel, Repeat, Residual, Serial, Tied
+from manual_backprop.network import Parallel, Readout, Repeat, Residual, Serial, Tied, TiedReadout
 from manual_backprop.node import Node
 from manual_backprop.objective import Objective
 
@@ -132,6 +136,21 @@ def _(layer: LayerNorm, params: GainAndBias, a_in: Array) -> Array:
     return z + jnp.broadcast_to(params.bias, z.shape) if layer.bias else z
 
 
+@apply.register
+def _(layer: Embedding, params: Table, a_in: Array) -> Array:
+    return jnp.einsum("...v,vd->...d", jax.nn.one_hot(a_in, layer.vocab, dtype=params.W.dtype), params.W)
+
+
+@apply.register
+def _(layer: PositionalEmbedding, params: Positions, a_in: Array) -> Array:
+    return jax.vmap(lambda sequence: jax.lax.add(sequence, jax.lax.slice_in_dim(params.P, 0, len(sequence))))(a_in)
+
+
+@apply.register
+def _(layer: Readout, params: Table, a_in: Array) -> Array:
+    return jnp.einsum("...d,vd->...v", a_in, params.W)
+
+
 def activated(layer: Layer, z: Array) -> Array:
     """a^(l) = f_l(z^(l)) (F2)."""
     return ACTIVATIONS.get(layer.f.name, layer.f.f)(z)
@@ -187,6 +206,16 @@ def _(node: Repeat, at: At, x: Any, params: Tree, *uses: Tree) -> tuple[Any, Tre
 @through.register
 def _(node: Tied, at: At, x: Any, params: Tree, *uses: Tree) -> tuple[Any, Tree]:
     return jax.lax.scan(lambda a, use: through(node.block, at, a, params, *use), x, uses, length=node.n)
+
+
+@through.register
+def _(node: TiedReadout, at: At, x: Any, params: Tree, *uses: Tree) -> tuple[Any, Tree]:
+    table, of_body = params
+    found: tuple[Tree, ...] = ()
+    for part, own, *each in zip(node.parts, (table, of_body, table), *uses, strict=True):
+        x, of_part = through(part, at, x, own, *each)
+        found += (of_part,)
+    return x, found
 
 
 def probed(layer: Layer, x: Any, params: Tree, probe: Array) -> tuple[Array, LayerValues]:

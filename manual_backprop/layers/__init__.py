@@ -9,9 +9,14 @@ from manual_backprop.layers.base import Parameters as Parameters
 from manual_backprop.layers.dense import Affine as Affine
 from manual_backprop.layers.dense import Dense as Dense
 from manual_backprop.layers.dense import OuterProduct as OuterProduct
+from manual_backprop.layers.embedding import Embedding as Embedding
+from manual_backprop.layers.embedding import Lookup as Lookup
+from manual_backprop.layers.embedding import Table as Table
 from manual_backprop.layers.factor import Factor as Factor
 from manual_backprop.layers.layer_norm import GainAndBias as GainAndBias
 from manual_backprop.layers.layer_norm import LayerNorm as LayerNorm
+from manual_backprop.layers.positional_embedding import PositionalEmbedding as PositionalEmbedding
+from manual_backprop.layers.positional_embedding import Positions as Positions
 from manual_backprop.layers.product import Product as Product
 from manual_backprop.layers.rms_norm import Gain as Gain
 from manual_backprop.layers.rms_norm import RMSNorm as RMSNorm

@@ -129,6 +129,20 @@ class Layer(Node):
             f"{self}: no Hessian-vector product by hand, since {type(self).__name__} has no method `change`"
         )
 
+    @override
+    def check_input(self, x: Flow) -> None:
+        """Refuse what cannot enter this layer, such as integers; it is called with arrays, or with tracers of these.
+
+        A family that takes only some values looks at them where they are known, in a network at its input alone.
+
+        Raises:
+            TypeError: integers, unless the family takes them.
+        """
+        for part in () if self.takes_integers else jax.tree.leaves(x):
+            if not jnp.issubdtype(part.dtype, jnp.floating):
+                took = f"convert it with .astype, for {self} takes no integers"
+                raise TypeError(f"x must hold floats, got {part.dtype}; {took}")
+
     @property
     def operators(self) -> Operators:
         """How a graph draws z^(l) (G1): each circle's sign and the parameters that enter it; () is one circle.
@@ -181,6 +195,18 @@ class Layer(Node):
                 f"{self}: {name} is {value.dtype}{list(value.shape)} but z is {trace.z.dtype}{list(trace.z.shape)};"
                 f" {must}"
             )
+
+
+def require_widths(layer: Layer, *names: str) -> None:
+    """Refuse sizes of a layer that are not whole numbers from 1.
+
+    Raises:
+        ValueError: says which.
+    """
+    for name in names:
+        width = getattr(layer, name)
+        if not isinstance(width, int) or width < 1:
+            raise ValueError(f"{type(layer).__name__} {name} must be an int >= 1, got {width!r}")
 
 
 def zero_like(leaf: Array) -> Array | None:

@@ -9,7 +9,7 @@ from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
 from manual_backprop import activations
 from manual_backprop.activations import Activation
-from manual_backprop.layers.base import AffineLayer, Operators, Parameters
+from manual_backprop.layers.base import AffineLayer, Operators, Parameters, require_widths
 from manual_backprop.layers.factor import Factor
 from manual_backprop.precision import accumulator, compiled
 from manual_backprop.types import Leaf, Shape, came, override
@@ -212,9 +212,7 @@ class Dense(AffineLayer):
     local_derivatives = MappingProxyType({"a_in": "({W})^T", "W": "({a_in})^T", "b": "I"})  # (C6) (C3) (C4)
 
     def __post_init__(self) -> None:
-        for name, width in (("d_in", self.d_in), ("d_out", self.d_out)):
-            if not isinstance(width, int) or width < 1:
-                raise ValueError(f"Dense {name} must be an int >= 1, got {width!r}")
+        require_widths(self, "d_in", "d_out")
         object.__setattr__(self, "activation", activations.get(self.activation))
         if self.initializer is None:
             object.__setattr__(self, "initializer", self.f.initializer)

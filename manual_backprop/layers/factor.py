@@ -26,13 +26,17 @@ class Factor(ABC):
 
     def total(self) -> Tree:
         """The plain sum over examples, for error terms that carry the examples' weights already."""
-        floats = [leaf.dtype for leaf in jax.tree.leaves(self) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-        return self.weighted_sum(jnp.ones(self.examples, accumulator(floats[0])))
+        return self.weighted_sum(jnp.ones(self.examples, accumulator(self.dtype)))
 
     @property
     def examples(self) -> int:
         """N."""
         return jax.tree.leaves(self)[0].shape[0]
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Of its floats, delta among them."""
+        return next(leaf.dtype for leaf in jax.tree.leaves(self) if jnp.issubdtype(leaf.dtype, jnp.floating))
 
     def per_example(self) -> Tree:
         """dL_n/dparams of every example n: the parameters' tree, with N in front of every leaf's shape."""
@@ -86,7 +90,7 @@ class Factor(ABC):
         """The sum of arrays of one shape; zeros where a layer has no parameters."""
         if terms:
             return sum(terms[1:], terms[0])
-        return jnp.zeros(shape, accumulator(jax.tree.leaves(self)[0].dtype))
+        return jnp.zeros(shape, accumulator(self.dtype))
 
 
 @jax.tree_util.register_dataclass

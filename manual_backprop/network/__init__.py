@@ -6,3 +6,5 @@ from manual_backprop.network.composites import Serial as Serial
 from manual_backprop.network.composites import mlp as mlp
 from manual_backprop.network.scanned import Repeat as Repeat
 from manual_backprop.network.scanned import Tied as Tied
+from manual_backprop.network.tied_readout import Readout as Readout
+from manual_backprop.network.tied_readout import TiedReadout as TiedReadout

@@ -63,7 +63,7 @@ def kronecker_factors(net: Node, trace: Tree, deltas: Tree, *, columns: bool = F
             layer.require_like_z("delta", delta, kept)
             return vmapped(layer.factor, uses)(kept.saved, delta).over_uses(uses)
 
-        first = of_column(every[..., 0])
+        first = of_column(jax.tree.map(lambda delta: delta[..., 0], every))
         if isinstance(first, NoParameters):
             return ()
         delta = jax.vmap(lambda delta: _outer_product(of_column(delta)).delta, -1)(every)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from manual_backprop.layers import Layer, LayerTrace, Parameters
-from manual_backprop.network import Repeat, Tied
+from manual_backprop.network import Repeat, Tied, TiedReadout
 from manual_backprop.node import Branches, Node, Wrapper
 from manual_backprop.objective import Step
 from reference.model import LayerValues
@@ -24,7 +24,8 @@ class Use:
     Attributes:
         layer: the layer.
         number: 1 for the first, counting every block of a Repeat and every use of a Tied.
-        path: of its entry in the trees of the step.
+        path: of its entry in the trees that mirror uses, such as the trace.
+        home: of its entry in the trees that mirror parameters; the same for all uses of these.
         block: its block in every Repeat and its use in every Tied around it: the first indices of its z, a and delta.
         owner: the same for the Repeats alone: the first indices of its parameters.
         params: its parameters, float64.
@@ -36,6 +37,7 @@ class Use:
     layer: Layer
     number: int
     path: str
+    home: str
     block: tuple[int, ...]
     owner: tuple[int, ...]
     params: Any
@@ -45,12 +47,13 @@ class Use:
 
     def name(self, what: str, field: str = "") -> str:
         """The path of one of its leaves, `gradients[1].W[0]`."""
-        index = self.owner if what == "gradients" else self.block
-        return f"{what}{self.path}{field}" + "".join(f"[{i}]" for i in index)
+        path, index = (self.home, self.owner) if what == "gradients" else (self.path, self.block)
+        return f"{what}{path}{field}" + "".join(f"[{i}]" for i in index)
 
     def of(self, tree: Tree, owned: bool = False) -> Tree:
         """Its share of another tree that mirrors uses, or parameters if `owned`."""
-        for step in self.path.strip("[]").split("][") if self.path else ():
+        path = self.home if owned else self.path
+        for step in path.strip("[]").split("][") if path else ():
             tree = tree[int(step)]
         return jax.tree.map(lambda leaf: leaf[self.owner if owned else self.block], tree)
 
@@ -74,27 +77,39 @@ def written_out(net: Node, params: Tree, step: Step) -> list[Use]:
         TypeError: a composite of an unknown kind, whose trees cannot be read.
     """
     trees = (params, layer_values(step.trace), step.deltas, step.gradients)
-    found = _uses(net, jax.tree.map(wide, trees), "", (), ())
+    found = _uses(net, jax.tree.map(wide, trees), ("", ""), (), ())
     return [Use(layer, number, *rest) for number, (layer, *rest) in enumerate(found, 1)]
 
 
-def _uses(node: Node, trees: Any, path: str, block: tuple[int, ...], owner: tuple[int, ...]) -> Iterator[Any]:
+def _uses(
+    node: Node, trees: Any, paths: tuple[str, str], block: tuple[int, ...], owner: tuple[int, ...]
+) -> Iterator[Any]:
+    """Every use with its entries in `trees`; `paths` are the node's among uses and among parameters."""
     if isinstance(node, Layer):
-        yield node, path, block, owner, *trees
+        yield node, *paths, block, owner, *trees
     elif isinstance(node, Branches):
         for i, child in enumerate(node.nodes):
-            yield from _uses(child, [tree[i] for tree in trees], f"{path}[{i}]", block, owner)
+            yield from _uses(child, [tree[i] for tree in trees], _inside(paths, i, i), block, owner)
+    elif isinstance(node, TiedReadout):
+        params, *of_uses, gradients = trees
+        for i, (child, home) in enumerate(zip(node.parts, (0, 1, 0), strict=True)):
+            each = [params[home], *(tree[i] for tree in of_uses), gradients[home]]
+            yield from _uses(child, each, _inside(paths, i, home), block, owner)
     elif isinstance(node, Repeat):
         for i in range(node.n):
-            yield from _uses(node.block, _at(trees, i), path, (*block, i), (*owner, i))
+            yield from _uses(node.block, _at(trees, i), paths, (*block, i), (*owner, i))
     elif isinstance(node, Tied):
         params, *of_uses, gradients = trees
         for i in range(node.n):
-            yield from _uses(node.block, [params, *_at(of_uses, i), gradients], path, (*block, i), owner)
+            yield from _uses(node.block, [params, *_at(of_uses, i), gradients], paths, (*block, i), owner)
     elif isinstance(node, Wrapper):
-        yield from _uses(node.block, trees, path, block, owner)
+        yield from _uses(node.block, trees, paths, block, owner)
     else:
         raise TypeError(f"{type(node).__name__} is neither Branches nor a Wrapper, so how trees mirror it is not known")
+
+
+def _inside(paths: tuple[str, str], use: int, home: int) -> tuple[str, str]:
+    return f"{paths[0]}[{use}]", f"{paths[1]}[{home}]"
 
 
 def _at(trees: Any, i: int) -> list[Tree]:
@@ -105,7 +120,7 @@ def shared(uses: list[Use]) -> list[list[Use]]:
     """The uses of every set of parameters, several where it is tied, in the order of first use."""
     owned: dict[tuple[str, tuple[int, ...]], list[Use]] = {}
     for use in uses:
-        owned.setdefault((use.path, use.owner), []).append(use)
+        owned.setdefault((use.home, use.owner), []).append(use)
     return list(owned.values())
 
 

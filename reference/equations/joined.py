@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from manual_backprop.layers import Layer
-from manual_backprop.network import Repeat, Tied
+from manual_backprop.network import Repeat, Tied, TiedReadout
 from manual_backprop.node import Branches, Node
 from reference import model
 from reference.equations.bounds import Known
@@ -96,8 +96,8 @@ def mirroring(node: Node, values: Iterator[Any]) -> Tree:
     """Build the tree that mirrors the uses of a node, from one entry for each use, first to last."""
     if isinstance(node, Layer):
         return next(values)
-    if isinstance(node, Branches):
-        return tuple(mirroring(child, values) for child in node.nodes)
+    if isinstance(node, Branches | TiedReadout):
+        return tuple(mirroring(child, values) for child in _parts_of(node))
     if isinstance(node, Repeat | Tied):
         return jax.tree.map(_stacked, *(mirroring(node.block, values) for _ in range(node.n)))
     return mirroring(node.block, values)  # type: ignore[attr-defined]
@@ -107,12 +107,16 @@ def listed(node: Node, tree: Tree) -> list[Any]:
     """The entries of a tree that mirrors the uses of a node, first to last."""
     if isinstance(node, Layer):
         return [tree]
-    if isinstance(node, Branches):
-        return [entry for child, part in zip(node.nodes, tree, strict=True) for entry in listed(child, part)]
+    if isinstance(node, Branches | TiedReadout):
+        return [entry for child, part in zip(_parts_of(node), tree, strict=True) for entry in listed(child, part)]
     if isinstance(node, Repeat | Tied):
         parts = (jax.tree.map(lambda known, i=i: _parts(known, lambda leaf: leaf[i]), tree) for i in range(node.n))
         return [entry for part in parts for entry in listed(node.block, part)]
     return listed(node.block, tree)  # type: ignore[attr-defined]
+
+
+def _parts_of(node: Branches | TiedReadout) -> tuple[Node, ...]:
+    return node.parts if isinstance(node, TiedReadout) else node.nodes
 
 
 def _stacked(*each: Known) -> Known:

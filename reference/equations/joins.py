@@ -10,7 +10,7 @@ from functools import singledispatch
 from typing import Any
 
 from manual_backprop.layers import Layer
-from manual_backprop.network import Parallel, Repeat, Residual, Serial, Tied
+from manual_backprop.network import Parallel, Repeat, Residual, Serial, Tied, TiedReadout
 from reference.equations.bounds import Arithmetic, Known
 from reference.equations.chain import Use, Wide
 from reference.equations.families import KnownFlow, Mistakes
@@ -81,6 +81,20 @@ def _(node: Serial, way: Way, x: KnownFlow, uses: Iterator[Use]) -> KnownFlow:
 @down.register
 def _(node: Serial, way: Way, d: Any, uses: Iterator[Use]) -> Any:
     for child in reversed(node.nodes):
+        d = down(child, way, d, uses)
+    return d
+
+
+@up.register
+def _(node: TiedReadout, way: Way, x: KnownFlow, uses: Iterator[Use]) -> KnownFlow:
+    for child in node.parts:
+        x = up(child, way, x, uses)
+    return x
+
+
+@down.register
+def _(node: TiedReadout, way: Way, d: Any, uses: Iterator[Use]) -> Any:
+    for child in reversed(node.parts):
         d = down(child, way, d, uses)
     return d
 

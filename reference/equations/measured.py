@@ -41,8 +41,8 @@ class _Measured(Family):
     ) -> dict[str, Known]:
         if not uses[0].parameters:
             return {}
-        layer, params = uses[0].layer, uses[0].params
-        each = [measured(of, _gradient, layer, params, *flows, shares) for flows in zip(a_in, delta, strict=True)]
+        of_uses = zip(uses, a_in, delta, strict=True)
+        each = [measured(of, _gradient, use.layer, use.params, *flows, shares) for use, *flows in of_uses]
         named = [jax.tree_util.tree_leaves_with_path(one) for one in each]
         every = zip(*named, strict=True)
         return {jax.tree_util.keystr(same[0][0]): _summed(of, [g for _, g in same]) for same in every}
