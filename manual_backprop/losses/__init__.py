@@ -12,9 +12,9 @@ from manual_backprop.losses.base import Roots as Roots
 from manual_backprop.losses.base import Targets as Targets
 from manual_backprop.losses.entropies import BinaryCrossEntropy as BinaryCrossEntropy
 from manual_backprop.losses.entropies import SigmoidBinaryCrossEntropy as SigmoidBinaryCrossEntropy
-from manual_backprop.losses.entropies import SoftmaxCrossEntropy as SoftmaxCrossEntropy
 from manual_backprop.losses.residuals import Huber as Huber
 from manual_backprop.losses.residuals import SquaredError as SquaredError
+from manual_backprop.losses.softmax import SoftmaxCrossEntropy as SoftmaxCrossEntropy
 
 squared_error = SquaredError()
 huber = Huber()
