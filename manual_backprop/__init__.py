@@ -12,6 +12,7 @@ Nothing here calls automatic differentiation. The package `reference` does, and 
 
 from manual_backprop import activations as activations
 from manual_backprop import adapters as adapters
+from manual_backprop import functions as functions
 from manual_backprop import graph as graph
 from manual_backprop import losses as losses
 from manual_backprop import rules as rules
@@ -32,6 +33,7 @@ from manual_backprop.layers import Product as Product
 from manual_backprop.layers import RMSNorm as RMSNorm
 from manual_backprop.losses import Huber as Huber
 from manual_backprop.losses import Loss as Loss
+from manual_backprop.losses import SoftmaxCrossEntropy as SoftmaxCrossEntropy
 from manual_backprop.losses import binary_cross_entropy as binary_cross_entropy
 from manual_backprop.losses import huber as huber
 from manual_backprop.losses import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy

@@ -1,6 +1,6 @@
 """Our backward sweep as a custom JAX rule: jax.grad of a function from `as_custom_vjp` runs no autodiff through it.
 
-This is the one file of the package that names `jax.custom_vjp`. That function differentiates nothing: it registers
+Only this file and `functions.custom_vjp` name `jax.custom_vjp`. That function differentiates nothing: it registers
 a derivative that is written by hand.
 """
 
@@ -13,9 +13,10 @@ from jaxtyping import Array, Float
 
 from manual_backprop import validate
 from manual_backprop.node import Node
-from manual_backprop.objective import Objective, lean_backward, per_example_scaled
+from manual_backprop.objective import Objective, lean_backward, lean_gradients, per_example_scaled
 from manual_backprop.precision import accumulator
 from manual_backprop.readings.gradients import total
+from manual_backprop.shards import varying_like
 from manual_backprop.sweep import Rule, backpropagation, backward_sweep, checked_rule, forward_sweep
 from manual_backprop.types import Examples, Flow, Tree, came
 
@@ -59,7 +60,7 @@ def _network(net: Node, rule: Rule) -> Callable[..., Array]:
     def backward(saved: Any, d_output: Any) -> tuple[None, Tree, Flow]:
         rule, params, x, trace = saved
         d_x, gradients = backward_sweep(net, params, trace, d_output, reader=total, rule=rule, lean=True)
-        return None, _varying_like(params, gradients), _varying_like(x, d_x)
+        return None, varying_like(params, gradients), varying_like(x, d_x)
 
     by_hand = jax.custom_vjp(apply)
     by_hand.defvjp(forward, backward)
@@ -74,32 +75,43 @@ def _network(net: Node, rule: Rule) -> Callable[..., Array]:
 def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
     net, loss = objective.net, objective.loss
 
-    def value(output: Array, params: Tree, y: Array, lam: Any, weights: Array | None) -> Array:
-        of_loss, penalty = objective.terms(params, output, y, lam, weights)
+    def value(losses: Array, params: Tree, lam: Any, weights: Array | None) -> Array:
+        of_loss, penalty = objective.summed(losses, params, lam, weights)
         return of_loss + penalty
 
     def apply(rule: Rule, params: Tree, x: Array, y: Array, lam: Any, weights: Array | None) -> Array:
-        return value(forward_sweep(net, params, x, lean=True)[0], params, y, lam, weights)
+        return objective(params, x, y, lam=lam, weights=weights)
 
     def forward(rule: Rule, params: Tree, x: Array, y: Array, lam: Any, weights: Array | None) -> tuple[Array, Any]:
+        if (
+            objective.chunked(y, rule) is not None
+        ):  # value and gradient in one go: the logits are not there to come back to
+            losses, *found = lean_gradients(objective, params, x, y, weights)
+            return value(losses, params, lam, weights), (rule, params, x, y, lam, weights, losses, tuple(found))
         output, trace = forward_sweep(net, params, x, lean=True)
-        return value(output, params, y, lam, weights), (rule, params, x, y, lam, weights, output, trace)
+        J = value(loss.checked_value(output, y), params, lam, weights)
+        return J, (rule, params, x, y, lam, weights, output, trace)
 
     def backward(saved: Any, g: Any) -> tuple[Any, ...]:
-        rule, params, x, y, lam, weights, output, trace = saved
+        rule, params, x, y, lam, weights, *kept = saved
         g = jnp.asarray(g)
-        d_output = loss.checked_derivative(output, y)
-        d_x, gradients = lean_backward(net, params, trace, d_output, weights, rule)
-        gradients = objective.add_penalty_gradient(gradients, params, lam)
         d_y = d_lam = d_weights = None
+        if objective.chunked(y, rule) is not None:
+            losses, (gradients, d_x) = kept
+        else:
+            output, trace = kept
+            d_output = loss.checked_derivative(output, y)
+            d_x, gradients = lean_backward(net, params, trace, d_output, weights, rule)
+            losses = loss.checked_value(output, y)
+        gradients = objective.add_penalty_gradient(gradients, params, lam)
         if jnp.issubdtype(y.dtype, jnp.floating):
             d_y = per_example_scaled(loss.target_derivative(output, y), weights)
         if lam is not None:
             d_lam = objective.regularizer.d_lam(params)  # type: ignore[union-attr]
         if weights is not None:
-            d_weights = loss.checked_value(output, y)
+            d_weights = losses
         scaled = jax.tree.map(lambda leaf: _times(g, leaf), (gradients, d_x, d_y, d_lam, d_weights))
-        return None, *map(_varying_like, (params, x, y, lam, weights), scaled)
+        return None, *map(varying_like, (params, x, y, lam, weights), scaled)
 
     by_hand = jax.custom_vjp(apply)
     by_hand.defvjp(forward, backward)
@@ -116,25 +128,3 @@ def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
 def _times(g: Array, leaf: Array) -> Array:
     """The product, computed in g's precision, that of sums, and rounded to the leaf's dtype."""
     return (g * leaf.astype(g.dtype)).astype(leaf.dtype)
-
-
-def _varying_like(primal: Tree, cotangent: Tree) -> Tree:
-    """The cotangent as shard_map wants it: summed over the axes along which its argument is replicated."""
-    if cotangent is None:
-        return None
-
-    def of_leaf(primal: Array, cotangent: Array) -> Array:
-        axes, own = _varying_axes(primal), _varying_axes(cotangent)
-        if own - axes:
-            cotangent = jax.lax.psum(cotangent, tuple(sorted(own - axes)))
-        if axes - own:
-            cotangent = jax.lax.pcast(cotangent, tuple(sorted(axes - own)), to="varying")
-        return cotangent
-
-    return jax.tree.map(of_leaf, primal, cotangent)
-
-
-def _varying_axes(leaf: Array) -> frozenset[Any]:
-    """The mesh axes along which shard_map holds different values of the leaf."""
-    kind = jax.typeof(leaf)
-    return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from manual_backprop import validate
-from manual_backprop.losses import TABLE, Loss
+from manual_backprop import readout, validate
+from manual_backprop.losses import TABLE, Loss, SoftmaxCrossEntropy
 from manual_backprop.node import Node
 from manual_backprop.precision import accumulator
 from manual_backprop.readings.gradients import gradient_reader, total
@@ -72,6 +72,8 @@ class Objective:
             )
         if not (self.regularizer is None or isinstance(self.regularizer, Frobenius)):
             raise TypeError(f"Objective regularizer must be Frobenius(lam) or None, got {came(self.regularizer)}")
+        if isinstance(self.loss, SoftmaxCrossEntropy) and self.loss.chunk is not None:
+            readout.required_split(self.net, self.loss)
 
     @classmethod
     def required(cls, value: Any) -> "Objective":
@@ -108,9 +110,28 @@ class Objective:
             TypeError: dtypes that differ.
         """
         params, x, y, lam, weights = self.checked(params, x, y, lam, weights)
-        output, _ = forward_sweep(self.net, params, x, lean=True)
-        loss, penalty = self.terms(params, output, y, lam, weights)
+        if (chunked := self.chunked(y)) is None:
+            output, _ = forward_sweep(self.net, params, x, lean=True)
+            losses = self.loss.checked_value(output, y)
+        else:
+            split, of_rows = chunked
+            own, affine = split.parts(params)
+            entered, _ = (x, ()) if split.body is None else forward_sweep(split.body, own, x, lean=True)
+            losses = readout.losses(of_rows, affine, entered, y)
+        loss, penalty = self.summed(losses, params, lam, weights)
         return loss + penalty
+
+    def chunked(self, y: Array, rule: Rule = backpropagation) -> tuple[readout.Split, SoftmaxCrossEntropy] | None:
+        """The network split before its readout, and the loss, where no logits are made: `SoftmaxCrossEntropy.chunk`.
+
+        Target distributions are as large as the logits, and another rule may want these, so both make them.
+        """
+        loss = self.loss
+        if not isinstance(loss, SoftmaxCrossEntropy) or loss.chunk is None:
+            return None
+        if type(rule) is not Rule or not jnp.issubdtype(y.dtype, jnp.integer):
+            return None
+        return readout.required_split(self.net, loss), loss
 
     def checked(
         self, params: Tree, x: Any, y: Any, lam: Any, weights: Any
@@ -133,7 +154,12 @@ class Objective:
         self, params: Tree, output: Array, y: Array, lam: Coefficient | None, weights: Array | None
     ) -> tuple[Scalar, Scalar]:
         """(L, s): the examples' losses summed with `weights` or averaged (J1), and the penalty (J2)."""
-        losses = self.loss.checked_value(output, y)
+        return self.summed(self.loss.checked_value(output, y), params, lam, weights)
+
+    def summed(
+        self, losses: Array, params: Tree, lam: Coefficient | None, weights: Array | None
+    ) -> tuple[Scalar, Scalar]:
+        """(L, s) from the examples' losses."""
         loss = jnp.mean(losses) if weights is None else jnp.sum(weights * losses)
         if self.regularizer is None:
             return loss, jnp.zeros_like(loss)
@@ -219,16 +245,35 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
         rule: Rule = backpropagation,
     ) -> tuple[Scalar, Any]:
         params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
-        net = objective.net
-        output, trace = forward_sweep(net, params, x, lean=True)
-        d_output = objective.loss.checked_derivative(output, y)
-        d_x, gradients = lean_backward(net, params, trace, d_output, weights, checked_rule(rule))
-        loss, penalty = objective.terms(params, output, y, lam, weights)
+        losses, gradients, d_x = lean_gradients(objective, params, x, y, weights, checked_rule(rule))
+        loss, penalty = objective.summed(losses, params, lam, weights)
         by_argument = objective.add_penalty_gradient(gradients, params, lam), d_x
         picked = tuple(by_argument[i] for i in wanted)
         return loss + penalty, picked[0] if isinstance(argnums, int) else picked
 
     return value_and_gradient
+
+
+def lean_gradients(
+    objective: Objective, params: Tree, x: Examples, y: Array, weights: Array | None, rule: Rule = backpropagation
+) -> tuple[Array, Tree, Flow]:
+    """(the examples' losses, dL/dparams, dL/dx) of checked arguments, where nobody asks for z, a and delta."""
+    net, loss = objective.net, objective.loss
+    chunked = objective.chunked(y, rule)
+    if chunked is None:
+        output, trace = forward_sweep(net, params, x, lean=True)
+        d_output = loss.checked_derivative(output, y)
+        d_x, gradients = lean_backward(net, params, trace, d_output, weights, rule)
+        return loss.checked_value(output, y), gradients, d_x
+    split, of_rows = chunked
+    own, affine = split.parts(params)
+    if split.body is None:
+        losses, d_x, of_readout = readout.losses_and_gradients(of_rows, affine, x, y, weights)
+        return losses, split.join((), of_readout), per_example_scaled(d_x, weights)
+    entered, trace = forward_sweep(split.body, own, x, lean=True)
+    losses, d_entered, of_readout = readout.losses_and_gradients(of_rows, affine, entered, y, weights)
+    d_x, of_body = lean_backward(split.body, own, trace, d_entered, weights)
+    return losses, split.join(of_body, of_readout), d_x
 
 
 def lean_backward(

@@ -265,9 +265,19 @@ def _(loss: Huber, o: Array, y: Array) -> Array:
 
 @losses.register
 def _(loss: SoftmaxCrossEntropy, o: Array, y: Array) -> Array:
-    if jnp.issubdtype(y.dtype, jnp.integer):
-        return _sum_outputs(optax.losses.softmax_cross_entropy_with_integer_labels(o, y))
-    return _sum_outputs(optax.losses.softmax_cross_entropy(o, y))
+    of_labels = jnp.issubdtype(y.dtype, jnp.integer)
+    counts = y != loss.ignored if of_labels and loss.ignored is not None else None
+    if counts is not None:
+        y = jnp.where(counts, y, 0)
+    if of_labels and loss.label_smoothing:
+        y, of_labels = jax.nn.one_hot(y, o.shape[-1], dtype=o.dtype), False
+    if loss.label_smoothing:
+        y = optax.smooth_labels(y, loss.label_smoothing)
+    of = optax.losses.softmax_cross_entropy_with_integer_labels if of_labels else optax.losses.softmax_cross_entropy
+    terms = of(o, y)
+    if loss.z_loss:
+        terms += loss.z_loss * jnp.square(jax.nn.logsumexp(o, axis=-1))
+    return _sum_outputs(terms if counts is None else jnp.where(counts, terms, 0))
 
 
 @losses.register

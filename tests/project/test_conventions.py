@@ -185,10 +185,10 @@ def test_only_the_check_and_what_stands_above_it_call_both_programs():
 
 def test_arrows_point_one_way():
     """node <- layers <- network <- sweep <- readings, rules <- objective <- curvature, training."""
-    order = ["types", "precision", "activations", "node", "layers", "network", "losses", "regularizers", "validate"]
-    order += ["sweep", "tangent", "readings.angle", "readings.gradients"]
-    order += ["readings.kronecker", "readings.diagnosis", "rules", "objective", "readings.curvature", "custom_vjp"]
-    order += ["textbook", "training", "adapters", "graph"]
+    order = ["types", "precision", "shards", "activations", "node", "layers", "network", "losses", "regularizers"]
+    order += ["validate", "sweep", "tangent", "readings.angle", "readings.gradients"]
+    order += ["readings.kronecker", "readings.diagnosis", "rules", "readout", "objective"]
+    order += ["readings.curvature", "custom_vjp", "functions", "textbook", "training", "adapters", "graph"]
     rank = {name: i for i, name in enumerate(order)}
     for path in BY_HAND:
         here = room(path.relative_to(ROOT).with_suffix("").parts, rank)
