@@ -45,6 +45,7 @@ from manual_backprop.network import Residual as Residual
 from manual_backprop.network import Serial as Serial
 from manual_backprop.network import Tied as Tied
 from manual_backprop.network import TiedReadout as TiedReadout
+from manual_backprop.network import gpt as gpt
 from manual_backprop.network import mlp as mlp
 from manual_backprop.objective import Objective as Objective
 from manual_backprop.objective import Step as Step

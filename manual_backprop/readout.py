@@ -16,9 +16,10 @@ from jaxtyping import Array, Float, Int
 
 from manual_backprop import activations
 from manual_backprop.layers.dense import Affine, Dense
+from manual_backprop.layers.embedding import Table
 from manual_backprop.losses import SoftmaxCrossEntropy
 from manual_backprop.losses.base import sum_outputs
-from manual_backprop.network import Serial
+from manual_backprop.network import Serial, TiedReadout
 from manual_backprop.node import Node
 from manual_backprop.precision import accumulator
 from manual_backprop.shards import zeros_beside
@@ -72,6 +73,21 @@ def _(net: Serial) -> Split | None:
         return (*(body[:-1] if own else body), last.join(body[-1] if own else (), readout))
 
     return Split(Serial(before) if before else None, parts, join)
+
+
+@split.register
+def _(net: TiedReadout) -> Split | None:
+    if net.embedding.f != activations.identity:
+        return None
+
+    def parts(params: Tree) -> tuple[Tree, Affine]:
+        return params, Affine(params[0].W)
+
+    def join(body: Tree, readout: Affine) -> Tree:
+        of_both, of_body = body
+        return Table(of_both.W + readout.W), of_body
+
+    return Split(Serial((net.embedding, net.body)), parts, join)
 
 
 def required_split(net: Node, loss: SoftmaxCrossEntropy) -> Split:
