@@ -189,13 +189,16 @@ def test_a_sequence_reads_the_first_positions_alone():
     found = layer.factor((), delta).total()
     np.testing.assert_array_equal(found.P, np.repeat([[N], [N], [0], [0], [0]], D, axis=1))
     other = layer.factor((), jnp.ones((1, 4, D)))  # a longer one, which shares two positions with these
-    np.testing.assert_array_equal(layer.factor((), delta).gram(other), np.full((N, 1), 2.0 * D))
+    for one, another in ((layer.factor((), delta), other), (other, layer.factor((), delta))):
+        np.testing.assert_array_equal(one.gram(another).ravel(), np.full(N, 2.0 * D))
 
 
 def test_sums_are_wide():
     """In bfloat16 a sum of ones stops at 256; formed in float32, it does not."""
     ids, delta = jnp.zeros((1000, 1), "int32"), jnp.ones((1000, 1, 1), "bfloat16")
     assert Lookup(ids, delta, 2).total().W[0, 0] == 1000
+    narrow = jnp.full((1000, 1), 100, "int8")  # which cannot hold the number of rows
+    assert Lookup(narrow, delta, 300).total().W[100, 0] == 1000
     assert mb.PositionalEmbedding(1, 1).factor((), delta).total().P[0, 0] == 1000
     assert Lookup(ids.reshape(1, -1), delta.reshape(1, -1, 1), 2).squared_norms()[0] == 1e6
 
