@@ -1,7 +1,7 @@
 """Gradients on sequences against jax.grad of the same model as a user writes it: `python -m benchmarks.sequences`.
 
-Every row is one interleaved run. Time and temporary memory are relative to `jax.value_and_grad`, of the plain model, and
-of the plain model with `jax.checkpoint` on its block.
+Every row is one interleaved run. Time and temporary memory are relative to `jax.value_and_grad` of the plain model, and
+to that of the plain model with `jax.checkpoint` on its block.
 """
 
 import argparse
@@ -42,6 +42,7 @@ class Row:
 
 
 def rms_norm(x: jax.Array, gain: jax.Array) -> jax.Array:
+    """RMS norm over the last axis."""
     return x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) * gain
 
 
@@ -72,6 +73,7 @@ def plain_gpt(heads: int, checkpointed: bool, params: Any, x: jax.Array, y: jax.
 
 
 def plain_readout(W: jax.Array, b: jax.Array, x: jax.Array, y: jax.Array) -> jax.Array:
+    """The mean over rows of the cross-entropy of W x + b."""
     return jnp.mean(optax.losses.softmax_cross_entropy_with_integer_labels(x @ W.T + b, y))
 
 
@@ -81,6 +83,7 @@ def plain_readout(W: jax.Array, b: jax.Array, x: jax.Array, y: jax.Array) -> jax
 def of_gpt(
     name: str, d: int, layers: int, length: int, n: int, vocab: int, chunk: int | None = None, **choices: Any
 ) -> Row:
+    """A language model's objective."""
     heads = 4
     net = mb.gpt(vocab, d, heads, layers, length, **choices)
     params = net.init(jax.random.key(0), jnp.float32)
@@ -94,6 +97,7 @@ def of_gpt(
 
 
 def of_attention(n: int, heads: int, length: int, size: int, block: int | None) -> Row:
+    """Attention alone, from one error term at its output."""
     layer = mb.Attention(heads, block=block)
     signals = tuple(jax.random.normal(key, (n, length, heads * size)) for key in jax.random.split(jax.random.key(0), 4))
 
@@ -114,6 +118,7 @@ def of_attention(n: int, heads: int, length: int, size: int, block: int | None) 
 
 
 def of_readout(rows: int, d: int, classes: int, chunk: int) -> Row:
+    """The last layer and its loss alone."""
     keys = jax.random.split(jax.random.key(0), 3)
     W, b = jax.random.normal(keys[0], (classes, d)) / d**0.5, jnp.zeros(classes)
     x, y = jax.random.normal(keys[1], (rows, d)), jax.random.randint(keys[2], (rows,), 0, classes)

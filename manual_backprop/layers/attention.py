@@ -34,7 +34,7 @@ class Saved(NamedTuple):
         v: values by head.
         present: the mask of keys that came with them, or None.
         o: the output.
-        kept: P of every span of rows, or in blocks the log of each row's sum.
+        kept: what gives P again, for every span of rows.
     """
 
     q: Array

@@ -2,13 +2,14 @@
 
 Queries are taken in spans. A causal span sees the keys up to its own end, so the scores beyond are never computed. With
 a block, a span's rows are taken so many at a time, the log of each row's sum is kept in place of its weights P, and
-nothing of size T x T is ever made (Dao et al., arXiv:2205.14135). Without one, P is kept.
+nothing of size T x T is ever made (Dao et al., arXiv:2205.14135). Without one, the exponentials of the scores are kept,
+one array: P is their share of a row's sum, which is multiplied into the narrower g on the way back.
 
 Shapes: q (N, K, G, T, size) for G queries to each of K key heads; k (N, K, S, size); v (N, K, S, width); a row is a
 position of a query. Scores, sums and P's derivatives are in float32 or wider.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,8 +25,9 @@ Values = Float[Array, "N K S width"]
 Outputs = Float[Array, "N K G T width"]
 Along = Float[Array, "N K G T 1"]
 Present = Bool[Array, "N S"] | None
-Kept = tuple[Array, ...]
-"""For every span of R rows P (N, K, G, R, keys), or in blocks the log of each row's sum (N, K, G, R, 1)."""
+Kept = tuple[tuple[Array, ...], ...]
+"""For every span of R rows: e = exp(S - max S) (N, K, G, R, keys), and the share (N, K, G, R, 1) by which its rows are
+P; in 16 bits P itself; in blocks the log of each row's sum (N, K, G, R, 1)."""
 
 SPANS = 4  # a causal span computes 5/8 of all scores, and 1/2 is what is needed
 ROWS = 32  # a span has at least as many
@@ -69,20 +71,22 @@ def attend(plan: Plan, q: Queries, k: Keys, v: Values, present: Present = None) 
         present: the keys that are there, for every example; None is all.
     """
 
-    def work(carry: None, first: Any, keys: int, q: Array) -> tuple[None, tuple[Array, Array]]:
+    def work(carry: None, first: Any, keys: int, q: Array) -> tuple[None, tuple[Array, ...]]:
         s = _scores(plan, first, q, k[:, :, :keys], present)
         largest = jnp.max(s, axis=-1, keepdims=True)
         e = jnp.exp(s - jnp.where(largest == -jnp.inf, 0, largest))
         total = jnp.sum(e, axis=-1, keepdims=True)
         seen = jnp.where(total == 0, 1, total)
-        if plan.block is None:
+        if plan.block is None and e.dtype != v.dtype:  # g times a share would underflow in 16 bits
             P = (e / seen).astype(v.dtype)
             return None, (_rows_of_values(P, v[:, :, :keys]).astype(v.dtype), P)
-        o = _rows_of_values(e.astype(v.dtype), v[:, :, :keys]) / seen
-        return None, (o.astype(v.dtype), jnp.where(total == 0, 0, largest + jnp.log(seen)))
+        o = (_rows_of_values(e.astype(v.dtype), v[:, :, :keys]) / seen).astype(v.dtype)
+        if plan.block is None:
+            return None, (o, e, 1 / seen)
+        return None, (o, jnp.where(total == 0, 0, largest + jnp.log(seen)))
 
-    _, (o, kept) = _over_rows(plan, k.shape[2], work, None, (q,))
-    return _joined(o), kept
+    _, (o, *kept) = _over_rows(plan, k.shape[2], work, None, (q,))
+    return _joined(o), tuple(zip(*kept, strict=True))
 
 
 def attend_transposed(
@@ -101,12 +105,13 @@ def attend_transposed(
     """
 
     def work(sums: Any, first: Any, keys: int, *rows: Array) -> tuple[Any, tuple[Array]]:
-        q, g, along, kept = rows
-        P = _weights(plan, first, q, k[:, :, :keys], present, kept)
+        q, g, along, *of_rows = rows
+        P, share = _weights(plan, first, q, k[:, :, :keys], present, of_rows)
+        if share is not None:
+            g, along = g * share, along * share
         dS = (_wide(P) * (_scores_of(g, v[:, :, :keys]) - along)).astype(k.dtype)
-        return _added(sums, (_rows_into(dS, q), _rows_into(P, g))), (
-            _rows_of_values(dS, k[:, :, :keys]).astype(q.dtype),
-        )
+        dq = _rows_of_values(dS, k[:, :, :keys]).astype(q.dtype)
+        return _added(sums, (_rows_into(dS, q), _rows_into(P, g))), (dq,)
 
     (dk, dv), (dq,) = _over_rows(plan, k.shape[2], work, (_zeros(k), _zeros(v)), (q, g, along), kept)
     return _joined(dq), dk.astype(k.dtype), dv.astype(v.dtype)
@@ -118,8 +123,8 @@ def attend_pushforward(
     """Do along (dq, dk, dv): Do = DP v + P dv, DP = P * (DS - rowsum(P * DS)), DS = dq k^T + q dk^T."""
 
     def work(carry: None, first: Any, keys: int, *rows: Array) -> tuple[None, tuple[Array]]:
-        q, dq, kept = rows
-        P = _weights(plan, first, q, k[:, :, :keys], present, kept)
+        q, dq, *of_rows = rows
+        P = _shared(_weights(plan, first, q, k[:, :, :keys], present, of_rows))
         DP = _changed_weights(P, q, k[:, :, :keys], dq, dk[:, :, :keys])
         Do = _rows_of_values(DP.astype(v.dtype), v[:, :, :keys]) + _rows_of_values(P, dv[:, :, :keys])
         return None, (Do.astype(v.dtype),)
@@ -143,9 +148,9 @@ def attend_change(
     """The change of `attend_transposed` along (dq, dk, dv) at a fixed g, term by term."""
 
     def work(sums: Any, first: Any, keys: int, *rows: Array) -> tuple[Any, tuple[Array]]:
-        q, dq, g, kept = rows
+        q, dq, g, *of_rows = rows
         ks, dks, vs, dvs = (part[:, :, :keys] for part in (k, dk, v, dv))
-        P = _weights(plan, first, q, ks, present, kept)
+        P = _shared(_weights(plan, first, q, ks, present, of_rows))
         DP = _changed_weights(P, q, ks, dq, dks)
         P_wide, dP, DdP = _wide(P), _scores_of(g, vs), _scores_of(g, dvs)
         excess = dP - jnp.sum(P_wide * dP, axis=-1, keepdims=True)
@@ -174,11 +179,19 @@ def _scores(plan: Plan, first: Any, q: Array, k: Array, present: Present) -> Arr
     return s
 
 
-def _weights(plan: Plan, first: Any, q: Array, k: Array, present: Present, kept: Array) -> Array:
-    """P for some rows: as kept, or again from the scores and the log of each row's sum (any number if it sees none)."""
+def _weights(
+    plan: Plan, first: Any, q: Array, k: Array, present: Present, kept: Sequence[Array]
+) -> tuple[Array, Array | None]:
+    """P for some rows, or exponentials and each row's share: as kept, or by the log of each row's sum (see `Kept`)."""
     if plan.block is None:
-        return kept
-    return jnp.exp(_scores(plan, first, q, k, present) - kept).astype(k.dtype)
+        return kept[0], kept[1] if len(kept) > 1 else None
+    return jnp.exp(_scores(plan, first, q, k, present) - kept[0]).astype(k.dtype), None
+
+
+def _shared(weights: tuple[Array, Array | None]) -> Array:
+    """P."""
+    P, share = weights
+    return P if share is None else P * share
 
 
 def _changed_weights(P: Array, q: Array, k: Array, dq: Array, dk: Array) -> Array:
@@ -242,7 +255,7 @@ def _over_rows(
     found = []
     for i, (first, count, seen) in enumerate(plan.spans(rows[0].shape[3], keys)):
         own = [jax.lax.slice_in_dim(array, first, first + count, axis=3) for array in rows]
-        own += [] if kept is None else [kept[i]]
+        own += [] if kept is None else kept[i]
         if plan.block is None or count <= plan.block:
             carry, results = work(carry, first, seen, *own)
         else:

@@ -118,7 +118,8 @@ def test_the_illustrated_example() -> None:
     v = jnp.asarray([[[1.0, 2.0, 3.0], [2.0, 8.0, 0.0], [2.0, 6.0, 3.0]]])
     o, saved = Attention(1, causal=False).net_input((), (q, k, v))
     weights = [[6.3379e-02, 4.6831e-01, 4.6831e-01], [6.0337e-06, 9.8201e-01, 1.7986e-02]]
-    np.testing.assert_allclose(saved.kept[0][0, 0, 0, :2], weights, rtol=1e-5)
+    e, share = saved.kept[0]
+    np.testing.assert_allclose((e * share)[0, 0, 0, :2], weights, rtol=1e-5)
     outputs = [[1.9366, 6.6831, 1.5951], [2.0000, 7.9640, 0.0540], [1.9997, 7.7599, 0.3584]]
     np.testing.assert_allclose(o[0], outputs, atol=5e-5)
 
