@@ -19,6 +19,7 @@ import manual_backprop as mb
 from benchmarks.interleaved import turns
 
 CHECKPOINTED = "jax.checkpoint on the block"
+HEADS = 4
 
 
 @dataclass(frozen=True)
@@ -84,16 +85,33 @@ def of_gpt(
     name: str, d: int, layers: int, length: int, n: int, vocab: int, chunk: int | None = None, **choices: Any
 ) -> Row:
     """A language model's objective."""
-    heads = 4
-    net = mb.gpt(vocab, d, heads, layers, length, **choices)
+    net = mb.gpt(vocab, d, HEADS, layers, length, **choices)
     params = net.init(jax.random.key(0), jnp.float32)
     x, y = jax.random.randint(jax.random.key(1), (2, n, length), 0, vocab)
     plain = {
-        name: jax.value_and_grad(partial(plain_gpt, heads, checkpointed))
+        name: jax.value_and_grad(partial(plain_gpt, HEADS, checkpointed))
         for name, checkpointed in (("jax.grad", False), (CHECKPOINTED, True))
     }
     objective = mb.Objective(net, mb.SoftmaxCrossEntropy(chunk=chunk))
     return Row(name, mb.value_and_grad(objective), plain, (params, x, y))
+
+
+def of_norms(name: str, d: int, layers: int, length: int, n: int, vocab: int) -> Row:
+    """Every example's squared gradient norm, against one gradient and against the norms of vmap(jax.grad)."""
+    made = of_gpt(name, d, layers, length, n, vocab)
+    net = mb.gpt(vocab, d, HEADS, layers, length)
+    objective = mb.Objective(net, mb.softmax_cross_entropy)
+
+    def ours(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        step = mb.backprop(objective, params, x, y)
+        return mb.squared_norms(net, step.trace, step.deltas)
+
+    def one_by_one(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        each = jax.vmap(jax.grad(partial(plain_gpt, HEADS, False)), (None, 0, 0))(params, x[:, None], y[:, None])
+        return sum(jnp.sum(jnp.square(leaf.reshape(n, -1)), 1) for leaf in jax.tree.leaves(each))
+
+    theirs = {"jax.grad": made.theirs["jax.grad"], "vmap(jax.grad)": one_by_one}
+    return Row(name, ours, theirs, made.arguments)
 
 
 def of_attention(n: int, heads: int, length: int, size: int, block: int | None) -> Row:
@@ -138,6 +156,9 @@ ROWS: dict[str, list[Callable[[], Row]]] = {
         partial(of_gpt, "the same, attention in blocks of 128", 256, 4, 1024, 1, 64, block=128),
         partial(of_gpt, "GPT 4 x 128, T = 256, N = 4, vocabulary 8192", 128, 4, 256, 4, 8192),
         partial(of_gpt, "the same, readout in chunks of 256", 128, 4, 256, 4, 8192, 256),
+    ],
+    "norms": [
+        partial(of_norms, "norms of 4 examples, GPT 6 x 128, T = 256; beside vmap(jax.grad)", 128, 6, 256, 4, 64)
     ],
     "attention": [
         partial(of_attention, n, heads, length, size, block)
