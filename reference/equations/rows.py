@@ -19,6 +19,7 @@ from reference.equations import bounds, joins
 from reference.equations import dense as dense  # registers its derived bounds
 from reference.equations import joined as joined  # used for a composite that is not registered
 from reference.equations import measured as measured  # used for every other family
+from reference.equations import norms as norms  # registers its derived bounds
 from reference.equations import product as product  # registers its derived bounds
 from reference.equations.bounds import Arithmetic, Curve, Known
 from reference.equations.chain import Use, Wide, shared, wide, written_out
