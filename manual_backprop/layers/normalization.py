@@ -31,9 +31,9 @@ Rows = Float[Array, "N *positions d"]
 class Normalized:
     """The input x and one or two numbers for each row, from which the transposes compute xhat again.
 
-    As an array of its own, xhat would be as large as x, and in 16 bits be rounded once more, while x is exact and in the
-    trace already, as the output of the layer below. In a compiled sweep both take the same memory, that of jax.grad,
-    since xhat is elementwise in x and formed where it is used.
+    As an array of its own, xhat would be as large as x, and in 16 bits be rounded once more, while x is exact and in
+    the trace already, as the output of the layer below. In a compiled sweep, which forms xhat where it is used, both
+    take about the same memory.
 
     Attributes:
         x: what entered the layer.

@@ -91,7 +91,8 @@ def test_what_is_built_in_is_met() -> None:
     assert set(networks.composites()) == {"serial", "residual", "parallel", "repeat", "tied"}
     names = [plan.name for plan in networks.plans(0, each_once=False)]
     assert len(set(names)) == len(names)
-    assert all(name.endswith(("serial", "residual", "parallel", "repeat", "tied", ", product")) for name in names)
+    ends = ("serial", "residual", "parallel", "repeat", "tied", ", product", ", rms norm", ", layer norm")
+    assert all(name.endswith(ends) for name in names)
 
 
 def test_layers_without_bias_are_met_wherever_there_are_gates() -> None:
