@@ -211,7 +211,7 @@ def test_unknown_names_are_refused_with_the_names_there_are(without_hook):
 
 
 def test_gelus_slope_stands_an_a_of_a_z_that_was_rounded_otherwise():
-    """XLA may compute z twice with two roundings, once for a and once for f'; near 0 a quotient of both is worthless."""
+    """XLA may compute z twice with two roundings, for a and for f'; near 0 a quotient of both is worthless."""
     z = np.concatenate([np.linspace(-1, 1, 401), np.geomspace(1e-30, 1e-2, 40)])
     other = z + 1e-9
     slope = mb.activations.gelu.df(jnp.asarray(z), mb.activations.gelu.f(jnp.asarray(other)))
