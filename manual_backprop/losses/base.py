@@ -182,7 +182,7 @@ def each_in_its_place(columns: Array, positions: tuple[int, ...]) -> Array:
     return jnp.where(own, columns[None], 0).reshape(count * columns.shape[0], *columns.shape[1:])
 
 
-def check_range(loss: Loss, what: str, y: Array, top: int) -> None:
+def check_range(loss: Loss, what: str, y: Array | np.ndarray, top: int) -> None:
     """Refuse targets outside 0..top, where their values are known: not for a y that is being traced."""
     if isinstance(y, jax.core.Tracer):
         return

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -172,9 +173,12 @@ class SoftmaxCrossEntropy(Loss):
                 f"{self}: integer labels must be {list(o.shape[:-1])} for logits {list(o.shape)}, got"
                 f" {list(y.shape)}; target distributions must be floats like the logits"
             )
-        counts = None if isinstance(y, jax.core.Tracer) else self._counts(y)
-        labels = f"labels for {o.shape[-1]} logits"
-        check_range(self, labels, y if counts is None else np.asarray(y)[np.asarray(counts)], o.shape[-1] - 1)
+        known: Array | np.ndarray = y
+        if not isinstance(y, jax.core.Tracer):
+            known = np.asarray(y)  # of NumPy, which knows the values of constants under jit too
+            counts = self._counts(known)
+            known = known if counts is None else known[counts]
+        check_range(self, f"labels for {o.shape[-1]} logits", known, o.shape[-1] - 1)
 
     def _check_distributions(self, o: jax.ShapeDtypeStruct, y: Array) -> None:
         if y.shape == o.shape[:-1]:
@@ -204,7 +208,7 @@ class SoftmaxCrossEntropy(Loss):
                 " below 0 the Hessian has a negative eigenvalue; take hessian_product, or a smaller z_loss"
             )
 
-    def _counts(self, y: Array) -> Array | None:
+    def _counts(self, y: Array | np.ndarray) -> Any:
         """Which positions count; None where all do."""
         if self.ignored is None or not _are_labels(y):
             return None
@@ -219,7 +223,7 @@ class SoftmaxCrossEntropy(Loss):
         return jnp.where(counts.reshape(*counts.shape, *(1,) * (terms.ndim - counts.ndim)), terms, 0)
 
 
-def _are_labels(y: Array) -> bool:
+def _are_labels(y: Array | np.ndarray) -> bool:
     return jnp.issubdtype(y.dtype, jnp.integer)
 
 

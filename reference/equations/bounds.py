@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from manual_backprop.losses import BinaryCrossEntropy, Huber, Loss, SquaredError
+from manual_backprop.losses import BinaryCrossEntropy, Huber, Loss, SoftmaxCrossEntropy, SquaredError
 from reference import model
 from reference.tolerance.formats import Format, unit_roundoff
 
@@ -225,6 +225,12 @@ def _(loss: Loss, o: Wide, y: Wide) -> Wide:
         return np.where(y == 0, 0, y / o**2) + np.where(y == 1, 0, (1 - y) / (1 - o) ** 2)
 
 
+@steepest.register(SoftmaxCrossEntropy)
+def _(loss: SoftmaxCrossEntropy, o: Wide, y: Wide) -> Wide:
+    """The z-loss adds 2 z (log sum exp (diag p - p p^T) + p p^T)."""
+    return 1 + 2 * loss.z_loss * (1 + _largest(o)) if loss.z_loss else np.ones_like(o)
+
+
 @singledispatch
 def sensitivity(loss: Loss, o: Wide, y: Wide) -> tuple[Wide, Wide]:
     """(of l, of dl/do) for every output: the size of the summed terms, beyond the size of the result.
@@ -232,6 +238,22 @@ def sensitivity(loss: Loss, o: Wide, y: Wide) -> tuple[Wide, Wide]:
     For losses on logits, and any other: terms up to (1 + |o|) |y| in l, probabilities and y in dl/do.
     """
     return (1 + np.abs(o)) * np.maximum(1, np.abs(y)), np.maximum(1, np.abs(y))
+
+
+@sensitivity.register(SoftmaxCrossEntropy)
+def _(loss: SoftmaxCrossEntropy, o: Wide, y: Wide) -> tuple[Wide, Wide]:
+    """The z-loss adds z (log sum exp)^2, and 2 z p log sum exp to dl/do."""
+    size, slope_size = np.maximum(1, np.abs(y)) * (1 + np.abs(o)), np.maximum(1, np.abs(y))
+    if not loss.z_loss:
+        return size, slope_size
+    largest = _largest(o)
+    return size + 2 * loss.z_loss * largest**2 / o.shape[-1], slope_size + 2 * loss.z_loss * largest
+
+
+def _largest(o: Wide) -> Wide:
+    """A bound for the size of log sum exp and of its terms, for every output."""
+    with np.errstate(invalid="ignore"):
+        return np.broadcast_to(np.max(np.abs(o), axis=-1, keepdims=True) + np.log(o.shape[-1]), o.shape)
 
 
 @sensitivity.register(SquaredError)
