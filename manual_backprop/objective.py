@@ -268,10 +268,10 @@ def lean_gradients(
     split, of_rows = chunked
     own, affine = split.parts(params)
     if split.body is None:
-        losses, d_x, of_readout = readout.losses_and_gradients(of_rows, affine, x, y, weights)
-        return losses, split.join((), of_readout), per_example_scaled(d_x, weights)
+        losses, d_x, of_readout = readout.losses_and_gradients(of_rows, affine, x, y, weights, weigh_x=True)
+        return losses, split.join((), of_readout), d_x
     entered, trace = forward_sweep(split.body, own, x, lean=True)
-    losses, d_entered, of_readout = readout.losses_and_gradients(of_rows, affine, entered, y, weights)
+    losses, d_entered, of_readout = readout.losses_and_gradients(of_rows, affine, entered, y, weights, weigh_x=False)
     d_x, of_body = lean_backward(split.body, own, trace, d_entered, weights)
     return losses, split.join(of_body, of_readout), d_x
 

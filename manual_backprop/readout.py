@@ -118,12 +118,17 @@ def losses_and_gradients(
     x: Float[Array, "N *positions d"],
     y: Int[Array, "N *positions"],
     weights: Float[Array, " N"] | None,
+    *,
+    weigh_x: bool,
 ) -> tuple[Float[Array, " N"], Float[Array, "N *positions d"], Affine]:
-    """(the loss of every example, dl/dx of every example, unscaled, and the readout's gradient by the weights)."""
+    """(the loss of every example, dl/dx of every example, and the readout's gradient summed by the weights).
+
+    None is the mean, 1/N each. With `weigh_x`, dl/dx carries the weights too.
+    """
     wide = accumulator(x.dtype)
     each = jnp.full(y.shape[:1], 1 / y.shape[0], wide) if weights is None else weights
     per_row = jax.lax.broadcast_in_dim(each, y.shape, (0,))
-    values, d_x, total = row_gradients(loss, readout, x, y, per_row)
+    values, d_x, total = row_gradients(loss, readout, x, y, per_row, weigh_x=weigh_x)
     return sum_outputs(values), d_x, jax.tree.map(lambda leaf: leaf.astype(x.dtype), total)
 
 
@@ -143,7 +148,13 @@ def row_losses(loss: SoftmaxCrossEntropy, readout: Affine, x: Float[Array, "*row
 
 
 def row_gradients(
-    loss: SoftmaxCrossEntropy, readout: Affine, x: Float[Array, "*rows d"], y: Labels, weights: PerRow
+    loss: SoftmaxCrossEntropy,
+    readout: Affine,
+    x: Float[Array, "*rows d"],
+    y: Labels,
+    weights: PerRow,
+    *,
+    weigh_x: bool = True,
 ) -> tuple[PerRow, Float[Array, "*rows d"], Affine]:
     """One pass over the rows, three products each: the logits, W^T delta (B2), and delta a^T (B4) with delta (B3).
 
@@ -156,10 +167,11 @@ def row_gradients(
         x: rows that enter W, (..., d).
         y: their labels.
         weights: one for each row, in the precision of sums.
+        weigh_x: whether d loss/dx of a row carries its weight too.
 
     Returns:
-        (the loss of every row; d loss/dx of every row, unweighted; dW and db, summed over rows by the weights, in the
-        precision of sums).
+        (the loss of every row; d loss/dx of every row; dW and db, summed over rows by the weights, in the precision of
+        sums).
     """
     wide = accumulator(x.dtype)
     # The weights enter with x, of d columns, and not with delta, of V. In 16 bits, 1/N would underflow there: what is
@@ -170,12 +182,15 @@ def row_gradients(
     def of_chunk(total: Affine, chunk: tuple[Array, ...]) -> tuple[Affine, tuple[Array, Array]]:
         rows, labels, w = chunk
         o = logits(readout, rows)
-        wide_delta = loss.derivative(o, labels)
+        wide_delta = loss.chunk_derivative(o, labels)
         delta = wide_delta.astype(rows.dtype)
         weighted = (w[:, None] * rows.astype(wide)).astype(rows.dtype)
         dW = total.W + jax.lax.dot_general(delta, weighted, (((0,), (0,)), ((), ())), preferred_element_type=wide)
         db = None if total.b is None else total.b + w @ wide_delta
-        return Affine(dW, db), (loss.value(o, labels), delta @ readout.W)
+        d_x = jax.lax.dot_general(delta, readout.W, (((1,), (0,)), ((), ())), preferred_element_type=wide)
+        if weigh_x:
+            d_x = (w if common is None else common * w)[:, None] * d_x
+        return Affine(dW, db), (loss.value(o, labels), d_x.astype(rows.dtype))
 
     start = jax.tree.map(lambda leaf: zeros_beside((readout, x, y, own), leaf.shape, wide), readout)
     total, (values, d_x) = jax.lax.scan(of_chunk, start, _chunks(loss, x, y, own))

@@ -128,7 +128,6 @@ def _each_forward(loss: SoftmaxCrossEntropy, readout: Affine, x: Array, labels: 
 def _each_backward(loss: SoftmaxCrossEntropy, saved: Any, g: Array) -> tuple[Affine, Array, None]:
     readout, x, labels = saved
     _, d_x, d_readout = row_gradients(loss, readout, x, labels, g)
-    d_x = _scaled(g[..., None], d_x)
     return varying_like(readout, _like(readout, d_readout)), varying_like(x, d_x), None
 
 
@@ -143,7 +142,7 @@ def _total_forward(
     loss: SoftmaxCrossEntropy, readout: Affine, x: Array, labels: Array, weights: Array
 ) -> tuple[Scalar, Any]:
     values, d_x, d_readout = row_gradients(loss, readout, x, labels, weights)
-    found = _like(readout, d_readout), _scaled(weights[..., None], d_x), values
+    found = _like(readout, d_readout), d_x, values
     return jnp.sum(weights * values), (found, readout, x, weights)
 
 

@@ -1,5 +1,6 @@
 """Softmax cross-entropy, from logits, for one label or for one at every position."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
@@ -86,11 +87,21 @@ class SoftmaxCrossEntropy(Loss):
 
     def derivative(self, o: Outputs, y: Targets) -> Outputs:
         """softmax(o) (sum_c(q_c) + 2 z log sum_k exp o_k) - q, which is softmax(o) - q for a distribution and no z."""
+        return self._error(o, y, _less_at)
+
+    def chunk_derivative(self, o: Outputs, y: Targets) -> Outputs:
+        """The same for the logits of a few rows: the labels are found by comparison, so that all is one pass over them.
+
+        On all logits of a batch a change in place is faster, and `derivative` makes it.
+        """
+        return self._error(o, y, _less_where)
+
+    def _error(self, o: Array, y: Array, less: Callable[[Array, Array, float], Array]) -> Array:
         (wide,) = widened(o)
         softmax = _softmax(wide)
         if _are_labels(y):
             spread = softmax - self.label_smoothing / o.shape[-1] if self.label_smoothing else softmax
-            error = _less_at(spread, y, 1 - self.label_smoothing)
+            error = less(spread, y, 1 - self.label_smoothing)
         else:
             q = self._target(wide, y)
             error = softmax * jnp.sum(q, axis=-1, keepdims=True) - q
@@ -227,6 +238,11 @@ def _are_labels(y: Array | np.ndarray) -> bool:
     return jnp.issubdtype(y.dtype, jnp.integer)
 
 
+def _countable(y: Array) -> Array:
+    """The labels in a type that holds the number of classes too: int8 ends at 127."""
+    return y if y.dtype.itemsize >= 4 else y.astype(jnp.int32)
+
+
 def _softmax(o: Array) -> Array:
     e = jnp.exp(o - jnp.max(o, axis=-1, keepdims=True))
     return e / jnp.sum(e, axis=-1, keepdims=True)
@@ -248,6 +264,7 @@ def _log_sum_exp(o: Array) -> Array:
 @compiled
 def _of_label(o: Array, y: Array) -> Array:
     """The logit of each row's label, (..., 1), without a one-hot row; nan for a label out of range."""
+    y = _countable(y)
     known = ((y >= 0) & (y < o.shape[-1]))[..., None]
     return jnp.where(known, jnp.take_along_axis(o, jnp.where(known, y[..., None], 0), axis=-1), jnp.nan)
 
@@ -258,6 +275,7 @@ def _less_at(rows: Array, y: Array, amount: float) -> Array:
 
     One entry is changed in place. With one-hot rows subtracted, XLA runs the sweep up to a sixth slower on two cores.
     """
+    y = _countable(y)
     known = (y >= 0) & (y < rows.shape[-1])
 
     def of_row(row: Array, label: Array) -> Array:
@@ -268,10 +286,18 @@ def _less_at(rows: Array, y: Array, amount: float) -> Array:
     return jnp.where(known[..., None], of_row(rows, jnp.where(known, y, 0)), jnp.nan)
 
 
+def _less_where(rows: Array, y: Array, amount: float) -> Array:
+    """The same by comparing every class with the label."""
+    y = _countable(y)
+    known = (y >= 0) & (y < rows.shape[-1])
+    at_label = y[..., None] == jnp.arange(rows.shape[-1], dtype=y.dtype).reshape(*(1,) * y.ndim, -1)
+    return rows - jnp.where(at_label, amount, 0) + jnp.where(known, 0, jnp.nan)[..., None]
+
+
 def _distribution(o: Array, y: Array) -> Array:
     """Target distributions in o's dtype: labels become one-hot rows; one out of range a row of nan."""
     if not _are_labels(y):
         return y.astype(o.dtype)
-    classes = o.shape[-1]
+    y, classes = _countable(y), o.shape[-1]
     one_hot = (y[..., None] == jnp.arange(classes, dtype=y.dtype).reshape(*(1,) * y.ndim, -1)).astype(o.dtype)
     return jnp.where((y >= 0)[..., None] & (y < classes)[..., None], one_hot, jnp.nan)

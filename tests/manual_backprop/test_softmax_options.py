@@ -108,6 +108,26 @@ def test_labels_of_a_type_that_cannot_hold_the_ignored_label_all_count():
     assert_close(mb.SoftmaxCrossEntropy(ignored=-1).value(o, y), mb.softmax_cross_entropy.value(o, y), 1e-15)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8"])
+def test_narrow_labels_reach_classes_beyond_their_own_range(dtype):
+    """With 300 classes, class 256 is not class 0 of uint8, and 300 is no overflow of int8."""
+    o, y, v = jnp.sin(jnp.arange(600.0)).reshape(2, 300), jnp.asarray([0, 100]), jnp.cos(jnp.arange(600.0))
+    loss = mb.softmax_cross_entropy
+
+    def found(y: Any) -> Any:
+        v_like_o = v.reshape(o.shape)
+        return (
+            loss.value(o, y),
+            loss.derivative(o, y),
+            loss.chunk_derivative(o, y),
+            loss.hessian_product(o, y, v_like_o),
+        )
+
+    wide = jax.jit(found)(y)
+    assert_close(jax.jit(found)(y.astype(dtype)), wide, 0)
+    assert_close(wide[1], wide[2], 1e-15)
+
+
 def test_labels_out_of_range_are_refused_and_traced_are_nan():
     loss = mb.SoftmaxCrossEntropy(ignored=-1, label_smoothing=0.1)
     o = jax.ShapeDtypeStruct(O.shape, jnp.dtype("float64"))
