@@ -14,7 +14,9 @@ def varying_like(primal: Tree, cotangent: Tree) -> Tree:
     if cotangent is None:
         return None
 
-    def of_leaf(primal: Array, cotangent: Array) -> Array:
+    def of_leaf(primal: Array, cotangent: Array | None) -> Array | None:
+        if cotangent is None:  # to integers and booleans nothing flows
+            return None
         axes, own = varying_axes(primal), varying_axes(cotangent)
         if own - axes:
             cotangent = jax.lax.psum(cotangent, tuple(sorted(own - axes)))

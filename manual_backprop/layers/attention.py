@@ -26,7 +26,7 @@ Inputs = tuple[Any, ...]
 
 
 class Saved(NamedTuple):
-    """What the transposes of attention need.
+    """The values of attention that its transposes need.
 
     Attributes:
         q: queries by head, turned and times 1/sqrt(size).

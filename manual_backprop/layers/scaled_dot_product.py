@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from manual_backprop.precision import accumulator
+from manual_backprop.shards import zeros_beside
 
 Queries = Float[Array, "N K G T size"]
 Keys = Float[Array, "N K S size"]
@@ -113,7 +114,7 @@ def attend_transposed(
         dq = _rows_of_values(dS, k[:, :, :keys]).astype(q.dtype)
         return _added(sums, (_rows_into(dS, q), _rows_into(P, g))), (dq,)
 
-    (dk, dv), (dq,) = _over_rows(plan, k.shape[2], work, (_zeros(k), _zeros(v)), (q, g, along), kept)
+    (dk, dv), (dq,) = _over_rows(plan, k.shape[2], work, _no_sums(g, k, v), (q, g, along), kept)
     return _joined(dq), dk.astype(k.dtype), dv.astype(v.dtype)
 
 
@@ -160,7 +161,7 @@ def attend_change(
         of_k = _rows_into(DdS, q) + _rows_into(dS, dq)
         return _added(sums, (of_k, _rows_into(DP.astype(v.dtype), g))), (of_q.astype(q.dtype),)
 
-    (of_k, of_v), (of_q,) = _over_rows(plan, k.shape[2], work, (_zeros(k), _zeros(v)), (q, dq, g), kept)
+    (of_k, of_v), (of_q,) = _over_rows(plan, k.shape[2], work, _no_sums(g, k, v), (q, dq, g), kept)
     return _joined(of_q), of_k.astype(k.dtype), of_v.astype(v.dtype)
 
 
@@ -232,8 +233,9 @@ def _wide(values: Array) -> Array:
     return values.astype(accumulator(values.dtype))
 
 
-def _zeros(values: Array) -> Array:
-    return jnp.zeros(values.shape, accumulator(values.dtype))
+def _no_sums(g: Array, k: Array, v: Array) -> tuple[Array, Array]:
+    """Zeros in the shapes of k and v, to begin sums over rows with."""
+    return tuple(zeros_beside((g, k, v), each.shape, accumulator(each.dtype)) for each in (k, v))
 
 
 def _added(sums: tuple[Array, ...], terms: tuple[Array, ...]) -> tuple[Array, ...]:
