@@ -233,7 +233,7 @@ def _wide(values: Array) -> Array:
     return values.astype(accumulator(values.dtype))
 
 
-def _no_sums(g: Array, k: Array, v: Array) -> tuple[Array, Array]:
+def _no_sums(g: Array, k: Array, v: Array) -> tuple[Array, ...]:
     """Zeros in the shapes of k and v, to begin sums over rows with."""
     return tuple(zeros_beside((g, k, v), each.shape, accumulator(each.dtype)) for each in (k, v))
 

@@ -1,7 +1,6 @@
 """K-FAC's Kronecker factors of every layer, from the same sweep, and the natural gradient's direction by them."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -31,47 +30,54 @@ class KroneckerFactors:
     G: Leaf
 
 
-def kronecker_factors(net: Node, trace: Tree, deltas: Tree, *, columns: bool = False, shared: str = "expand") -> Tree:
+def kronecker_factors(
+    net: Node, trace: Tree, deltas: Tree, *, columns: bool = False, shared: str = "expand", partial: bool = False
+) -> Tree:
     """K-FAC's factors A and G of every layer, in the network's structure (Martens & Grosse, arXiv:1503.05671).
 
     Args:
-        net: made of dense layers, and of layers without parameters, which get ().
+        net: a layer or composite; layers without parameters get ().
         trace: from `forward`.
         deltas: from `backward` of the loss itself, for the empirical Fisher; or, with `columns`, from
             `curvature.fisher_deltas`, with the columns in front, for the Fisher or Gauss-Newton matrix.
         columns: whether the deltas have columns in front; delta delta^T is then summed over columns.
         shared: what to do with positions and with the uses of `Tied`: "expand" or "reduce"
             (Eschenhagen et al., arXiv:2311.00636).
+        partial: give None for layers whose gradient is no outer product (norms, embeddings), which are refused
+            otherwise. `kfac_direction` leaves their gradients as they are.
 
     Raises:
-        TypeError: a layer whose gradient is no outer product.
+        TypeError: without `partial`, a layer whose gradient is no outer product.
         ValueError: another `shared`.
     """
     if shared not in ("expand", "reduce"):
         raise ValueError(f'shared must be "expand" or "reduce", got {shared!r}')
 
-    def reader(factor: Factor) -> KroneckerFactors | tuple[()]:
-        if isinstance(factor, NoParameters):
-            return ()
+    def without(factor: Factor) -> bool:
+        return isinstance(factor, NoParameters) or (partial and not isinstance(factor, OuterProduct))
+
+    def reader(factor: Factor) -> KroneckerFactors | tuple[()] | None:
+        if without(factor):
+            return () if isinstance(factor, NoParameters) else None
         return KroneckerFactors(*_outer_product(factor).kronecker(shared))
 
     if not columns:
         return checked_read(reader, net, trace, deltas)
 
-    def of_layer(layer: Layer, uses: int, kept: LayerTrace, every: Array) -> KroneckerFactors | tuple[()]:
+    def of_layer(layer: Layer, uses: int, kept: LayerTrace, every: Array) -> KroneckerFactors | tuple[()] | None:
         def of_column(delta: Array) -> Factor:
             layer.require_like_z("delta", delta, kept)
             return vmapped(layer.factor, uses)(kept.saved, delta).over_uses(uses)
 
         first = of_column(jax.tree.map(lambda delta: delta[..., 0], every))
-        if isinstance(first, NoParameters):
-            return ()
+        if without(first):
+            return reader(first)
         delta = jax.vmap(lambda delta: _outer_product(of_column(delta)).delta, -1)(every)
         # Columns are further rows of the one product that gives G. What entered, and so A, is the same for all.
         return reader(replace(_outer_product(first), delta=jax.lax.collapse(delta, 0, 2)))
 
     # A walk takes blocks and uses off the front, so the columns go to the end.
-    _, columns_last = jax.vmap(partial(validate.batch, net, trace), out_axes=(None, -1))(deltas)
+    _, columns_last = jax.vmap(lambda each: validate.batch(net, trace, each), out_axes=(None, -1))(deltas)
     return net.walk(of_layer, Walk(of_uses=True), trace, columns_last)
 
 
@@ -109,7 +115,9 @@ def kfac_direction(factors: Tree, gradients: Tree, damping: float | Float[Array,
     leaves = jax.tree.leaves(gradients)
     bound = validate.non_negative("damping", damping, leaves[0].dtype)
 
-    def of_layer(factor: KroneckerFactors, gradient: Any) -> Any:
+    def of_layer(factor: KroneckerFactors | None, gradient: Any) -> Any:
+        if factor is None:
+            return gradient
         dW, db = gradient.W, gradient.b
         joint = dW if db is None else jnp.concatenate([dW, db[..., None]], axis=-1)
         if factor.A.shape[-1] != joint.shape[-1] or factor.G.shape[-1] != dW.shape[-2] or factor.A.ndim != dW.ndim:
@@ -125,17 +133,23 @@ def kfac_direction(factors: Tree, gradients: Tree, damping: float | Float[Array,
         solved = basis_G @ (turned / scales) @ jnp.swapaxes(basis_A, -1, -2)
         return type(gradient)(W=solved[..., : dW.shape[-1]], b=None if db is None else solved[..., -1])
 
-    return jax.tree.map(of_layer, factors, gradients, is_leaf=lambda node: isinstance(node, KroneckerFactors))
+    return jax.tree.map(of_layer, factors, gradients, is_leaf=_is_entry)
+
+
+def _is_entry(node: Any) -> bool:
+    """Whether this is what `kronecker_factors` gives for one layer."""
+    return node is None or isinstance(node, KroneckerFactors)
 
 
 def _require_pairs(factors: Tree, gradients: Tree) -> None:
     """Refuse factors and gradients that are of two networks or in the wrong order."""
     structures: list[Any] = []
-    for name, tree, kind in (("factors", factors, KroneckerFactors), ("gradients", gradients, Parameters)):
 
-        def is_kind(node: Any, kind: type = kind) -> bool:
-            return isinstance(node, kind)
+    def is_parameters(node: Any) -> bool:
+        return isinstance(node, Parameters)
 
+    both = ("factors", factors, KroneckerFactors, _is_entry), ("gradients", gradients, Parameters, is_parameters)
+    for name, tree, kind, is_kind in both:
         leaves, structure = jax.tree.flatten(tree, is_leaf=is_kind)
         if not all(map(is_kind, leaves)):
             raise TypeError(f"kfac_direction takes (factors, gradients, damping): {name} holds no {kind.__name__}")

@@ -71,3 +71,72 @@ def test_more_positions_than_it_was_made_for_are_refused() -> None:
     net = mb.gpt(VOCAB, 8, 2, 1, 4)
     with pytest.raises(ValueError, match="4"):
         mb.forward(net, generic(net), jnp.zeros((1, 5), int))
+
+
+@pytest.mark.parametrize("kind", ["llama", pytest.param("gpt-2", marks=pytest.mark.evidence)])
+def test_every_reading_is_that_of_vmapped_gradients(kind: str) -> None:
+    objective, params, x, y = problem(kind)
+    plain = mb.Objective(objective.net, mb.softmax_cross_entropy)
+    v = jax.tree.map(lambda leaf: jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape), params)
+
+    def J(params: Any, x: Any, y: Any) -> Any:
+        return model.value(plain, params, x, y)
+
+    @jax.jit
+    def run(params: Any) -> Any:
+        step = mb.backprop(plain, params, x, y)
+        at = plain.net, step.trace, step.deltas
+        ours = {
+            "gradients": mb.per_example_gradients(*at),
+            "norms": mb.squared_norms(*at),
+            "squares": mb.second_moment(*at),
+            "products": mb.gram(*at),
+            "clipped": mb.clipped_gradients(*at, max_norm=2.0),
+            "H v": mb.hessian_vector_product(plain, params, x, y, v),
+            "G v": mb.gauss_newton_vector_product(plain, params, x, y, v),
+        }
+        each = jax.vmap(jax.grad(J), (None, 0, 0))(params, x[:, None], y[:, None])
+        flat = jnp.concatenate([leaf.reshape(N, -1) for leaf in jax.tree.leaves(each)], axis=1)
+        norms = jnp.sum(flat**2, axis=1)
+        shares = jnp.minimum(1, 2 / jnp.sqrt(norms))
+
+        def outputs(params: Any) -> Any:
+            return model.outputs(plain.net, params, x)
+
+        def curved(o: Any, d_o: Any) -> Any:
+            loss = partial(lambda o: jnp.mean(model.losses(plain.loss, o, y)))
+            return jax.jvp(jax.grad(loss), (o,), (d_o,))[1]
+
+        o, d_o = jax.jvp(outputs, (params,), (v,))
+        theirs = {
+            "gradients": each,
+            "norms": norms,
+            "squares": jax.tree.map(lambda leaf: jnp.mean(leaf**2, axis=0), each),
+            "products": flat @ flat.T,
+            "clipped": jax.tree.map(lambda leaf: jnp.tensordot(shares, leaf, 1), each),
+            "H v": jax.jvp(jax.grad(lambda params: J(params, x, y)), (params,), (v,))[1],
+            "G v": jax.vjp(outputs, params)[1](curved(o, d_o))[0],
+        }
+        return ours, theirs
+
+    assert_close(*run(params), 1e-11)
+
+
+def test_kronecker_factors_are_of_its_dense_layers() -> None:
+    """A and G of a block's projection, by hand from the trace; what is no outer product has none, and is left alone."""
+    objective, params, x, y = problem("llama")
+    step = mb.backprop(objective, params, x, y)
+    at = objective.net, step.trace, step.deltas
+    with pytest.raises(TypeError, match="whose gradient is an outer product"):
+        mb.kronecker_factors(*at)
+    factors = mb.kronecker_factors(*at, partial=True)
+    ((norm, (query, *_), attention, _), _) = factors[1]
+    assert (factors[0], norm, attention) == (None, None, ())
+    entered, delta = step.trace[1][0][0].a[0].reshape(-1, 8), step.deltas[1][0][1][0][0].reshape(-1, 8)
+    assert_close((query.A[0], query.G[0]), (entered.T @ entered / len(entered), delta.T @ delta / N))
+    direction = mb.kfac_direction(factors, step.gradients, 0.1)
+    np.testing.assert_array_equal(direction[0].W, step.gradients[0].W)
+    solved = jnp.linalg.solve(
+        jnp.kron(query.G[0], query.A[0]) + 0.1 * jnp.eye(64), step.gradients[1][0][1][0].W[0].ravel()
+    )
+    assert_close(direction[1][0][1][0].W[0].ravel(), solved, 1e-10)
