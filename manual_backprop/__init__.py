@@ -24,6 +24,7 @@ from manual_backprop.graph import forward_graph as forward_graph
 from manual_backprop.layers import Affine as Affine
 from manual_backprop.layers import Attention as Attention
 from manual_backprop.layers import Dense as Dense
+from manual_backprop.layers import Dropout as Dropout
 from manual_backprop.layers import Embedding as Embedding
 from manual_backprop.layers import Gain as Gain
 from manual_backprop.layers import GainAndBias as GainAndBias

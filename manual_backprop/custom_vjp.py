@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from manual_backprop import validate
+from manual_backprop.drawing import layer_keys
 from manual_backprop.node import Node
 from manual_backprop.objective import Objective, lean_backward, lean_gradients, per_example_scaled
 from manual_backprop.precision import accumulator
@@ -32,8 +33,8 @@ def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Calla
     To check it: `reference.check_vjp(as_custom_vjp(objective), params, x, y, raw=objective)`.
 
     Args:
-        function: an objective, for (params, x, y, lam=None, weights=None) -> J; or a network, for
-            (params, x) -> output.
+        function: an objective, for (params, x, y, lam=None, weights=None, key=None) -> J; or a network, for
+            (params, x, key=None) -> output.
         rule: how error terms travel down; None is backpropagation.
 
     Raises:
@@ -50,24 +51,25 @@ def as_custom_vjp(function: Objective | Node, rule: Rule | None = None) -> Calla
 
 
 def _network(net: Node, rule: Rule) -> Callable[..., Array]:
-    def apply(rule: Rule, params: Tree, x: Examples) -> Flow:
-        return forward_sweep(net, params, x, lean=True)[0]
+    def apply(rule: Rule, key: Any, params: Tree, x: Examples) -> Flow:
+        return forward_sweep(net, params, x, lean=True, keys=layer_keys(net, key))[0]
 
-    def forward(rule: Rule, params: Tree, x: Examples) -> tuple[Flow, Any]:
-        output, trace = forward_sweep(net, params, x, lean=True)
-        return output, (rule, params, x, trace)
+    def forward(rule: Rule, key: Any, params: Tree, x: Examples) -> tuple[Flow, Any]:
+        output, trace = forward_sweep(net, params, x, lean=True, keys=layer_keys(net, key))
+        return output, (rule, key, params, x, trace)
 
-    def backward(saved: Any, d_output: Any) -> tuple[None, Tree, Flow]:
-        rule, params, x, trace = saved
-        d_x, gradients = backward_sweep(net, params, trace, d_output, reader=total, rule=rule, lean=True)
-        return None, varying_like(params, gradients), varying_like(x, d_x)
+    def backward(saved: Any, d_output: Any) -> tuple[None, None, Tree, Flow]:
+        rule, key, params, x, trace = saved
+        keys = layer_keys(net, key)
+        d_x, gradients = backward_sweep(net, params, trace, d_output, reader=total, rule=rule, lean=True, keys=keys)
+        return None, None, varying_like(params, gradients), varying_like(x, d_x)
 
     by_hand = jax.custom_vjp(apply)
     by_hand.defvjp(forward, backward)
 
-    def network(params: Tree, x: Examples) -> Flow:
+    def network(params: Tree, x: Examples, key: Any = None) -> Flow:
         """The network's output; reverse mode through it is our backward sweep (`as_custom_vjp`)."""
-        return by_hand(rule, *validate.inputs(net, params, x))
+        return by_hand(rule, key, *validate.inputs(net, params, x))
 
     return network
 
@@ -79,21 +81,24 @@ def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
         of_loss, penalty = objective.summed(losses, params, lam, weights)
         return of_loss + penalty
 
-    def apply(rule: Rule, params: Tree, x: Array, y: Array, lam: Any, weights: Array | None) -> Array:
-        return objective(params, x, y, lam=lam, weights=weights)
+    def apply(rule: Rule, key: Any, params: Tree, x: Array, y: Array, lam: Any, weights: Array | None) -> Array:
+        return objective(params, x, y, lam=lam, weights=weights, key=key)
 
-    def forward(rule: Rule, params: Tree, x: Array, y: Array, lam: Any, weights: Array | None) -> tuple[Array, Any]:
+    def forward(
+        rule: Rule, key: Any, params: Tree, x: Array, y: Array, lam: Any, weights: Array | None
+    ) -> tuple[Array, Any]:
+        keys = layer_keys(net, key)
         if (
             objective.chunked(y, rule) is not None
         ):  # value and gradient in one go: the logits are not there to come back to
-            losses, *found = lean_gradients(objective, params, x, y, weights)
-            return value(losses, params, lam, weights), (rule, params, x, y, lam, weights, losses, tuple(found))
-        output, trace = forward_sweep(net, params, x, lean=True)
+            losses, *found = lean_gradients(objective, params, x, y, weights, keys=keys)
+            return value(losses, params, lam, weights), (rule, key, params, x, y, lam, weights, losses, tuple(found))
+        output, trace = forward_sweep(net, params, x, lean=True, keys=keys)
         J = value(loss.checked_value(output, y), params, lam, weights)
-        return J, (rule, params, x, y, lam, weights, output, trace)
+        return J, (rule, key, params, x, y, lam, weights, output, trace)
 
     def backward(saved: Any, g: Any) -> tuple[Any, ...]:
-        rule, params, x, y, lam, weights, *kept = saved
+        rule, key, params, x, y, lam, weights, *kept = saved
         g = jnp.asarray(g)
         d_y = d_lam = d_weights = None
         if objective.chunked(y, rule) is not None:
@@ -101,7 +106,7 @@ def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
         else:
             output, trace = kept
             d_output = loss.checked_derivative(output, y)
-            d_x, gradients = lean_backward(net, params, trace, d_output, weights, rule)
+            d_x, gradients = lean_backward(net, params, trace, d_output, weights, rule, layer_keys(net, key))
             losses = loss.checked_value(output, y)
         gradients = objective.add_penalty_gradient(gradients, params, lam)
         if jnp.issubdtype(y.dtype, jnp.floating):
@@ -111,16 +116,16 @@ def _objective(objective: Objective, rule: Rule) -> Callable[..., Array]:
         if weights is not None:
             d_weights = losses
         scaled = jax.tree.map(lambda leaf: _times(g, leaf), (gradients, d_x, d_y, d_lam, d_weights))
-        return None, *map(varying_like, (params, x, y, lam, weights), scaled)
+        return None, None, *map(varying_like, (params, x, y, lam, weights), scaled)
 
     by_hand = jax.custom_vjp(apply)
     by_hand.defvjp(forward, backward)
 
-    def J(params: Tree, x: Array, y: Array, lam: Any = None, weights: Any = None) -> Float[Array, ""]:
+    def J(params: Tree, x: Array, y: Array, lam: Any = None, weights: Any = None, key: Any = None) -> Float[Array, ""]:
         """The objective; reverse mode through it is our backward sweep (`as_custom_vjp`)."""
         params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
         lam = None if lam is None else jnp.asarray(lam, accumulator(validate.dtype_of(params, x)))
-        return by_hand(rule, params, x, y, lam, weights)
+        return by_hand(rule, key, params, x, y, lam, weights)
 
     return J
 

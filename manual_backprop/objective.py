@@ -6,9 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from manual_backprop import readout, validate
+from manual_backprop.drawing import layer_keys
 from manual_backprop.losses import TABLE, Loss, SoftmaxCrossEntropy
 from manual_backprop.node import Node
 from manual_backprop.precision import accumulator
@@ -95,6 +96,7 @@ class Objective:
         *,
         lam: Coefficient | None = None,
         weights: Weights | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> Scalar:
         """J (J3).
 
@@ -104,20 +106,21 @@ class Objective:
             y: targets, as the loss takes them.
             lam: replaces the regulariser's own lambda, and may be traced.
             weights: one weight for each example; None is the mean, 1/N each.
+            key: for layers that draw at random (`Dropout`), which are off without it; the same key draws the same.
 
         Raises:
             ValueError: shapes, structures or values that do not fit.
-            TypeError: dtypes that differ.
+            TypeError: dtypes that differ; a key that is none, such as the number of a seed.
         """
         params, x, y, lam, weights = self.checked(params, x, y, lam, weights)
+        keys = layer_keys(self.net, key)
         if (chunked := self.chunked(y)) is None:
-            output, _ = forward_sweep(self.net, params, x, lean=True)
+            output, _ = forward_sweep(self.net, params, x, lean=True, keys=keys)
             losses = self.loss.checked_value(output, y)
         else:
             split, of_rows = chunked
-            own, affine = split.parts(params)
-            entered, _ = (x, ()) if split.body is None else forward_sweep(split.body, own, x, lean=True)
-            losses = readout.losses(of_rows, affine, entered, y)
+            entered, _ = _into_readout(split, params, x, keys)
+            losses = readout.losses(of_rows, split.readout(params), entered, y)
         loss, penalty = self.summed(losses, params, lam, weights)
         return loss + penalty
 
@@ -181,6 +184,7 @@ def backprop(
     lam: Coefficient | None = None,
     weights: Weights | None = None,
     rule: Rule = backpropagation,
+    key: PRNGKeyArray | None = None,
 ) -> Step:
     """The note's three steps on one batch, with everything kept: z, a, delta, gradients, dL/dx.
 
@@ -190,7 +194,7 @@ def backprop(
     """
     params, x, y, lam, weights = Objective.required(objective).checked(params, x, y, lam, weights)
     net = objective.net
-    output, trace = forward_sweep(net, params, x)  # step 1
+    output, trace = forward_sweep(net, params, x, keys=layer_keys(net, key))  # step 1
     d_output = objective.loss.checked_derivative(output, y)
     d_x, deltas = backward_sweep(net, params, trace, d_output, rule=checked_rule(rule))  # step 2
     gradients = read(net, gradient_reader(weights), (trace, deltas))  # step 3
@@ -221,8 +225,8 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
         argnums: 0 for params, 1 for x, or a sequence of these, as in JAX.
 
     Returns:
-        A function (params, x, y, *, lam=None, weights=None, rule=backpropagation) -> (J, gradient). The gradient is
-        that of J, so the one with respect to x includes the examples' weights (1/N), as jax.grad's does.
+        A function (params, x, y, *, lam=None, weights=None, rule=backpropagation, key=None) -> (J, gradient). The
+        gradient is that of J, so the one with respect to x includes the examples' weights (1/N), as jax.grad's does.
 
     Raises:
         ValueError: argnums other than 0 and 1.
@@ -243,9 +247,11 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
         lam: Coefficient | None = None,
         weights: Weights | None = None,
         rule: Rule = backpropagation,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Scalar, Any]:
         params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
-        losses, gradients, d_x = lean_gradients(objective, params, x, y, weights, checked_rule(rule))
+        keys = layer_keys(objective.net, key)
+        losses, gradients, d_x = lean_gradients(objective, params, x, y, weights, checked_rule(rule), keys)
         loss, penalty = objective.summed(losses, params, lam, weights)
         by_argument = objective.add_penalty_gradient(gradients, params, lam), d_x
         picked = tuple(by_argument[i] for i in wanted)
@@ -255,36 +261,57 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
 
 
 def lean_gradients(
-    objective: Objective, params: Tree, x: Examples, y: Array, weights: Array | None, rule: Rule = backpropagation
+    objective: Objective,
+    params: Tree,
+    x: Examples,
+    y: Array,
+    weights: Array | None,
+    rule: Rule = backpropagation,
+    keys: Tree | None = None,
 ) -> tuple[Array, Tree, Flow]:
     """(the examples' losses, dL/dparams, dL/dx) of checked arguments, where nobody asks for z, a and delta."""
     net, loss = objective.net, objective.loss
     chunked = objective.chunked(y, rule)
     if chunked is None:
-        output, trace = forward_sweep(net, params, x, lean=True)
+        output, trace = forward_sweep(net, params, x, lean=True, keys=keys)
         d_output = loss.checked_derivative(output, y)
-        d_x, gradients = lean_backward(net, params, trace, d_output, weights, rule)
+        d_x, gradients = lean_backward(net, params, trace, d_output, weights, rule, keys)
         return loss.checked_value(output, y), gradients, d_x
     split, of_rows = chunked
-    own, affine = split.parts(params)
+    affine = split.readout(params)
     if split.body is None:
         losses, d_x, of_readout = readout.losses_and_gradients(of_rows, affine, x, y, weights, weigh_x=True)
         return losses, split.join((), of_readout), d_x
-    entered, trace = forward_sweep(split.body, own, x, lean=True)
+    entered, trace = _into_readout(split, params, x, keys)
     losses, d_entered, of_readout = readout.losses_and_gradients(of_rows, affine, entered, y, weights, weigh_x=False)
-    d_x, of_body = lean_backward(split.body, own, trace, d_entered, weights)
-    return losses, split.join(of_body, of_readout), d_x
+    of_body, keys = split.of_body(params), None if keys is None else split.of_body(keys)
+    d_x, gradients = lean_backward(split.body, of_body, trace, d_entered, weights, keys=keys)
+    return losses, split.join(gradients, of_readout), d_x
+
+
+def _into_readout(split: readout.Split, params: Tree, x: Examples, keys: Tree | None) -> tuple[Flow, Tree]:
+    """The rows that enter the readout, and the trace of the body; the keys are the network's."""
+    if split.body is None:
+        return x, ()
+    keys = None if keys is None else split.of_body(keys)
+    return forward_sweep(split.body, split.of_body(params), x, lean=True, keys=keys)
 
 
 def lean_backward(
-    net: Node, params: Tree, trace: Tree, d_output: Flow, weights: Array | None, rule: Rule = backpropagation
+    net: Node,
+    params: Tree,
+    trace: Tree,
+    d_output: Flow,
+    weights: Array | None,
+    rule: Rule = backpropagation,
+    keys: Tree | None = None,
 ) -> tuple[Flow, Tree]:
     """(dJ/dx, the gradients summed by `weights`) from dl/do of every example, where nobody asks for the deltas."""
     if rule.linear and weighable(d_output):
         d_sum = per_example_scaled(d_output, weights)
-        return backward_sweep(net, params, trace, d_sum, reader=total, rule=rule, lean=True)
+        return backward_sweep(net, params, trace, d_sum, reader=total, rule=rule, lean=True, keys=keys)
     reader = gradient_reader(weights)
-    d_x, gradients = backward_sweep(net, params, trace, d_output, reader=reader, rule=rule, lean=True)
+    d_x, gradients = backward_sweep(net, params, trace, d_output, reader=reader, rule=rule, lean=True, keys=keys)
     return per_example_scaled(d_x, weights), gradients
 
 

@@ -32,12 +32,14 @@ class Split:
 
     Attributes:
         body: the network without that map; None where nothing stands before it.
-        parts: takes the network's parameters apart, into the body's and those of the map.
+        of_body: takes the body's part out of a tree that mirrors the network's parameters.
+        readout: takes the map out of the network's parameters.
         join: puts gradients of both together, in the structure of the network's parameters.
     """
 
     body: Node | None
-    parts: Callable[[Tree], tuple[Tree, Affine]]
+    of_body: Callable[[Tree], Tree]
+    readout: Callable[[Tree], Affine]
     join: Callable[[Tree, Affine], Tree]
 
 
@@ -54,7 +56,7 @@ def split(net: Node) -> Split | None:
 def _(net: Dense) -> Split | None:
     if type(net) is not Dense or net.f != activations.identity:
         return None
-    return Split(None, lambda params: ((), params), lambda body, readout: readout)
+    return Split(None, lambda tree: (), lambda params: params, lambda body, readout: readout)
 
 
 @split.register
@@ -65,14 +67,13 @@ def _(net: Serial) -> Split | None:
     own = () if last.body is None else (last.body,)  # the part of the last node that belongs to the body
     before = (*net.nodes[:-1], *own)
 
-    def parts(params: Tree) -> tuple[Tree, Affine]:
-        of_last, readout = last.parts(params[-1])
-        return (*params[:-1], *((of_last,) if own else ())), readout
+    def of_body(tree: Tree) -> Tree:
+        return (*tree[:-1], *((last.of_body(tree[-1]),) if own else ()))
 
     def join(body: Tree, readout: Affine) -> Tree:
         return (*(body[:-1] if own else body), last.join(body[-1] if own else (), readout))
 
-    return Split(Serial(before) if before else None, parts, join)
+    return Split(Serial(before) if before else None, of_body, lambda params: last.readout(params[-1]), join)
 
 
 @split.register
@@ -80,14 +81,11 @@ def _(net: TiedReadout) -> Split | None:
     if net.embedding.f != activations.identity:
         return None
 
-    def parts(params: Tree) -> tuple[Tree, Affine]:
-        return params, Affine(params[0].W)
-
     def join(body: Tree, readout: Affine) -> Tree:
         of_both, of_body = body
         return Table(of_both.W + readout.W), of_body
 
-    return Split(Serial((net.embedding, net.body)), parts, join)
+    return Split(Serial((net.embedding, net.body)), lambda tree: tree, lambda params: Affine(params[0].W), join)
 
 
 def required_split(net: Node, loss: SoftmaxCrossEntropy) -> Split:

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax
-from jaxtyping import Array
+from jaxtyping import Array, PRNGKeyArray
 
 from manual_backprop import validate
+from manual_backprop.drawing import drawn, layer_keys
 from manual_backprop.layers.base import Layer, LayerTrace, LeanTrace
 from manual_backprop.node import Node, Step, Walk, vmapped
 from manual_backprop.types import Examples, Flow, Tree, came, override
@@ -109,9 +110,12 @@ class Sweep(Step):
         return None if self.reader is None else self.reader(layer.factor(tuple(k.saved for k in kept), found))
 
 
-def forward_sweep(net: Node, params: Tree, x: Examples, *, lean: bool = False) -> tuple[Flow, Tree]:
-    """`forward` without checks; `lean` is for callers that need no trace."""
-    return net.forward(Sweep(lean=lean), x, params)
+def forward_sweep(
+    net: Node, params: Tree, x: Examples, *, lean: bool = False, keys: Tree | None = None
+) -> tuple[Flow, Tree]:
+    """`forward` without checks; `lean` is for callers that need no trace, `keys` are from `layer_keys`."""
+    step, owned = drawn(net, Sweep(lean=lean), params, keys)
+    return net.forward(step, x, owned)
 
 
 def backward_sweep(
@@ -123,15 +127,17 @@ def backward_sweep(
     reader: Reader | None = None,
     rule: Rule = backpropagation,
     lean: bool = False,
+    keys: Tree | None = None,
 ) -> tuple[Flow, Tree]:
     """`backward` without checks; with a reader, its result for every layer takes the place of the deltas.
 
-    `lean` is for the trace of a lean forward sweep: blocks that are run forward again are so in the same way.
+    `lean` and `keys` are those of a lean forward sweep: blocks that are run forward again are so in the same way.
     """
     carried = rule.carried(net, params, trace, d_output)
     if carried is not params:
         _require_mirror(rule, net, params, carried)
-    return net.backward(Sweep(reader, rule, lean), d_output, carried, trace)
+    step, owned = drawn(net, Sweep(reader, rule, lean), carried, keys)
+    return net.backward(step, d_output, owned, trace)
 
 
 def _require_mirror(rule: Rule, net: Node, params: Tree, carried: Tree) -> None:
@@ -164,22 +170,24 @@ def read(net: Node, reader: Reader, *batches: tuple[Tree, Tree], uses: int = 0) 
     return net.walk(at, Walk(of_uses=True, uses=uses), *(tree for batch in batches for tree in batch))
 
 
-def forward(net: Node, params: Tree, x: Examples) -> tuple[Flow, Tree]:
+def forward(net: Node, params: Tree, x: Examples, *, key: PRNGKeyArray | None = None) -> tuple[Flow, Tree]:
     """Step 1, (F1) and (F2): z and a of every layer, up to the last.
 
     Args:
         net: a layer or composite.
         params: its parameters, as from `net.init`.
         x: a batch (N, *features), one example a row; a^(0). A tuple of these where the first layer has several inputs.
+        key: for layers that draw at random (`Dropout`), which are off without it; the same key draws the same. Without
+            such a layer it changes nothing. What is drawn is in the trace, so `backward` takes no key.
 
     Returns:
         The output a^(L), and the trace: it mirrors `net`, and `trace[l].z`, `trace[l].a` are plain arrays.
 
     Raises:
         ValueError: shapes that do not fit, or parameters of another structure.
-        TypeError: dtypes that differ, or are not floats.
+        TypeError: dtypes that differ, or are not floats; a key that is none, such as the number of a seed.
     """
-    return forward_sweep(net, *validate.inputs(net, params, x))
+    return forward_sweep(net, *validate.inputs(net, params, x), keys=layer_keys(net, key))
 
 
 def backward(

@@ -5,8 +5,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PRNGKeyArray
 
 from manual_backprop import validate
+from manual_backprop.drawing import drawn, layer_keys
 from manual_backprop.layers.base import AffineLayer, Layer, LayerTrace, LeanTrace, zero_like
 from manual_backprop.layers.factor import Factor
 from manual_backprop.node import Node, Step
@@ -146,11 +148,15 @@ def parts(flow: Flow) -> tuple[Flow, Flow]:
 
 
 def tangent_sweep(
-    net: Node, params: Tree, x: Examples, dparams: Tree, dx: Flow, *, short: bool = False
+    net: Node, params: Tree, x: Examples, dparams: Tree, dx: Flow, *, short: bool = False, keys: Tree | None = None
 ) -> tuple[Flow, Flow, Tree]:
-    """(output, its change, what is kept for the way back); a dx of None is a zero that costs nothing."""
+    """(output, its change, what is kept for the way back); a dx of None is a zero that costs nothing.
+
+    `keys` are from `layer_keys`; what is drawn does not change along the direction.
+    """
     changes = jax.tree.map(lambda leaf: None, x) if dx is None else dx
-    output, kept = net.forward(Tangent(short=short), pairs(x, changes), along(net, params, dparams))
+    step, owned = drawn(net, Tangent(short=short), along(net, params, dparams), keys)
+    output, kept = net.forward(step, pairs(x, changes), owned)
     return *parts(output), kept
 
 
@@ -159,10 +165,13 @@ def along(net: Node, params: Tree, dparams: Tree) -> Tree:
     return net.map(lambda layer, p, dp: Pair(p, dp), params, dparams)
 
 
-def pushforward(net: Node, params: Tree, x: Examples, dparams: Tree, dx: Examples) -> tuple[Flow, Flow]:
+def pushforward(
+    net: Node, params: Tree, x: Examples, dparams: Tree, dx: Examples, *, key: PRNGKeyArray | None = None
+) -> tuple[Flow, Flow]:
     """Forward propagation of a derivative: (output, its change along (dparams, dx)), the differential of (F3).
 
     One pass gives one directional derivative; hence the note's remark on why one propagates backward instead.
+    A key is that of `forward`.
 
     Raises:
         ValueError: a tangent whose structure or shapes differ from those of its primal.
@@ -171,5 +180,5 @@ def pushforward(net: Node, params: Tree, x: Examples, dparams: Tree, dx: Example
     params, x = validate.inputs(net, params, x)
     validate.like("dparams", dparams, "params", params)
     validate.like("dx", dx, "x", x)
-    output, d_output, _ = tangent_sweep(net, params, x, dparams, dx)
+    output, d_output, _ = tangent_sweep(net, params, x, dparams, dx, keys=layer_keys(net, key))
     return output, d_output

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from manual_backprop import objective as by_hand
+from manual_backprop.drawing import draws
 from manual_backprop.node import require_key
 from manual_backprop.objective import Objective
 from manual_backprop.precision import accumulator
@@ -55,8 +56,9 @@ def make_step(
         value_and_grad: where the gradient comes from; `reference.value_and_grad` trains by jax.grad.
 
     Returns:
-        step(params, state, x, y, *, lam=None, weights=None, rule=...) -> (params, state, J before the update). The
-        memory of the given params and state is donated: they must not be used again.
+        step(params, state, x, y, *, lam=None, weights=None, rule=..., key=None) -> (params, state, J before the
+        update). The memory of the given params and state is donated: they must not be used again. A network with
+        dropout takes a new key at every step.
 
     Raises:
         TypeError: no objective, or no optax transformation.
@@ -133,7 +135,8 @@ def make_epoch(
     """One pass over all examples in random order, compiled as one scan over batches.
 
     Every example is seen exactly once: where the batch size does not divide their number, the last batch is filled up
-    with examples of weight 0.
+    with examples of weight 0. The epoch's key draws the order; where the network has dropout, every batch gets a key of
+    its own from it as well.
 
     Args:
         objective: what to minimise.
@@ -164,14 +167,18 @@ def make_epoch(
         y: Shaped[Array, "N *targets"],
     ) -> tuple[Tree, State, Float[Array, " batches"]]:
         require_key(key)
-        rows, weights = _batches(key, x.shape[0], batch_size, accumulator(x.dtype))
+        order, for_dropout = jax.random.split(key) if draws(objective.net) else (key, None)
+        rows, weights = _batches(order, x.shape[0], batch_size, accumulator(x.dtype))
+        keys = {} if for_dropout is None else {"key": jax.random.split(for_dropout, len(rows))}
 
-        def one(carry: tuple[Tree, State], batch: tuple[Array, Array]) -> tuple[tuple[Tree, State], Scalar]:
-            at, w = batch
-            params, state, J = step(*carry, x[at], y[at], weights=w)
+        def one(
+            carry: tuple[Tree, State], batch: tuple[Array, Array, dict[str, Array]]
+        ) -> tuple[tuple[Tree, State], Scalar]:
+            at, w, key = batch
+            params, state, J = step(*carry, x[at], y[at], weights=w, **key)
             return (params, state), J
 
-        (params, state), values = jax.lax.scan(one, (params, state), (rows, weights))
+        (params, state), values = jax.lax.scan(one, (params, state), (rows, weights, keys))
         return params, state, values
 
     return epoch

@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from manual_backprop.objective import Objective, Step
 from reference import model
+from reference.masks import masks
 
 Tree = Any
 
@@ -18,12 +19,13 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
     """jax.value_and_grad of the reference's objective: the counterpart of `manual_backprop.value_and_grad`.
 
     Returns:
-        A function (params, x, y, *, lam=None, weights=None) -> (J, gradient).
+        A function (params, x, y, *, lam=None, weights=None, key=None) -> (J, gradient).
     """
     Objective.required(objective)
 
-    def J(params: Tree, x: Any, y: Array, *, lam: Any = None, weights: Any = None) -> Array:
-        return model.value(objective, params, x, y, lam=lam, weights=weights)
+    def J(params: Tree, x: Any, y: Array, *, lam: Any = None, weights: Any = None, key: Any = None) -> Array:
+        drawn = masks(objective.net, params, x, key)
+        return model.value(objective, params, x, y, lam=lam, weights=weights, masks=drawn)
 
     return jax.value_and_grad(J, argnums)
 
@@ -77,6 +79,7 @@ def backprop(
     *,
     lam: Any = None,
     weights: Any = None,
+    key: Any = None,
 ) -> Step:
     """The counterpart of `manual_backprop.backprop`: the same fields, every derivative by JAX's vjp.
 
@@ -84,12 +87,19 @@ def backprop(
     the derivatives at z and x are divided by the example's share, 1/N. Where weights are given, one of them may be 0,
     so the sum of the losses is pulled back instead.
     """
-    Objective.required(objective)
+    drawn = masks(Objective.required(objective).net, params, x, key)
+    return backprop_at(objective, params, x, y, drawn, lam=lam, weights=weights)
+
+
+def backprop_at(
+    objective: Objective, params: Tree, x: Any, y: Array, masks: Tree | None, *, lam: Any = None, weights: Any = None
+) -> Step:
+    """`backprop` at given masks of dropout, as from `reference.masks`; None is without dropout."""
     n, given = model.examples(x), weights is not None
     weights = weights if given else jnp.full(n, 1 / n, model.float_type(params, x))
 
     def everything(params: Tree, lam: Any, added: Tree, x: Array) -> tuple[tuple[Array, Array], Step]:
-        losses, (output, values) = model.example_losses(objective, params, x, y, added)
+        losses, (output, values) = model.example_losses(objective, params, x, y, added, masks)
         loss, penalty = jnp.dot(weights, losses), model.penalty(objective, params, lam)
         step = Step(loss + penalty, loss, penalty, output, values, None, None, None, None)
         return (loss + penalty, losses.sum()), step
@@ -121,27 +131,43 @@ def per_example_gradients(objective: Objective, params: Tree, x: Any, y: Array) 
 
 
 def hessian_vector_product(
-    objective: Objective, params: Tree, x: Any, y: Array, v: Tree, *, lam: Any = None, weights: Any = None
+    objective: Objective,
+    params: Tree,
+    x: Any,
+    y: Array,
+    v: Tree,
+    *,
+    lam: Any = None,
+    weights: Any = None,
+    key: Any = None,
 ) -> Tree:
     """H v by jax.jvp of jax.grad."""
-    Objective.required(objective)
+    drawn = masks(Objective.required(objective).net, params, x, key)
 
     def gradient(params: Tree) -> Tree:
-        return jax.grad(model.value, argnums=1)(objective, params, x, y, lam=lam, weights=weights)
+        return jax.grad(model.value, argnums=1)(objective, params, x, y, lam=lam, weights=weights, masks=drawn)
 
     return jax.jvp(gradient, (params,), (v,))[1]
 
 
 def gauss_newton_vector_product(
-    objective: Objective, params: Tree, x: Any, y: Array, v: Tree, *, lam: Any = None, weights: Any = None
+    objective: Objective,
+    params: Tree,
+    x: Any,
+    y: Array,
+    v: Tree,
+    *,
+    lam: Any = None,
+    weights: Any = None,
+    key: Any = None,
 ) -> Tree:
     """G v by jvp of the outputs, jvp of the loss's gradient and vjp of the outputs, plus the penalty's own part."""
-    Objective.required(objective)
+    drawn = masks(Objective.required(objective).net, params, x, key)
     n = model.examples(x)
     weights = jnp.full(n, 1 / n, model.float_type(params, x)) if weights is None else weights
 
     def outputs(params: Tree) -> Array:
-        return model.outputs(objective.net, params, x)
+        return model.outputs(objective.net, params, x, drawn)
 
     def of_loss(output: Array) -> Array:
         return jnp.dot(weights, model.losses(objective.loss, output, y))

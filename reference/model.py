@@ -24,6 +24,7 @@ from manual_backprop.layers import (
     Affine,
     Attention,
     Dense,
+    Dropout,
     Embedding,
     Gain,
     GainAndBias,
@@ -147,6 +148,12 @@ def _(layer: PositionalEmbedding, params: Positions, a_in: Array) -> Array:
 
 
 @apply.register
+def _(layer: Dropout, params: Any, a_in: Array) -> Array:
+    # `params` are (), or the mask as data.
+    return a_in if isinstance(params, tuple) else jax.lax.select(params, a_in / (1 - layer.rate), jnp.zeros_like(a_in))
+
+
+@apply.register
 def _(layer: Readout, params: Table, a_in: Array) -> Array:
     return jnp.einsum("...d,vd->...v", a_in, params.W)
 
@@ -218,23 +225,27 @@ def _(node: TiedReadout, at: At, x: Any, params: Tree, *uses: Tree) -> tuple[Any
     return x, found
 
 
-def probed(layer: Layer, x: Any, params: Tree, probe: Array) -> tuple[Array, LayerValues]:
+def probed(layer: Layer, x: Any, params: Tree, probe: Array, mask: Any = ()) -> tuple[Array, LayerValues]:
     """A layer with a probe added to its z: the derivative with respect to the probe is delta."""
-    z = apply(layer, params, x) + probe
+    z = apply(layer, params if isinstance(mask, tuple) else mask, x) + probe
     a = activated(layer, z)
     return a, LayerValues(z, a)
 
 
-def unprobed(layer: Layer, x: Any, params: Tree) -> tuple[Array, LayerValues]:
+def unprobed(layer: Layer, x: Any, params: Tree, mask: Any = ()) -> tuple[Array, LayerValues]:
     """A layer without a probe."""
-    z = apply(layer, params, x)
+    z = apply(layer, params if isinstance(mask, tuple) else mask, x)
     a = activated(layer, z)
     return a, LayerValues(z, a)
 
 
-def outputs(net: Node, params: Tree, x: Any) -> Any:
+def outputs(net: Node, params: Tree, x: Any, masks: Tree | None = None) -> Any:
     """a^(L): the network as a plain function, for JAX to differentiate."""
-    return through(net, unprobed, x, params)[0]
+    return through(net, unprobed, x, params, *_given(masks))[0]
+
+
+def _given(masks: Tree | None) -> tuple[Tree, ...]:
+    return () if masks is None else (masks,)
 
 
 def zero_probes(net: Node, params: Tree, x: Any) -> Tree:
@@ -311,16 +322,25 @@ def float_type(params: Tree, x: Any) -> Any:
 
 
 def example_losses(
-    objective: Objective, params: Tree, x: Any, y: Array, probes: Tree
+    objective: Objective, params: Tree, x: Any, y: Array, probes: Tree, masks: Tree | None = None
 ) -> tuple[Array, tuple[Array, Tree]]:
-    """(L_n of every example, (output, values of every layer)); `probes` as for `probed`."""
-    output, values = through(objective.net, probed, x, params, probes)
+    """(L_n of every example, (output, values of every layer)); `probes` as for `probed`, `masks` from `masks`."""
+    output, values = through(objective.net, probed, x, params, probes, *_given(masks))
     return losses(objective.loss, output, y), (output, values)
 
 
-def value(objective: Objective, params: Tree, x: Any, y: Array, *, lam: Any = None, weights: Any = None) -> Array:
-    """J = sum_n w_n L_n + s."""
-    per_example, _ = example_losses(objective, params, x, y, zero_probes(objective.net, params, x))
+def value(
+    objective: Objective,
+    params: Tree,
+    x: Any,
+    y: Array,
+    *,
+    lam: Any = None,
+    weights: Any = None,
+    masks: Tree | None = None,
+) -> Array:
+    """J = sum_n w_n L_n + s, at the masks of dropout if given."""
+    per_example, _ = example_losses(objective, params, x, y, zero_probes(objective.net, params, x), masks)
     if weights is None:
         weights = jnp.full(per_example.shape, 1 / examples(x), per_example.dtype)
     return jnp.dot(weights, per_example) + penalty(objective, params, lam)

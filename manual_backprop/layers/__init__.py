@@ -9,6 +9,8 @@ from manual_backprop.layers.base import Parameters as Parameters
 from manual_backprop.layers.dense import Affine as Affine
 from manual_backprop.layers.dense import Dense as Dense
 from manual_backprop.layers.dense import OuterProduct as OuterProduct
+from manual_backprop.layers.dropout import Drawn as Drawn
+from manual_backprop.layers.dropout import Dropout as Dropout
 from manual_backprop.layers.embedding import Embedding as Embedding
 from manual_backprop.layers.embedding import Lookup as Lookup
 from manual_backprop.layers.embedding import Table as Table

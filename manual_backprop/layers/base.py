@@ -144,6 +144,18 @@ class Layer(Node):
                 raise TypeError(f"x must hold floats, got {part.dtype}; {took}")
 
     @property
+    def draws(self) -> bool:
+        """Whether the layer draws at random on a sweep that is given a key, as dropout does."""
+        return False
+
+    def drawing(self, key: PRNGKeyArray) -> "Layer":
+        """The layer for one use on one sweep, which draws with this key: `net_input` has its draws in z and `saved`.
+
+        It is asked where `draws` is true. The transposes are asked of the layer itself: what they need is in `saved`.
+        """
+        return self
+
+    @property
     def operators(self) -> Operators:
         """How a graph draws z^(l) (G1): each circle's sign and the parameters that enter it; () is one circle.
 

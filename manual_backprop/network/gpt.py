@@ -3,6 +3,7 @@
 from manual_backprop.activations import Activation
 from manual_backprop.layers.attention import Attention
 from manual_backprop.layers.dense import Dense
+from manual_backprop.layers.dropout import Dropout
 from manual_backprop.layers.embedding import Embedding
 from manual_backprop.layers.layer_norm import LayerNorm
 from manual_backprop.layers.positional_embedding import PositionalEmbedding
@@ -32,6 +33,7 @@ def gpt(
     rope: float | None = None,
     bias: bool = False,
     tied: bool = False,
+    dropout: float = 0.0,
     block: int | None = None,
     recompute: bool = True,
     segments: int | None = None,
@@ -57,12 +59,15 @@ def gpt(
         bias: whether dense layers and layer norms have a bias. Keys and the readout never do: softmax does not see a
             shift of its row, so a key's bias has the gradient 0.
         tied: whether the readout is the embedding's own W (Press and Wolf, arXiv:1608.05859).
+        dropout: the rate of `Dropout` on the sum of the embeddings and at the end of both branches of every block, as
+            in GPT-2. There is none on attention weights, which attention by blocks never makes. 0 adds no layer.
         block: rows of queries that attention computes at a time; see `Attention`.
         recompute: whether the blocks' inputs alone are kept where no trace is asked for; see `Repeat`.
         segments: of the blocks, likewise.
 
     Raises:
-        ValueError: heads that do not divide d, kv_heads that do not divide heads, a number below 1, or an unknown norm.
+        ValueError: heads that do not divide d, kv_heads that do not divide heads, a number below 1, a rate of dropout
+            outside 0 <= rate < 1, or an unknown norm.
         TypeError: numbers, activations or choices of another type.
     """
     if norm not in NORMS:
@@ -75,6 +80,8 @@ def gpt(
     if d % heads:
         raise ValueError(f"gpt heads must divide d = {d}, got {heads}")
     of_keys = d // heads * (heads if kv_heads is None else kv_heads)
+    dropped = Dropout(dropout)
+    drop = (dropped,) if dropped.rate else ()
     inside = hidden if hidden is not None else (8 * d // 3 if gated else 4 * d)
 
     def normed() -> Node:
@@ -84,12 +91,12 @@ def gpt(
         return Dense(wide, to, f, bias=bias)
 
     q_k_v = Parallel((dense(d, d), Dense(d, of_keys, bias=False), dense(d, of_keys)))
-    attended = Residual(Serial((normed(), q_k_v, attention, dense(d, d))))
+    attended = Residual(Serial((normed(), q_k_v, attention, dense(d, d), *drop)))
     up = Dense(d, inside, activation, bias=bias)
     mlp = (Parallel((up, dense(d, inside))), Product()) if gated else (up,)
-    block_of_both = Serial((attended, Residual(Serial((normed(), *mlp, dense(inside, d))))))
+    block_of_both = Serial((attended, Residual(Serial((normed(), *mlp, dense(inside, d), *drop)))))
     blocks = Repeat(block_of_both, layers, recompute, segments)
-    positions = () if rope is not None else (PositionalEmbedding(length, d),)
+    into_blocks = (*(() if rope is not None else (PositionalEmbedding(length, d),)), *drop)
     if tied:
-        return TiedReadout(embedding, Serial((*positions, blocks, normed())))
-    return Serial((embedding, *positions, blocks, normed(), Dense(d, vocab, bias=False)))
+        return TiedReadout(embedding, Serial((*into_blocks, blocks, normed())))
+    return Serial((embedding, *into_blocks, blocks, normed(), Dense(d, vocab, bias=False)))

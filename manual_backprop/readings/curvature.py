@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from manual_backprop import validate
+from manual_backprop.drawing import layer_keys
 from manual_backprop.node import require_key
 from manual_backprop.objective import Objective, lean_backward, per_example_scaled, weighable
 from manual_backprop.readings.gradients import gradient_reader, second_moment, total
@@ -30,6 +31,7 @@ def gauss_newton_vector_product(
     *,
     lam: Coefficient | None = None,
     weights: Weights | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> Tree:
     """G v with G = sum_n w_n J_n^T H_n J_n + lam: one sweep forward with a tangent, one back (Schraudolph, 2002).
 
@@ -44,6 +46,7 @@ def gauss_newton_vector_product(
         v: the direction, like `params`.
         lam: as for `Objective`.
         weights: as for `Objective`.
+        key: as for `Objective`: J is then that at what the key draws.
 
     Raises:
         ValueError: v of another structure or shape than params; and what `Objective` refuses.
@@ -52,7 +55,8 @@ def gauss_newton_vector_product(
     """
     params, x, y, lam, weights = Objective.required(objective).checked(params, x, y, lam, weights)
     validate.like("v", v, "params", params)
-    output, d_output, kept = tangent_sweep(objective.net, params, x, v, None, short=True)
+    keys = layer_keys(objective.net, key)
+    output, d_output, kept = tangent_sweep(objective.net, params, x, v, None, short=True, keys=keys)
     curved = objective.loss.checked_hessian_product(output, y, d_output)
     trace = jax.tree.map(lambda layer: layer.trace, kept, is_leaf=lambda node: isinstance(node, TangentTrace))
     _, product = lean_backward(objective.net, params, trace, curved, weights)
@@ -68,6 +72,7 @@ def hessian_vector_product(
     *,
     lam: Coefficient | None = None,
     weights: Weights | None = None,
+    key: PRNGKeyArray | None = None,
 ) -> Tree:
     """H v, exact, by the R-operator: R{z} = V a + W R{a}, R{delta}, R{dW} (Pearlmutter, doi:10.1162/neco.1994.6.1.147).
 
@@ -83,7 +88,7 @@ def hessian_vector_product(
     params, x, y, lam, weights = Objective.required(objective).checked(params, x, y, lam, weights)
     validate.like("v", v, "params", params)
     net, loss = objective.net, objective.loss
-    output, d_output, kept = tangent_sweep(net, params, x, v, None, short=True)
+    output, d_output, kept = tangent_sweep(net, params, x, v, None, short=True, keys=layer_keys(net, key))
     error = Pair(loss.checked_derivative(output, y), loss.checked_hessian_product(output, y, d_output))
     reader = gradient_reader(weights)
     if weighable(error):
@@ -106,6 +111,8 @@ def fisher_deltas(
     samples: int = 1,
 ) -> tuple[Tree, Tree]:
     """Error terms whose outer products make up the Fisher matrix: several for each example, as columns.
+
+    Dropout is off: the key here is for drawing targets.
 
     Args:
         objective: J; the curvature is that of its loss.

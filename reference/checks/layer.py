@@ -15,6 +15,7 @@ import numpy as np
 from manual_backprop.layers import AffineLayer, Factor, Layer
 from manual_backprop.node import Node, shape_of
 from manual_backprop.types import came
+from reference import masks as masks  # registers the forward of a dropout with its key
 from reference import model
 from reference.checks import layer_quantities as quantities
 from reference.checks import layer_witness as witness

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 import manual_backprop as mb
+from manual_backprop.drawing import typed
 from manual_backprop.layers import Parameters
 from manual_backprop.objective import Objective, Step
 from reference import autodiff, causes, model
@@ -19,6 +20,7 @@ from reference.compare import compare_leaf, require_same_structure
 from reference.equations.bounds import Arithmetic
 from reference.equations.chain import layer_values
 from reference.equations.rows import Equation, equations
+from reference.masks import masks
 from reference.report import Report, Row
 from reference.tolerance.formats import require_floats
 from reference.tolerance.rounding import SAMPLES, Measured, measure, require_samples
@@ -37,6 +39,7 @@ def check(
     *,
     lam: Any = None,
     weights: Any = None,
+    key: Any = None,
     dtype: DTypeLike = "float64",
     backprop: Backprop = mb.backprop,
     value_and_grad: ValueAndGrad = mb.value_and_grad,
@@ -63,6 +66,7 @@ def check(
         y: targets.
         lam: as for the objective.
         weights: as for the objective.
+        key: as for the objective. The reference draws what dropout draws from it a second time.
         dtype: the precision to test in.
         backprop: the step under test, in the form of `manual_backprop.backprop`.
         value_and_grad: the gradient under test, in the form of `manual_backprop.value_and_grad`.
@@ -87,6 +91,7 @@ def check(
         y,
         lam=lam,
         weights=weights,
+        key=key,
         dtype=dtype,
         samples=samples,
         seed=seed,
@@ -106,8 +111,9 @@ def by_hand(
     def under_test(p: Tree, x: Any, y: Any, given: dict[str, Any]) -> tuple[Step, Any]:
         return backprop(judge.objective, p, x, y, **given), value_and_grad(judge.objective)(p, x, y, **given)
 
+    given = judge.given if judge.key is None else {**judge.given, "key": judge.key}
     with jax.enable_x64(True):
-        return jax.device_get(jax.jit(under_test, compiler_options=compiler_options)(*judge.inputs, judge.given))
+        return jax.device_get(jax.jit(under_test, compiler_options=compiler_options)(*judge.inputs, given))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +127,8 @@ class Judge:
         dtype: the precision under test.
         measured: the reference's step in float64, and the tolerance of every entry.
         notes: on parameters that hide faults, or that were moved since they did.
+        key: of what the step draws, if it was given.
+        masks: what dropout draws with it, by the reference.
     """
 
     objective: Objective
@@ -129,6 +137,8 @@ class Judge:
     dtype: str
     measured: Measured
     notes: tuple[str, ...] = ()
+    key: Any = None
+    masks: Tree | None = None
 
     def report(self, step: Step, value_and_grad: tuple[Any, Any] | None = None) -> Report:
         """The verdict on a step, and on a value and gradient if given."""
@@ -146,7 +156,8 @@ class Judge:
     def _equation_rows(self, step: Step, context: causes.Context) -> Iterator[Row]:
         require_same_structure("gradients", step.gradients, self.measured.value.gradients)
         require_same_structure("deltas", step.deltas, self.measured.value.deltas)
-        found = equations(self.objective, *self.inputs, step, Arithmetic.of(self.dtype), **self.given)
+        arithmetic = Arithmetic.of(self.dtype)
+        found = equations(self.objective, *self.inputs, step, arithmetic, **self.given, masks=self.masks)
         for equation in found:
             yield compare_leaf(
                 equation.path,
@@ -186,6 +197,7 @@ def prepare(
     *,
     lam: Any = None,
     weights: Any = None,
+    key: Any = None,
     dtype: DTypeLike = "float64",
     samples: int = SAMPLES,
     seed: int = 0,
@@ -205,13 +217,14 @@ def prepare(
         if generic and hiding:
             params = blind_spots.moved(params, seed)
 
-        def step(p: Tree, x: Any, y: Any, given: dict[str, Any]) -> Step:
-            return autodiff.backprop(objective, p, x, y, **given)
+        def step(p: Tree, x: Any, y: Any, drawn: Tree | None, given: dict[str, Any]) -> Step:
+            return autodiff.backprop_at(objective, p, x, y, drawn, **given)
 
-        wide = jax.tree.map(lambda leaf: widened(np.asarray(leaf)), (params, x, y, given))
+        drawn = jax.device_get(masks(objective.net, params, x, None if key is None else typed(key)))
+        wide = jax.tree.map(lambda leaf: widened(np.asarray(leaf)), (params, x, y, drawn, given))
         measured = measure(step, *wide, dtype=dtype, samples=samples, seed=seed)
     notes = tuple(blind_spots.of_parameters(hiding, generic))
-    return Judge(objective, (params, x, y), given, str(jnp.dtype(dtype)), measured, notes)
+    return Judge(objective, (params, x, y), given, str(jnp.dtype(dtype)), measured, notes, key, drawn)
 
 
 def _checked(

@@ -31,6 +31,7 @@ class Use:
         params: its parameters, float64.
         values: its z and a, as `LayerValues`.
         delta: its error term.
+        mask: of a dropout that draws; () for every other layer.
         gradient: of its parameters.
     """
 
@@ -43,6 +44,7 @@ class Use:
     params: Any
     values: Any
     delta: Any
+    mask: Any
     gradient: Any
 
     def name(self, what: str, field: str = "") -> str:
@@ -58,6 +60,11 @@ class Use:
         return jax.tree.map(lambda leaf: leaf[self.owner if owned else self.block], tree)
 
     @property
+    def taken(self) -> Any:
+        """The layer's parameters, or the mask of a dropout that draws: all that its forward takes beside the input."""
+        return self.params if isinstance(self.mask, tuple) else self.mask
+
+    @property
     def parameters(self) -> dict[str, tuple[Wide, Wide]]:
         """Each of its parameters with the gradient, by the path inside, such as ".W"."""
         pairs = zip(jax.tree_util.tree_leaves_with_path(self.params), jax.tree.leaves(self.gradient), strict=True)
@@ -70,14 +77,17 @@ class Use:
         return {f".{name}": getattr(self.params, name) for name in names}
 
 
-def written_out(net: Node, params: Tree, step: Step) -> list[Use]:
-    """Every use of every layer, first to last.
+def written_out(net: Node, params: Tree, step: Step, masks: Tree | None = None) -> list[Use]:
+    """Every use of every layer, first to last; `masks` as from `reference.masks`.
 
     Raises:
         TypeError: a composite of an unknown kind, whose trees cannot be read.
     """
-    trees = (params, layer_values(step.trace), step.deltas, step.gradients)
-    found = _uses(net, jax.tree.map(wide, trees), ("", ""), (), ())
+    values = layer_values(step.trace)
+    if masks is None:
+        masks = jax.tree.map(lambda layer: (), values, is_leaf=lambda node: isinstance(node, LayerValues))
+    params, *of_uses, gradients = jax.tree.map(wide, (params, values, step.deltas, step.gradients))
+    found = _uses(net, (params, *of_uses, masks, gradients), ("", ""), (), ())
     return [Use(layer, number, *rest) for number, (layer, *rest) in enumerate(found, 1)]
 
 

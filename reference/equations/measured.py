@@ -31,10 +31,10 @@ def _(layer: Layer) -> Family:
 
 class _Measured(Family):
     def net_input(self, of: Arithmetic, use: Use, a_in: KnownFlow) -> tuple[Known, Mistakes]:
-        return measured(of, _net_input, use.layer, use.params, a_in), {}
+        return measured(of, _net_input, use.layer, use.taken, a_in), {}
 
     def transport(self, of: Arithmetic, use: Use, a_in: KnownFlow, delta: Known) -> tuple[KnownFlow, Mistakes]:
-        return measured(of, _transport, use.layer, use.params, a_in, delta), {}
+        return measured(of, _transport, use.layer, use.taken, a_in, delta), {}
 
     def gradient(
         self, of: Arithmetic, uses: list[Use], a_in: list[KnownFlow], delta: list[Known], shares: Wide
@@ -42,7 +42,7 @@ class _Measured(Family):
         if not uses[0].parameters:
             return {}
         of_uses = zip(uses, a_in, delta, strict=True)
-        each = [measured(of, _gradient, use.layer, use.params, *flows, shares) for use, *flows in of_uses]
+        each = [measured(of, _gradient, use.layer, use.taken, *flows, shares) for use, *flows in of_uses]
         named = [jax.tree_util.tree_leaves_with_path(one) for one in each]
         every = zip(*named, strict=True)
         return {jax.tree_util.keystr(same[0][0]): _summed(of, [g for _, g in same]) for same in every}

@@ -65,6 +65,7 @@ def equations(
     arithmetic: Arithmetic,
     lam: Any = None,
     weights: Any = None,
+    masks: Tree | None = None,
 ) -> list[Equation]:
     """Every equation of a step, in the order of computation.
 
@@ -77,11 +78,12 @@ def equations(
         arithmetic: the arithmetic in which it was computed.
         lam: the lambda given to it, or None.
         weights: the weights given to it, or None.
+        masks: of its dropout, as from `reference.masks`, or None.
 
     Raises:
         TypeError: a layer or composite that the reference does not know.
     """
-    uses = written_out(objective.net, params, step)
+    uses = written_out(objective.net, params, step, masks)
     n = model.examples(x)
     shares = np.full(n, 1 / n) if weights is None else wide(weights)
     coefficient = 0.0 if objective.regularizer is None else float(objective.regularizer.lam if lam is None else lam)

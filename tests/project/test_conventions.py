@@ -128,8 +128,8 @@ def test_manual_backprop_knows_nothing_of_the_reference_or_the_outside(path):
 
 DESCRIPTIONS = {
     "manual_backprop.layers": {
-        "Affine", "Attention", "Dense", "Embedding", "Gain", "GainAndBias", "Layer", "LayerNorm", "LayerTrace",
-        "Parameters", "PositionalEmbedding", "Positions", "Product", "RMSNorm", "Table",
+        "Affine", "Attention", "Dense", "Drawn", "Dropout", "Embedding", "Gain", "GainAndBias", "Layer",
+        "LayerNorm", "LayerTrace", "Parameters", "PositionalEmbedding", "Positions", "Product", "RMSNorm", "Table",
     },
     "manual_backprop.losses": {
         "BinaryCrossEntropy", "Huber", "Loss", "SigmoidBinaryCrossEntropy", "SoftmaxCrossEntropy", "SquaredError",
@@ -141,6 +141,7 @@ DESCRIPTIONS = {
 TAKES_DESCRIPTIONS = [
     "model",
     "autodiff",
+    "masks",
     *(f"equations/{path.stem}" for path in REFERENCE if path.parent.name == "equations"),
 ]
 
