@@ -73,6 +73,7 @@ from manual_backprop.readings.kronecker import kfac_direction as kfac_direction
 from manual_backprop.readings.kronecker import kronecker_factors as kronecker_factors
 from manual_backprop.regularizers import Frobenius as Frobenius
 from manual_backprop.rules import edits as edits
+from manual_backprop.sampling import sampled as sampled
 from manual_backprop.sweep import backward as backward
 from manual_backprop.sweep import factors as factors
 from manual_backprop.sweep import forward as forward

@@ -144,7 +144,8 @@ def _parser() -> argparse.ArgumentParser:
         "train",
         help="train a network by the note's three steps, with jax.grad's run beside it",
         description="An MLP on scikit-learn's digits, or on your own data, trained by hand-written gradients"
-        " and again by jax.grad from the same start; prints both.",
+        " and again by jax.grad from the same start; prints both. With --text a GPT that reads and writes characters;"
+        " jax.grad's run beside it is of the first hundred steps.",
     )
     train.add_argument("--data", metavar="FILE.npz", help="arrays x (examples, features) and y (labels or values)")
     train.add_argument(
@@ -154,14 +155,37 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--hidden", type=_widths, metavar="M,M", help="hidden widths (default 128,64)")
     train.add_argument("--activation", help="of the hidden layers (default relu)")
-    train.add_argument("--optimizer", choices=("adam", "sgd", "momentum"), default="adam")
-    train.add_argument("--learning-rate", type=_rate, default=3e-3, metavar="R", help="default 0.003")
-    train.add_argument("--epochs", type=_natural, default=40, help="default 40")
-    train.add_argument("--batch", type=_positive, default=64, help="examples a step (default 64)")
-    train.add_argument("--lam", type=_coefficient, default=1e-3, help="of the regulariser (default 0.001)")
+    train.add_argument("--optimizer", choices=("adam", "sgd", "momentum"), help="default adam")
+    train.add_argument("--learning-rate", type=_rate, metavar="R", help="default 0.003")
+    train.add_argument("--epochs", type=_natural, help="default 40")
+    train.add_argument("--batch", type=_positive, help="examples a step (default 64; windows of a text: 16)")
+    train.add_argument("--lam", type=_coefficient, help="of the regulariser (default 0.001)")
     train.add_argument("--seed", type=_natural, default=0, help="draws split, parameters and order (default 0)")
     train.add_argument("--save", metavar="FILE.npz", help="write the trained network")
     train.add_argument("--load", metavar="FILE.npz", help="start from a network that --save wrote")
+    text = train.add_argument_group(
+        "with --text",
+        "A GPT, trained by AdamW to predict every next character; the last tenth of the text is held out. --batch,"
+        " --learning-rate (its peak), --seed, --save and --load hold here too.",
+    )
+    text.add_argument(
+        "--text",
+        nargs="?",
+        const=True,
+        metavar="FILE",
+        help="a text in UTF-8; without FILE, the documentation that comes with Python",
+    )
+    text.add_argument("--width", type=_positive, metavar="D", help="features of every character (default 128)")
+    text.add_argument("--heads", type=_positive, metavar="H", help="of attention; they divide D (default 4)")
+    text.add_argument("--layers", type=_positive, metavar="L", help="blocks (default 3)")
+    text.add_argument("--length", type=_positive, metavar="T", help="characters that it reads at a time (default 64)")
+    text.add_argument("--steps", type=_natural, metavar="N", help="default 600; with --load, 0 only samples")
+    text.add_argument("--sample", type=_natural, metavar="N", help="characters to write in the end (default 500)")
+    text.add_argument(
+        "--temperature", type=_coefficient, metavar="X", help="divides the logits; 0: the most probable (default 0.8)"
+    )
+    text.add_argument("--prompt", metavar="WORDS", help="what the sample goes on from (default a new line)")
+    text.add_argument("--picture", metavar="FILE", help="draw both loss curves, as .svg or .png")
 
     graph = commands.add_parser(
         "graph",
@@ -199,6 +223,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from reference.cli.check import run
         elif arguments.command == "graph":
             from reference.cli.graph import run
+        elif arguments.text is not None:
+            from reference.cli.train_text import run
         else:
             from reference.cli.train import run
         return run(arguments)

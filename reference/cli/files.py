@@ -1,10 +1,15 @@
-"""Write files so that nothing is lost or left half-written."""
+"""Write files so that nothing is lost or left half-written, and read arrays so that nothing is executed."""
 
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class BadInput(RuntimeError):  # noqa: N818
@@ -49,3 +54,43 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         raise BadInput(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def read_arrays(path: Path, such_as: str) -> "dict[str, np.ndarray]":
+    """The arrays of an .npz file; nothing is unpickled.
+
+    Args:
+        path: of the file.
+        such_as: what writes such a file, for the errors.
+
+    Raises:
+        BadInput: no such file, or none of arrays of numbers or text.
+    """
+    import numpy as np
+
+    try:
+        with path.open("rb") as stream:
+            file = np.load(stream, allow_pickle=False)
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise BadInput(f"{path} is a single array; it must be an .npz file")
+            return {name: file[name] for name in file.files}
+    except FileNotFoundError as error:
+        raise BadInput(f"there is no file {path}") from error
+    except OSError as error:
+        raise BadInput(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:  # NumPy would have the user unpickle it
+        raise BadInput(f"{path} is no .npz file of numbers or text, such as {such_as} writes") from error
+
+
+def write_arrays(path: Path, arrays: "dict[str, np.ndarray]") -> None:
+    """Write an .npz file as `write_atomically` does.
+
+    Raises:
+        BadInput: the file cannot be written.
+    """
+    import numpy as np
+
+    def write(file: IO[bytes]) -> None:
+        np.savez(file, allow_pickle=False, **arrays)
+
+    write_atomically(path, write)

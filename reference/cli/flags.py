@@ -1,7 +1,7 @@
 """Refuse flags that do not go together, so that none is ignored without a word."""
 
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from reference.cli.files import BadInput
 
@@ -13,6 +13,13 @@ def asked(arguments: Namespace, names: Sequence[str]) -> str:
     values = {name: getattr(arguments, name) for name in names}
     given = [name for name, value in values.items() if not (value is None or value is False or value == [])]
     return ", ".join(NAMES.get(name, f"--{name.replace('_', '-')}") for name in given)
+
+
+def fill(arguments: Namespace, defaults: Mapping[str, object]) -> None:
+    """Give the flags that were not given, which are None, their defaults."""
+    for name, value in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
 
 
 def refuse(arguments: Namespace, names: Sequence[str], why: str) -> None:

@@ -1,12 +1,11 @@
 """`manual-backprop train`: the note's training loop on real data, and the same run by jax.grad to compare."""
 
 import json
-import zipfile
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +15,16 @@ import optax
 import manual_backprop as mb
 from reference import autodiff
 from reference.catalogue import data
-from reference.cli.files import BadInput, require_writable, write_atomically
-from reference.cli.flags import refuse
+from reference.cli import text_network
+from reference.cli.files import BadInput, read_arrays, require_writable, write_arrays
+from reference.cli.flags import fill, refuse
 from reference.cli.terminal import Advance, print_table, progress
 
 FORMAT = "manual-backprop/network/1"
 HELD_OUT = 0.2
 HIDDEN, ACTIVATION = (128, 64), "relu"
+DEFAULTS = {"optimizer": "adam", "learning_rate": 3e-3, "epochs": 40, "batch": 64, "lam": 1e-3}
+OF_A_TEXT = ("width", "heads", "layers", "length", "steps", "sample", "temperature", "prompt", "picture")
 # Relative to the first epoch's loss. The two runs round differently at every step, and training magnifies that. In
 # float32 the curves of the default run stay within 1e-6 of each other; with a gradient that is wrong by a part in a
 # thousand they differ by far more than this.
@@ -61,6 +63,8 @@ def run(arguments: Namespace) -> int:
     Raises:
         BadInput: a file or an argument that cannot be used.
     """
+    refuse(arguments, OF_A_TEXT, "cannot go without --text, which trains a GPT on characters: add it, or leave them out")
+    fill(arguments, DEFAULTS)
     save = None if arguments.save is None else Path(arguments.save)
     if save is not None:
         require_writable(save)
@@ -151,7 +155,7 @@ def _examples(path: str | None, task: str | None) -> data.Dataset:
         if task is not None:
             raise BadInput("--task says what y of --data is; without --data, the digits are classes: leave it out")
         return data.raw("digits")
-    arrays = _read(Path(path))
+    arrays = read_arrays(Path(path), SAVED)
     if not {"x", "y"} <= set(arrays):
         raise BadInput(f"{path} holds {sorted(arrays)}; it needs the arrays x and y, as {SAVED} writes them")
     x, y = arrays["x"], arrays["y"]
@@ -197,22 +201,6 @@ def _targets(path: str, y: np.ndarray, task: str | None) -> tuple[np.ndarray, in
     if y.min() != 0:
         raise BadInput(f"labels in {path} must begin at 0, but begin at {y.min():g}; {NUMBERED}")
     return y.astype(np.int64), int(y.max()) + 1
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; nothing is unpickled."""
-    try:
-        with path.open("rb") as stream:
-            file = np.load(stream, allow_pickle=False)
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise BadInput(f"{path} is a single array; it must be an .npz file")
-            return {name: file[name] for name in file.files}
-    except FileNotFoundError as error:
-        raise BadInput(f"there is no file {path}") from error
-    except OSError as error:
-        raise BadInput(f"cannot read {path}: {error.strerror or error}") from error
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:  # NumPy would have the user unpickle it
-        raise BadInput(f"{path} is no .npz file of numbers or text, such as {SAVED} writes") from error
 
 
 def _split(dataset: data.Dataset, seed: int, loaded: "Network | None") -> Split:
@@ -272,11 +260,7 @@ def save_network(path: Path, network: Network) -> None:
     dense = [node for node in network.net.nodes if isinstance(node, mb.Dense)]
     layers = [{"d_in": n.d_in, "d_out": n.d_out, "activation": n.f.name, "bias": n.bias} for n in dense]
     arrays["description"] = np.asarray(json.dumps({"format": FORMAT, "layers": layers}))
-
-    def write(file: IO[bytes]) -> None:
-        np.savez(file, allow_pickle=False, **arrays)
-
-    write_atomically(path, write)
+    write_arrays(path, arrays)
 
 
 def load_network(path: Path) -> Network:
@@ -285,9 +269,11 @@ def load_network(path: Path) -> Network:
     Raises:
         BadInput: no such file, not one of ours, or arrays that do not fit its description.
     """
-    arrays = _read(path)
+    arrays = read_arrays(path, SAVED)
     try:
         description = json.loads(str(arrays["description"]))
+        if description["format"] == text_network.FORMAT:
+            raise BadInput(f"{path} holds a network that was trained with --text: give --text here too")
         if description["format"] != FORMAT:
             raise BadInput(f"{path} has format {description['format']!r}; this version reads {FORMAT!r}")
         layers = [_layer(described) for described in description["layers"]]

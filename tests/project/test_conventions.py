@@ -181,6 +181,7 @@ def test_only_the_check_and_what_stands_above_it_call_both_programs():
         and f"{path.parent.name}/{path.stem}".removeprefix("reference/") not in TAKES_DESCRIPTIONS
     }
     about_ours = {"step.py", "published.py", "networks.py", "proving.py", "mutating.py", "train.py", "graph.py"}
+    about_ours |= {"train_text.py", "text_network.py"}
     assert both == about_ours | {"layer.py", "layer_quantities.py", "user.py"}
 
 
