@@ -58,8 +58,9 @@ def sampled(
         raise ValueError(f"ids must be (N, start) with an example and an id at least, got {list(ids.shape)}")
     params, ids = validate.inputs(net, params, ids[:, -length:])
     logits = validate.output(net, params, jnp.zeros((ids.shape[0], length), ids.dtype))
-    if isinstance(logits, tuple) or logits.ndim != 3 or logits.shape[1] != length:
-        raise ValueError(f"{net} must map ids (N, T) to logits (N, T, vocab) to sample from, not to {logits}")
+    if logits.ndim != 3 or logits.shape[1] != length:
+        gave = f"(N, {length}) becomes {list(logits.shape)}"
+        raise ValueError(f"{net} must map ids (N, T) to logits (N, T, vocab) to be sampled from, but {gave}")
     return _sampled(net, params, key, ids, count, length, jnp.asarray(temperature, accumulator(logits.dtype)))
 
 

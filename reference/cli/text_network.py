@@ -27,12 +27,25 @@ class Sizes:
         heads: of attention.
         layers: number of blocks.
         length: the most characters that it reads at a time.
+
+    Raises:
+        ValueError: anything but whole numbers from 1, or a width that is no even multiple of the heads.
     """
 
     width: int
     heads: int
     layers: int
     length: int
+
+    def __post_init__(self) -> None:
+        for name, number in vars(self).items():
+            if type(number) is not int or number < 1:
+                raise ValueError(f"--{name} must be a whole number from 1, got {number!r}")
+        if self.width % (2 * self.heads):
+            raise ValueError(
+                f"--width must be an even multiple of --heads, since positions turn pairs of a head's features: got a"
+                f" width of {self.width} for {self.heads} heads"
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +69,7 @@ class TextNetwork:
 
 
 def network(sizes: Sizes, characters: str) -> mb.layers.Node:
-    """The GPT of these sizes; blocks this small are faster kept than computed again.
-
-    Raises:
-        ValueError: heads that do not divide the width, or of an odd number of features.
-    """
+    """The GPT of these sizes; blocks this small are kept, which is faster than to run them forward again."""
     width, heads, layers, length = sizes.width, sizes.heads, sizes.layers, sizes.length
     return mb.gpt(len(characters), width, heads, layers, length, rope=10000.0, tied=True, recompute=False)
 
@@ -92,10 +101,12 @@ def load_text_network(path: Path) -> TextNetwork:
     try:
         description = json.loads(str(arrays["description"]))
         if description["format"] != FORMAT:
-            raise BadInput(f"{path} has format {description['format']!r}; --text reads {FORMAT!r}, as {SAVED} writes it")
+            raise BadInput(
+                f"{path} has format {description['format']!r}; --text reads {FORMAT!r}, as {SAVED} writes it"
+            )
         sizes, characters = Sizes(**description["sizes"]), description["characters"]
-        if len(characters) < 2 or len(set(characters)) != len(characters) or characters[0] != UNKNOWN:
-            raise ValueError(f"its characters must differ from each other and begin with {UNKNOWN}")
+        if not isinstance(characters, str) or len(set(characters)) != len(characters) or characters[:1] != UNKNOWN:
+            raise ValueError(f"its characters must be a text that begins with {UNKNOWN}, each of them once")
         net = network(sizes, characters)
         expected = jax.eval_shape(lambda: net.init(jax.random.key(0), jnp.float32))
         read = []

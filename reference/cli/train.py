@@ -63,7 +63,9 @@ def run(arguments: Namespace) -> int:
     Raises:
         BadInput: a file or an argument that cannot be used.
     """
-    refuse(arguments, OF_A_TEXT, "cannot go without --text, which trains a GPT on characters: add it, or leave them out")
+    refuse(
+        arguments, OF_A_TEXT, "cannot go without --text, which trains a GPT on characters: add it, or leave them out"
+    )
     fill(arguments, DEFAULTS)
     save = None if arguments.save is None else Path(arguments.save)
     if save is not None:

@@ -43,7 +43,7 @@ def run(arguments: Namespace) -> int:
     if loaded:
         refuse(arguments, tuple(OF_THE_NETWORK), f"cannot go with --load, which brings its own: {loaded.sizes}")
     fill(arguments, DEFAULTS)
-    sizes = loaded.sizes if loaded else Sizes(*(getattr(arguments, name) for name in OF_THE_NETWORK))
+    sizes = loaded.sizes if loaded else _sizes(arguments)
     _require_length(words, sizes.length)
     corpus = text.corpus(words, loaded.characters if loaded else None)
     start = loaded or _fresh(sizes, corpus.characters, arguments.seed)
@@ -180,14 +180,15 @@ def _require_known(prompt: str, characters: str) -> None:
         raise BadInput(f"--prompt has {strange!r}, which the network does not know; it knows {characters[1:]!r}")
 
 
-def _fresh(sizes: Sizes, characters: str, seed: int) -> TextNetwork:
-    if sizes.width % sizes.heads:
-        raise BadInput(f"--heads must divide --width, got {sizes.heads} heads for a width of {sizes.width}")
+def _sizes(arguments: Namespace) -> Sizes:
     try:
-        net = network(sizes, characters)
-        return TextNetwork(sizes, characters, net.init(jax.random.key(seed), jnp.float32))
+        return Sizes(*(getattr(arguments, name) for name in OF_THE_NETWORK))
     except ValueError as error:
         raise BadInput(str(error)) from error
+
+
+def _fresh(sizes: Sizes, characters: str, seed: int) -> TextNetwork:
+    return TextNetwork(sizes, characters, network(sizes, characters).init(jax.random.key(seed), jnp.float32))
 
 
 def _introduce(of: TextNetwork, corpus: text.Corpus, name: str) -> None:
@@ -195,16 +196,18 @@ def _introduce(of: TextNetwork, corpus: text.Corpus, name: str) -> None:
     print(f"GPT of {s.layers} blocks, width {s.width}, {s.heads} heads, {s.length} characters, {count} parameters")
     print(f"{len(corpus.train)} characters of {name} to train on, {len(corpus.held)} held out")
     unknown = int((corpus.train == 0).sum() + (corpus.held == 0).sum())
-    print(f"{len(corpus.characters) - 1} different ones, and {text.UNKNOWN} for all others, which come {unknown} times\n")
+    print(
+        f"{len(corpus.characters) - 1} different ones, and {text.UNKNOWN} for all others, which come {unknown} times\n"
+    )
 
 
-def _print(
-    start: TextNetwork, trained: TextNetwork, corpus: text.Corpus, ours: np.ndarray, theirs: np.ndarray
-) -> bool:
+def _print(start: TextNetwork, trained: TextNetwork, corpus: text.Corpus, ours: np.ndarray, theirs: np.ndarray) -> bool:
     """Print what training came to, and return whether the loss curves agree."""
     n = len(theirs)
     if n:
-        shown = sorted({*np.linspace(0, n - 1, min(5, n)).astype(int), *np.linspace(n - 1, len(ours) - 1, 6).astype(int)})
+        shown = sorted(
+            {*np.linspace(0, n - 1, min(5, n)).astype(int), *np.linspace(n - 1, len(ours) - 1, 6).astype(int)}
+        )
         beside = {i: (f"{theirs[i]:.6f}", f"{abs(ours[i] - theirs[i]):.1e}") for i in range(n)}
         rows = [(str(i + 1), f"{ours[i]:.6f}", *beside.get(i, ("", ""))) for i in shown]
         print_table("Loss by step, nats a character", ("step", "by hand", "by jax.grad", "difference"), rows)

@@ -48,7 +48,7 @@ def test_it_learns_what_it_reads_beside_jax_grad_and_goes_on_from_its_file(capsy
     assert "which come 3 times" in out
     assert "loss curves of the first 10 steps: equal to rounding" in out
     before, after = (float(part.split()[0]) for part in out.split("nats a character: ")[1].split(", ")[:2])
-    assert abs(before - np.log(10)) < 0.7
+    assert abs(before - np.log(10)) < 1
     assert after < 0.7 * before
     sample = out.split("at temperature 0.8:\n")[1]
     assert len(sample) == 1 + 30 + 1  # from a new line on, and print's own
@@ -59,9 +59,11 @@ def test_it_learns_what_it_reads_beside_jax_grad_and_goes_on_from_its_file(capsy
     assert status == 0
     assert again.split("at temperature 0.8:\n")[1] == sample
     assert f"held-out loss, nats a character: {after:.3f}, over 104 characters" in again
-    status, other, _ = run(capsys, "--text", words, "--load", str(saved), "--steps", "0", "--seed", "1", "--sample", "30")
+    status, other, _ = run(
+        capsys, "--text", words, "--load", str(saved), "--steps", "0", "--seed", "1", "--sample", "30"
+    )
     assert other.split("at temperature 0.8:\n")[1] != sample
-    more = ["--load", str(saved), "--steps", "3", "--batch", "4", "--sample", "0"]
+    more = ["--load", str(saved), *SMALL[8:12], "--learning-rate", "0.02", "--sample", "0"]
     status, further, _ = run(capsys, "--text", words, *more)
     assert status == 0
     assert f"{after:.3f} before" in further
@@ -79,7 +81,11 @@ def test_the_curves_are_those_of_both_gradients_from_one_start(words):
         return lambda *args, **given: jax.tree.map(jnp.negative, mb.value_and_grad(objective)(*args, **given))
 
     curves = {}
-    for name, gradient in (("ours", mb.value_and_grad), ("theirs", train_text.autodiff.value_and_grad), ("-", negative)):
+    for name, gradient in (
+        ("ours", mb.value_and_grad),
+        ("theirs", train_text.autodiff.value_and_grad),
+        ("-", negative),
+    ):
         _, curves[name] = train_text.train(arguments, start, corpus, gradient, 5, lambda note: None)
     np.testing.assert_allclose(curves["ours"], curves["theirs"], rtol=1e-5)
     assert abs(curves["ours"][-1] + curves["-"][-1]) > 0.01
@@ -141,10 +147,10 @@ def test_pythons_own_text_is_half_a_million_characters_and_always_the_same():
         (["--text", "{tmp}"], "cannot read {tmp}: Is a directory"),
         (["--text", "{tmp}/empty.txt"], "is empty; it must hold a text"),
         (["--text", "{tmp}/latin.txt"], "is no text in UTF-8 (byte 3 is 0xe9): convert it first"),
-        (["--text", "{words}"], "1083 characters, 108 of them held out, and a window of 64 needs 65"),
+        (["--text", "{words}", "--length", "108"], "108 of them held out, and a window of 108 needs 109"),
         (["--text", "{words}", "--length", "200"], "give a text of 2010 or more; a --length of 107 would do"),
-        (["--text", "{words}", *SMALL, "--heads", "3"], "--heads must divide --width, got 3 heads for a width of 16"),
-        (["--text", "{words}", *SMALL, "--heads", "16"], "even"),
+        (["--text", "{words}", *SMALL, "--heads", "3"], "--width must be an even multiple of --heads"),
+        (["--text", "{words}", *SMALL, "--heads", "16"], "got a width of 16 for 16 heads"),
         (["--text", "{words}", *SMALL, "--prompt", "aüz"], "--prompt has 'zü', which the network does not know"),
         (["--text", "--data", "a.npz", "--lam", "0"], "--data, --lam cannot go with --text"),
         (["--text", "--hidden", "8", "--optimizer", "sgd"], "--hidden, --optimizer cannot go with --text"),
