@@ -228,7 +228,7 @@ def _print(start: TextNetwork, trained: TextNetwork, corpus: text.Corpus, ours: 
 
 
 def _sample(arguments: Namespace, of: TextNetwork) -> str:
-    """What the network writes, headed by how; a character that would steer a terminal is shown as UNKNOWN."""
+    """A sample, headed by how it was drawn; a character that would steer a terminal is shown as UNKNOWN."""
     ids = jnp.asarray(text.encoded(arguments.prompt, of.characters))[None]
     drawn = mb.sampled(
         of.net,

@@ -11,7 +11,7 @@ from reference import model
 
 VOCAB, LENGTH = 5, 4
 NET = mb.gpt(VOCAB, 8, 2, 1, LENGTH)
-PARAMS = generic(NET, scale=1.5)
+PARAMS = generic(NET, seed=7, scale=1.0)
 
 
 def greedy(ids: np.ndarray, count: int, length: int) -> np.ndarray:
@@ -30,7 +30,7 @@ def test_at_temperature_0_it_goes_on_with_the_most_probable_id(start):
     drawn = mb.sampled(NET, PARAMS, jax.random.key(0), jnp.asarray(ids), 7, length=LENGTH, temperature=0.0)
     assert drawn.dtype == ids.dtype
     np.testing.assert_array_equal(drawn, greedy(ids, 7, LENGTH))
-    assert len(np.unique(np.asarray(drawn), axis=0)) > 1
+    assert len(np.unique(np.asarray(drawn), axis=0)) > 2
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])

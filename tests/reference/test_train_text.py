@@ -88,6 +88,7 @@ def test_the_curves_are_those_of_both_gradients_from_one_start(words):
     ):
         _, curves[name] = train_text.train(arguments, start, corpus, gradient, 5, lambda note: None)
     np.testing.assert_allclose(curves["ours"], curves["theirs"], rtol=1e-5)
+    assert abs(curves["ours"][0] - np.log(len(corpus.characters))) < 1.5  # nats a character, near those of a guess
     assert abs(curves["ours"][-1] + curves["-"][-1]) > 0.01
     jax.tree.map(np.testing.assert_array_equal, start.params, kept)  # the step takes no memory of the start's
 
