@@ -1,19 +1,18 @@
 """Find and check the layers of another library's model, and convert their arrays.
 
 For each library a `Family` says where a layer's arrays stand: for each of our fields, its name and its axes there.
-Names, shapes, transposes, and the table of mismatches in an error are read from it. A layer with other arrays, a norm
-with its gain or an embedding with its table, would be a `Family` of its own for each library:
+Names, shapes, transposes, and the table of mismatches in an error are read from it. `families` has all of a library.
 
-    Family(Gain, {"gain": There("scale", ("width",))})
-
-A model with several kinds of layer would need one `Family` for each layer in `Found`, which today has one for all.
-`Found`, `layers_of`, `nodes_of` and `entries_of` assume a `Serial` of `Dense` in their checks and error texts.
+`Found`, `layers_of`, `nodes_of` and `entries_of` are for a `Serial` of `Dense`, whose order is found by names, in their
+checks and error texts. Other networks are carried by names that are given (`carried`).
 """
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
+from math import prod
+from operator import mul
 from typing import Any
 
 import jax
@@ -22,7 +21,7 @@ import numpy as np
 from jaxtyping import Array
 
 from manual_backprop import validate
-from manual_backprop.layers import Affine, Dense, Node
+from manual_backprop.layers import Affine, Dense, Gain, GainAndBias, Node, Positions, Table
 from manual_backprop.network import Serial
 from manual_backprop.types import Shape, Tree
 
@@ -36,16 +35,26 @@ class There:
         axes: its axes there, each as the attribute of our layer that holds the axis's length.
         turned: whether it is the transpose of ours.
         given: the attribute of our layer that says whether it has the array; None where every layer has it.
+        parted: whether one of its axes may stand there as several, as heads and their features do in Flax; only where
+            names are given.
     """
 
     name: str
     axes: tuple[str, ...]
     turned: bool = False
     given: str | None = None
+    parted: bool = False
 
     def carried(self, array: Array) -> Array:
-        """Convert our array to the other library's layout, or back."""
-        return array.T if self.turned else array
+        """Convert our array to the other library's layout, or back; blocks may stand in front."""
+        return array.swapaxes(-1, -2) if self.turned else array
+
+    def fits(self, shape: Shape, expected: Sequence[int]) -> bool:
+        """Whether an array there has the expected shape, or one whose axes are parts of the expected ones in turn."""
+        if not self.parted or len(shape) <= len(expected):
+            return list(shape) == list(expected)
+        ends = set(accumulate(shape, mul))
+        return prod(shape) == prod(expected) and all(end in ends for end in accumulate(expected, mul))
 
     def shape(self, ours: Shape) -> list[int]:
         """The shape there for the shape of our array."""
@@ -78,7 +87,19 @@ class Family:
 
 def dense(W: There) -> Family:
     """The family of `Dense` in a library with its matrix at `W`; all three libraries call b "bias"."""
-    return Family(Affine, {"W": W, "b": There("bias", ("d_out",), given="bias")})
+    return Family(Affine, {"W": W, "b": There("bias", ("d_out",), given="bias", parted=W.parted)})
+
+
+def families(of_dense: Family, table: str, gain: str) -> dict[Any, Family]:
+    """All families of a library by our class of parameters, from its names of a table and of a gain."""
+    norm = {"gain": There(gain, ("d",))}
+    return {
+        Affine: of_dense,
+        Table: Family(Table, {"W": There(table, ("vocab", "d"))}),
+        Positions: Family(Positions, {"P": There(table, ("length", "d"))}),
+        Gain: Family(Gain, norm),
+        GainAndBias: Family(GainAndBias, {**norm, "bias": There("bias", ("d",), given="bias")}),
+    }
 
 
 @dataclass(frozen=True)
@@ -160,7 +181,7 @@ def params_from(found: Found, net: Node) -> Tree:
     _fit(found, shapes, f"the network {net}")
     params = []
     for layer in found.layers:
-        arrays = {field: _array(name, found.leaves[name]) for field, name in found.held(layer).items()}
+        arrays = {field: as_array(name, found.leaves[name]) for field, name in found.held(layer).items()}
         params.append(found.family.params(**{field: places[field].carried(a) for field, a in arrays.items()}))
     return validate.params(net, tuple(params))
 
@@ -180,11 +201,20 @@ def entries_of(found: Found, tree: Tree) -> dict[str, Array]:
     entries: dict[str, Array] = {}
     for layer, one in zip(found.layers, ours, strict=True):
         entries |= {name: places[k].carried(one[k]) for k, name in found.held(layer).items()}
+    require_dtypes(found.leaves, entries)
+    return entries
+
+
+def require_dtypes(leaves: Mapping[str, Any], entries: Mapping[str, Array]) -> None:
+    """Refuse our arrays where the other library's under the same names have another dtype.
+
+    Raises:
+        TypeError: says both.
+    """
     for name, entry in entries.items():
-        there = str(getattr(found.leaves[name], "dtype", "no array")).removeprefix("torch.")
+        there = str(getattr(leaves[name], "dtype", "no array")).removeprefix("torch.")
         if there != str(entry.dtype):
             raise TypeError(f"{name} is {there} in like, {entry.dtype} in tree; nothing is cast, convert one of them")
-    return entries
 
 
 Shapes = list[list[int] | None]
@@ -217,7 +247,7 @@ def _fit(found: Found, expected: Sequence[Shapes], what: str) -> None:
     raise ValueError(f"the model's layers do not fit {what}; {'; '.join(axes)}:\n" + "\n".join(rows))
 
 
-def _array(name: str, value: Any) -> Array:
+def as_array(name: str, value: Any) -> Array:
     """`value` as a JAX array of the same dtype, from a copy: JAX may read NumPy's memory later, and tensors change."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
@@ -234,7 +264,7 @@ def named(tree: Any) -> dict[str, Any]:
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         steps = [str(getattr(step, "key", getattr(step, "idx", getattr(step, "name", step)))) for step in path]
         boxed = path[-1:] == (jax.tree_util.GetAttrKey("value"),)
-        name = "/".join(steps[steps[0] == "params" : len(steps) - boxed])
+        name = "/".join(steps[steps[:1] == ["params"] : len(steps) - boxed])
         if name in by_name:
             raise ValueError(f"two entries have the name {name!r}; rename one")
         by_name[name] = leaf

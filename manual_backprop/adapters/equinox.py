@@ -1,39 +1,62 @@
 """Equinox: an MLP, or a Sequential of Linear and Lambda; the model holds activations, which are compared."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from manual_backprop.adapters.carried import Library, entries_by_names, params_by_names
 from manual_backprop.adapters.common import (
     Found,
     There,
     dense,
     entries_of,
+    families,
     layers_of,
     named,
     nodes_of,
     params_from,
     rebuilt,
 )
-from manual_backprop.layers import Dense, Node
+from manual_backprop.adapters.names import Named, Names, rows_of
+from manual_backprop.layers import Dense, Embedding, LayerNorm, Node, PositionalEmbedding, RMSNorm
 from manual_backprop.types import Tree
 
 DENSE = dense(There("weight", ("d_out", "d_in")))
+LIBRARY = Library(families(DENSE, "weight", "weight"), "/")
+MODULES = {
+    Dense: "Linear",
+    Embedding: "Embedding",
+    PositionalEmbedding: "Embedding",
+    RMSNorm: "RMSNorm",
+    LayerNorm: "LayerNorm",
+}
+"""Equinox's own classes for our layers."""
 
 
-def from_equinox(model: Any, net: Node) -> Tree:
+def from_equinox(model: Any, net: Node, *, names: Names | None = None) -> Tree:
     """Parameters of `net` from an `equinox.nn.MLP`, or a `Sequential` of `Linear` and `Lambda`.
 
     The model's activations are compared with `net`'s on a grid, unless they are None, as in the gradients that
     `equinox.filter_grad` returns.
 
+    With `names`, by `by_names` or `gpt_names`, the model is any module, and `net` any network that computes the same.
+    The kinds of Equinox's own modules, and the eps of norms, are compared; activations then are not.
+
     Raises:
-        ValueError: a part that no `Serial` of `Dense` has, layers that do not fit `net`, or another activation.
+        ValueError: a part that no `Serial` of `Dense` has, layers that do not fit `net`, or another activation. With
+            names, a name that is not there, a float array that no layer takes, arrays that do not fit, or a module of
+            another kind or eps.
         TypeError: not one of these modules, or not float arrays of one dtype.
     """
+    if names is not None:
+        params = params_by_names(LIBRARY, names, net, _floats(model))
+        for one in names.layers:
+            _same_module(model, one)
+        return params
     found = _equinox(model)
     params = params_from(found, net)
     for layer, applied, node in zip(found.layers, _applied(model), nodes_of(net), strict=True):
@@ -41,16 +64,47 @@ def from_equinox(model: Any, net: Node) -> Tree:
     return params
 
 
-def to_equinox(tree: Tree, like: Any) -> Any:
+def to_equinox(tree: Tree, like: Any, *, names: Names | None = None) -> Any:
     """Our parameters or gradients in the structure that `equinox.filter_grad` gives for the model `like`.
 
-    That is `equinox.filter(like, equinox.is_inexact_array)`: everything but weights and biases is None.
+    That is `equinox.filter(like, equinox.is_inexact_array)`: everything but weights and biases is None. With `names`,
+    `tree` mirrors the parameters of their network.
 
     Raises:
         ValueError: as `from_equinox`, with `tree` in the place of `net`.
         TypeError: dtypes that differ.
     """
+    if names is not None:
+        return rebuilt(like, entries_by_names(LIBRARY, names, tree, _floats(like)))
     return rebuilt(like, entries_of(_equinox(like), tree))
+
+
+def _floats(model: Any) -> dict[str, Any]:
+    """All float arrays by name; the others, such as a mask of integers, are no parameters."""
+    leaves = {name: leaf for name, leaf in named(model).items() if hasattr(leaf, "dtype")}
+    return {name: leaf for name, leaf in leaves.items() if jnp.issubdtype(leaf.dtype, jnp.inexact)}
+
+
+def _same_module(model: Any, one: Named) -> None:
+    """Refuse one of Equinox's own modules that is of another kind, or a norm with another eps, than our layer."""
+    for entry in one.entries:
+        if not isinstance(entry, str):
+            continue
+        name = rows_of(entry)[0].replace(".", "/")
+        for numbers in one.numbers(name):
+            part = reduce(_inside, name.format(*numbers).split("/"), model)
+            own = type(part).__module__.startswith("equinox.")
+            if own and _kind(part) != MODULES.get(type(one.layer), _kind(part)):
+                raise ValueError(f"{name.format(*numbers)} is a {_kind(part)}, which {one} is not")
+            there, ours = (getattr(side, "eps", None) for side in (part, one.layer))
+            if None not in (there, ours) and there != ours:
+                raise ValueError(f"{name.format(*numbers)} has eps={there}, but {one}; build both with the same")
+
+
+def _inside(part: Any, step: str) -> Any:
+    if isinstance(part, Mapping):
+        return part[step]
+    return part[int(step)] if isinstance(part, Sequence) else getattr(part, step)
 
 
 def _kind(part: Any) -> str:
