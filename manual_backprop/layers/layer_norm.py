@@ -97,11 +97,6 @@ class LayerNorm(Normalization):
         norm, times, plus = ("norm", ()), ("×", ("gain",)), ("+", ("bias",))
         return (norm, times, plus) if self.bias else (norm, times)
 
-    @classmethod
-    def specimen(cls, width: int, activation: Activation | str) -> "LayerNorm":
-        """Layer norm of all features."""
-        return cls(width, activation=activation)
-
     def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> GainAndBias:
         """A gain of ones; a bias of zeros, or None without bias."""
         return GainAndBias(jnp.ones(self.d, dtype), jnp.zeros(self.d, dtype) if self.bias else None)

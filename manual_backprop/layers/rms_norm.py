@@ -67,11 +67,6 @@ class RMSNorm(Normalization):
     operators = (("norm", ()), ("×", ("gain",)))
     local_derivatives = MappingProxyType({"a_in": "g' diag {gain}", "gain": "diag g({a_in})"})
 
-    @classmethod
-    def specimen(cls, width: int, activation: Activation | str) -> "RMSNorm":
-        """RMS norm of all features."""
-        return cls(width, activation=activation)
-
     def init(self, key: PRNGKeyArray, dtype: DTypeLike | None = None) -> Gain:
         """A gain of ones."""
         return Gain(jnp.ones(self.d, dtype))

@@ -1,7 +1,9 @@
-"""Real data that ships inside a package: scikit-learn's digits, breast cancer and diabetes."""
+"""Real data that ships inside a package: scikit-learn's digits, breast cancer and diabetes, and Python's help."""
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from pydoc_data.topics import topics
 
 import numpy as np
 
@@ -36,6 +38,10 @@ def scaling(x: np.ndarray, one_unit: bool = False) -> tuple[np.ndarray, np.ndarr
     return x.mean(axis=0), np.where(deviation > 0, deviation, 1.0)
 
 
+TEXT = "topics"  # of Python's help
+OTHERS = 0  # the id of all characters that are not among the most frequent
+
+
 @cache
 def raw(name: str) -> Dataset:
     """Load one of "digits", "breast_cancer", "diabetes", unscaled.
@@ -68,3 +74,12 @@ def load(name: str) -> Dataset:
 def _scaled(values: np.ndarray, one_unit: bool = False) -> np.ndarray:
     mean, deviation = scaling(values, one_unit)
     return (values - mean) / deviation
+
+
+@cache
+def ids(vocab: int) -> np.ndarray:
+    """The topics of Python's help as one sequence of ids, int64: the most frequent characters, and `OTHERS`."""
+    text = "\n".join(topics.values())
+    frequent = [character for character, _ in Counter(text).most_common(vocab - 1)]
+    id_of = {character: i for i, character in enumerate(frequent, OTHERS + 1)}
+    return np.asarray([id_of.get(character, OTHERS) for character in text])

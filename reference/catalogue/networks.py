@@ -204,7 +204,7 @@ class Case:
     Attributes:
         objective: the objective to prove.
         params: its parameters, biases not zero.
-        x: EXAMPLES rows of the data set.
+        x: rows of the data set, or passages.
         y: their targets.
         lam: a lambda given at the call, or None.
         dtype: the precision to prove it in.

@@ -14,13 +14,14 @@ import numpy as np
 
 import manual_backprop as mb
 from reference import model
-from reference.catalogue import networks, published
+from reference.catalogue import networks, published, sequences
 from reference.checks.step import Judge, by_hand, prepare
 from reference.equations.chain import written_out
 from reference.reports.run import NetworkResult, Pictures
 from reference.witnesses.differences import difference_curve
 from reference.xla import quick
 
+Plan = networks.Plan | sequences.Plan
 REDRAWN = 3  # how often a network of the catalogue is drawn anew if rounding leaves it undecided
 REDRAW_SEED = 1_000_003
 
@@ -40,7 +41,7 @@ class Task:
     redraw: Callable[[int], networks.Case] | None = None
 
 
-def tasks(plans: list[networks.Plan], examples: list[published.Example]) -> list[Task]:
+def tasks(plans: list[Plan], examples: list[published.Example]) -> list[Task]:
     """A task for each network of the catalogue, then for each published example."""
     return [
         *(Task(plan.name, partial(plan.drawn, plan.seed), plan.drawn) for plan in plans),

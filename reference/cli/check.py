@@ -11,9 +11,9 @@ from pathlib import Path
 
 import jax
 
-from reference.catalogue import networks, published
+from reference.catalogue import networks, published, sequences
 from reference.catalogue.mutating import Subject, catalogue_mutation, subjects
-from reference.catalogue.proving import Task, prove, tasks
+from reference.catalogue.proving import Plan, Task, prove, tasks
 from reference.checks.step import check
 from reference.cli.files import BadInput, require_writable
 from reference.cli.flags import refuse
@@ -122,9 +122,10 @@ def _imported_before(name: str) -> bool:
     return any(f"{kind.__module__}.".startswith(f"{name}.") for kind in kinds)
 
 
-def _matching(arguments: Namespace) -> tuple[list[networks.Plan], list[published.Example]]:
+def _matching(arguments: Namespace) -> tuple[list[Plan], list[published.Example]]:
     pattern = _pattern(arguments)
-    plans = [p for p in networks.plans(arguments.seed, arguments.quick) if _matches(p.name, pattern)]
+    every = (plan for of in (networks, sequences) for plan in of.plans(arguments.seed, arguments.quick))
+    plans = [plan for plan in every if _matches(plan.name, pattern)]
     with jax.enable_x64(True):
         examples = [e for e in published.examples() if _matches(e.name, pattern)]
     if not plans and not examples:

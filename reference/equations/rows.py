@@ -21,6 +21,7 @@ from reference.equations import joined as joined  # used for a composite that is
 from reference.equations import measured as measured  # used for every other family
 from reference.equations import norms as norms  # registers its derived bounds
 from reference.equations import product as product  # registers its derived bounds
+from reference.equations import tables as tables  # registers theirs
 from reference.equations.bounds import Arithmetic, Curve, Known
 from reference.equations.chain import Use, Wide, shared, wide, written_out
 from reference.equations.families import KnownFlow, Mistakes, family

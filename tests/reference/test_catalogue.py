@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import combinations, product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 
 import manual_backprop as mb
 from reference import cli, model
-from reference.catalogue import mutating, networks, proving
+from reference.catalogue import data, mutating, networks, proving, sequences
 from reference.checks.step import Judge, prepare
 from reference.mutation.score import mutation_score
 from reference.report import Report
@@ -108,6 +109,39 @@ def test_parameters_are_drawn_around_what_they_start_from(mine: ModuleType) -> N
     assert np.abs(scales.s - 1).max() < 0.5 < scales.s.min()
     assert np.abs(scales.b).max() < 1.5
     assert all((leaf != 0).all() for leaf in jax.tree.leaves((scales, dense)))
+
+
+def test_language_models_meet_every_pair_of_choices() -> None:
+    settings = [(*chosen, dtype) for chosen, dtype in sequences.settings()]
+    values = [*sequences.CHOICES, networks.DTYPES]
+    for i, j in combinations(range(len(values)), 2):
+        assert {(setting[i], setting[j]) for setting in settings} == set(product(values[i], values[j])), (i, j)
+    names = [plan.name for plan in sequences.plans(0, each_once=False)]
+    assert len(set(names)) == len(names) == 8
+    assert [plan.name for plan in sequences.plans(0, each_once=True)] == names[:1]
+
+
+def test_language_models_read_a_real_text() -> None:
+    """Each id is a character; at every position the next one is to be found, and some have no id of their own."""
+    ids = data.ids(sequences.VOCAB)
+    counts = np.bincount(ids)
+    assert counts.size == sequences.VOCAB and counts.min() > 1000
+    assert list(counts[1:]) == sorted(counts[1:], reverse=True)
+    case, other = (sequences.plans(0, True)[0].drawn(seed) for seed in (0, 1))
+    assert case.x.shape == case.y.shape == (sequences.EXAMPLES, sequences.LENGTH)
+    np.testing.assert_array_equal(case.x[:, 1:], case.y[:, :-1])
+    assert (case.x != other.x).any()
+    assert any((plan.drawn(plan.seed).y == data.OTHERS).any() for plan in sequences.plans(0, False))
+
+
+def test_a_language_model_is_proven_with_its_pictures() -> None:
+    (plan,) = sequences.plans(0, each_once=True)
+    (result,) = proving.prove(proving.tasks([plan], []), True, 0)
+    assert result.verdict == "pass", result.reason()
+    ours, theirs = result.pictures.scatter
+    assert ours.size == sum(leaf.size for leaf in jax.tree.leaves(plan.drawn(0).params)) == theirs.size
+    assert len(result.pictures.delta_norms) == plan.drawn(0).objective.net.depth
+    assert min(result.pictures.difference_curve.errors) < 1e-5
 
 
 def shallowest(layer: str, composite: str) -> networks.Case:
@@ -246,7 +280,7 @@ def test_mutants_of_what_is_ones_own_are_killed(mine: ModuleType) -> None:
         for name in ("scale", "turned around"):
             subject = subjects[name]
             score = mutation_score(
-                mutating.step_by_hand(subject.objective),
+                mutating.step_by_hand(subject),
                 mutating.step_check(subject),
                 *(subject.params, subject.x, subject.y, subject.given),
                 limit=40,
@@ -257,7 +291,9 @@ def test_mutants_of_what_is_ones_own_are_killed(mine: ModuleType) -> None:
 
 def test_nothing_of_the_catalogue_goes_unbroken() -> None:
     kinds = set().union(*(mutating._kinds(subject.objective.net) for subject in mutating.subjects(0).values()))
-    assert kinds == {*networks.families().values(), *networks.composites().values()}
+    nets = [plan.drawn(0).objective.net for plan in sequences.plans(0, False) if plan.dtype == "float64"]
+    of_language_models = set().union(*map(mutating._kinds, nets))
+    assert kinds >= {*networks.families().values(), *networks.composites().values(), *of_language_models}
 
 
 @pytest.mark.usefixtures("folder")

@@ -76,7 +76,8 @@ def test_check_list_names_what_it_would_prove(capsys):
     status, out, _ = run(capsys, "check", "--list", "--quick")
     assert status == 0
     assert "mazur-2015" in out.splitlines()
-    assert all("depth" in line for line in out.splitlines()[:-3])
+    assert sum(line.startswith("gpt, ") for line in out.splitlines()) == 1
+    assert all("depth" in line or line.startswith("gpt, ") for line in out.splitlines()[:-3])
 
 
 def test_a_broken_library_ends_with_one_and_names_the_place(capsys, broken, tmp_path):

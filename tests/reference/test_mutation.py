@@ -12,6 +12,7 @@ import pytest
 import manual_backprop as mb
 from benchmarks import mutants
 from benchmarks.subjects import SUBJECTS
+from reference import model
 from reference.catalogue import mutating as mutation_catalogue
 from reference.mutation import program
 from reference.mutation.program import Program
@@ -476,13 +477,16 @@ def test_the_catalogue_meets_every_formula():
     subjects = mutation_catalogue.subjects(0).values()
     text = " ".join(str(s.objective.net) for s in subjects)
     assert all(name in text for name in mb.activations.TABLE)
-    assert {s.objective.loss for s in subjects} == set(mb.losses.TABLE.values())
+    assert {s.objective.loss for s in subjects} >= set(mb.losses.TABLE.values())
     nets = " ".join(repr(s.objective.net) for s in subjects)
-    assert all(f"{kind}(" in nets for kind in ("Serial", "Residual", "Repeat", "Tied", "Parallel", "Product"))
+    assert all(
+        f"{kind}(" in nets for kind in ("Serial", "Residual", "Repeat", "Tied", "Parallel", "Product", "Attention")
+    )
     assert {key for s in subjects for key in s.given} == {"lam", "weights"}
-    assert all(len(s.x) >= 3 for s in subjects) and any(s.objective.regularizer is None for s in subjects)
+    assert all(model.examples(s.x) > 1 for s in subjects) and any(s.objective.regularizer is None for s in subjects)
     for subject in subjects:
-        assert not any((np.asarray(leaf) == 0).any() for leaf in jax.tree.leaves((subject.params, subject.x)))
+        floats = (leaf for leaf in jax.tree.leaves((subject.params, subject.x)) if leaf.dtype == np.float64)
+        assert not any((np.asarray(leaf) == 0).any() for leaf in floats)
 
 
 @pytest.mark.usefixtures("without_hook")
@@ -510,7 +514,7 @@ WRONG = {
 @pytest.mark.usefixtures("without_hook")
 def test_the_catalogues_check_looks_at_every_part_of_the_step():
     subject = mutation_catalogue.subjects(0)["tied"]
-    right = jax.jit(mutation_catalogue.step_by_hand(subject.objective))
+    right = jax.jit(mutation_catalogue.step_by_hand(subject))
     check = mutation_catalogue.step_check(subject)
     assert check(right)
     step = right(subject.params, subject.x, subject.y, subject.given)
