@@ -58,11 +58,6 @@ class Dropout(ParameterFree):
     def __str__(self) -> str:
         return f"Dropout({', '.join([f'{self.rate:g}', *([self.f.name] if self.f.name != 'identity' else [])])})"
 
-    @classmethod
-    def specimen(cls, width: int, activation: Activation | str) -> "Dropout":
-        """Dropout of any width."""
-        return cls(0.3, activation)
-
     @property
     @override
     def draws(self) -> bool:
