@@ -306,6 +306,18 @@ def test_a_name_for_each_array():
     same_bits(adapters.to_torch_state_dict(params, state, names=names), state)
 
 
+def test_rows_of_stacked_blocks():
+    names = adapters.gpt_names(PLAIN, **{**TORCH, **FUSED, "block": "h"})
+    params = generic(PLAIN)
+    numbered = adapters.gpt_names(PLAIN, **TORCH, **FUSED)
+    state = adapters.to_torch_state_dict(params, state_dict(), names=numbered)
+    stacked = {name: value for name, value in state.items() if not name.startswith("h.")}
+    for name in (name for name in state if name.startswith("h.0.")):
+        stacked[name.replace("h.0.", "h.")] = np.stack([state[name.replace("h.0.", f"h.{i}.")] for i in range(LAYERS)])
+    same_bits(adapters.from_torch_state_dict(stacked, PLAIN, names=names), params)
+    same_bits(adapters.to_torch_state_dict(params, stacked, names=names), stacked)
+
+
 def test_blocks_in_blocks_have_a_number_each():
     net = mb.Repeat(mb.Serial((mb.Repeat(mb.Dense(D, D), 3), mb.RMSNorm(D))), 2)
     state = {f"{i}.norm.weight": np.full(D, i + 1.0) for i in range(2)}
@@ -456,7 +468,7 @@ def test_flax_state_that_does_not_fit():
     names = llama_names()
     for kernel, says in (
         (jnp.ones((D, 2, D // 4)), r"'blocks/1/k/kernel' is \[8, 2, 2\], expected \[8, 4\], for W"),
-        (jnp.ones((2, D // 2, 2)), r"'blocks/1/k/kernel' is \[2, 4, 2\], expected \[8, 4\], for W"),
+        (jnp.ones((2, 2 * D, 1)), r"'blocks/1/k/kernel' is \[2, 16, 1\], expected \[8, 4\], for W"),
         (jnp.ones((D // 2, D)), r"'blocks/1/k/kernel' is \[4, 8\], expected \[8, 4\], for W"),
     ):
         pure["blocks"][1]["k"]["kernel"] = kernel
