@@ -30,6 +30,7 @@ def gpt(
     activation: str | Activation = "silu",
     gated: bool = True,
     norm: str = "rms",
+    eps: float = 1e-6,
     rope: float | None = None,
     bias: bool = False,
     tied: bool = False,
@@ -55,6 +56,7 @@ def gpt(
         activation: of the mlp, or of its gate.
         gated: whether the mlp is W_3 (f(W_1 x) * W_2 x), or W_2 f(W_1 x).
         norm: "rms" or "layer".
+        eps: inside the root of every norm; torch's and Equinox's layer norms have 1e-5.
         rope: base of rotary positions in attention, such as 10000.0; None adds a learned P at the input instead.
         bias: whether dense layers and layer norms have a bias. Keys and the readout never do: softmax does not see a
             shift of its row, so a key's bias has the gradient 0.
@@ -85,7 +87,7 @@ def gpt(
     inside = hidden if hidden is not None else (8 * d // 3 if gated else 4 * d)
 
     def normed() -> Node:
-        return RMSNorm(d) if norm == "rms" else LayerNorm(d, bias=bias)
+        return RMSNorm(d, eps) if norm == "rms" else LayerNorm(d, eps, bias)
 
     def dense(wide: int, to: int, f: str | Activation = "identity") -> Dense:
         return Dense(wide, to, f, bias=bias)
