@@ -179,7 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     text.add_argument("--heads", type=_positive, metavar="H", help="of attention; they divide D (default 4)")
     text.add_argument("--layers", type=_positive, metavar="L", help="blocks (default 3)")
     text.add_argument("--length", type=_positive, metavar="T", help="characters that it reads at a time (default 64)")
-    text.add_argument("--steps", type=_natural, metavar="N", help="default 600; with --load, 0 only samples")
+    text.add_argument("--steps", type=_natural, metavar="N", help="default 500; with --load, 0 only samples")
     text.add_argument("--sample", type=_natural, metavar="N", help="characters to write in the end (default 500)")
     text.add_argument(
         "--temperature", type=_coefficient, metavar="X", help="divides the logits; 0: the most probable (default 0.8)"

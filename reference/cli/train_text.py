@@ -24,7 +24,7 @@ from reference.cli.train import CURVES_EQUAL
 OF_A_TABLE = ("data", "task", "hidden", "activation", "optimizer", "epochs", "lam")
 OF_THE_NETWORK = {"width": 128, "heads": 4, "layers": 3, "length": 64}
 OF_STEPS = {"learning_rate": 3e-3, "batch": 16}
-DEFAULTS = OF_THE_NETWORK | OF_STEPS | {"steps": 600, "sample": 500, "temperature": 0.8, "prompt": "\n"}
+DEFAULTS = OF_THE_NETWORK | OF_STEPS | {"steps": 500, "sample": 500, "temperature": 0.8, "prompt": "\n"}
 COMPARED = 100  # steps that jax.grad takes too
 HELD_WINDOWS, HELD_BATCH = 1024, 32  # at most so many windows say how the network does on what is held out
 
