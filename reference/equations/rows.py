@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from manual_backprop.objective import Objective, Step
@@ -101,7 +102,7 @@ def equations(
 
 def _floats_wide(part: Any) -> Wide:
     part = np.asarray(part)
-    return part if np.issubdtype(part.dtype, np.integer) else wide(part)
+    return wide(part) if jnp.issubdtype(part.dtype, jnp.floating) else part
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ import pytest
 from helpers import generic
 
 import manual_backprop as mb
+import reference
 from manual_backprop import readout
 from manual_backprop.layers import Positions, attention, embedding, layer_norm, normalization, rms_norm
 from manual_backprop.layers import scaled_dot_product as sdp
@@ -51,6 +52,14 @@ def report(lean: bool) -> Report:
 
 def test_without_a_fault_it_is_proven() -> None:
     report(lean=True).raise_if_failed()
+
+
+def test_attention_with_a_mask_is_proven() -> None:
+    """Booleans enter an equation as they are."""
+    rng = np.random.default_rng(0)
+    q, k, v, y = (rng.normal(size=(2, 3, width)) for width in (4, 2, 2, 4))
+    x = (q, k, v, np.asarray([[False, True, True], [True, False, True]]))
+    reference.check(mb.Objective(mb.Attention(2, 1), mb.squared_error), (), x, y).raise_if_failed()
 
 
 Right = Callable[..., Any]
