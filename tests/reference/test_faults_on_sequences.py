@@ -223,7 +223,11 @@ def test_a_fault_is_named_by_equation_and_layer(name: str, monkeypatch: pytest.M
 IN_CHUNKS: dict[str, tuple[Any, str, Wrong, str]] = {
     "the last chunk dropped": (readout, "_chunks", last_chunk_dropped, "gradients[0].W"),
     "1/N twice": (
-        *(readout, "row_gradients", lambda right: lambda *given: right(*given[:-1], given[-1] / len(IDS))),
+        *(
+            readout,
+            "row_gradients",
+            lambda right: lambda *given, **how: right(*given[:-1], given[-1] / len(IDS), **how),
+        ),
         "gradients[0].W",
     ),
     "a factor in W^T delta": (
