@@ -92,20 +92,12 @@ def _normal_pdf(z: Array) -> Array:
 def _gelu_slope(z: Array, a: Array) -> Array:
     """Phi(z) + z phi(z), with Phi(z) = a / z. The density is spelled as in XLA's erfc, which then computes it once.
 
-    Near 0 Phi is a series: XLA may compute z again for a, with another rounding, which the quotient would magnify.
+    Near 0 Phi is computed anew: XLA may compute z again for a, with another rounding, and a quotient would magnify it.
     """
     x = -math.sqrt(0.5) * z
     rise = z * (math.sqrt(0.5 / math.pi) * jnp.exp(-(x * x)))
     apart = jnp.abs(z) > 0.25
-    return jnp.where(apart, a / jnp.where(apart, z, 1), _phi_near_0(z)) + rise
-
-
-def _phi_near_0(z: Array) -> Array:
-    """Phi(z) = 1/2 + z/sqrt(2 pi) (1 - z^2/6 + z^4/40 - ...), to 1e-17 for |z| <= 1/4."""
-    square, series = z * z, jnp.zeros_like(z)
-    for k in reversed(range(8)):
-        series = series * square + (-0.5) ** k / (math.factorial(k) * (2 * k + 1))
-    return 0.5 + math.sqrt(0.5 / math.pi) * z * series
+    return jnp.where(apart, a / jnp.where(apart, z, 1), 0.5 - 0.5 * jax.lax.erf(x)) + rise
 
 
 def _gelu_curvature(z: Array) -> Array:
