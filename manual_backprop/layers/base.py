@@ -66,6 +66,9 @@ class Layer(Node):
     takes_integers: ClassVar[bool] = False
     """Whether the input may be integers, such as the indices of rows (an embedding)."""
 
+    shifts: ClassVar[bool] = False
+    """Whether the parameters are only added to what enters, so that none of them is in the transport."""
+
     inputs: ClassVar[tuple[str, ...]] = ("a_in",)
     """The names of the inputs, as `local_derivatives` calls them; one where the family takes one array."""
 

@@ -97,6 +97,7 @@ class PositionalEmbedding(Layer):
     d: int
     activation: Activation | str = "identity"
 
+    shifts = True
     operators = (("+", ("P",)),)
     local_derivatives = MappingProxyType({"a_in": "I", "P": "I"})
 

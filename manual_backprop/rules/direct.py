@@ -89,7 +89,7 @@ def direct_feedback(net: Node, key: PRNGKeyArray, dtype: DTypeLike | None = None
     These are the layers with weights, the last one excepted; the others get None.
 
     Raises:
-        ValueError: `net` does not end in a layer, or has layers with weights that are not dense.
+        ValueError: `net` does not end in a layer, or has layers with weights whose width it does not know.
         TypeError: no network, or no key.
     """
     dtype = jnp.zeros(()).dtype if dtype is None else dtype
@@ -99,13 +99,18 @@ def direct_feedback(net: Node, key: PRNGKeyArray, dtype: DTypeLike | None = None
     def draw(layer: Layer, own: PRNGKeyArray) -> Array | None:
         if not layer.weights:
             return None
-        if not (hasattr(layer, "d_out") and hasattr(last, "d_out")):
-            raise ValueError(
-                f"direct_feedback knows the width of dense layers alone, got {net}; make the arrays yourself"
-            )
-        return jax.random.normal(own, (last.d_out, layer.d_out), dtype) / jnp.sqrt(jnp.asarray(last.d_out, dtype))
+        outputs, width = _width(last), _width(layer)
+        return jax.random.normal(own, (outputs, width), dtype) / jnp.sqrt(jnp.asarray(outputs, dtype))
 
     return _for_hidden(lambda node, keys: node.map(draw, keys), net, net.keys(key))
+
+
+def _width(layer: Layer) -> int:
+    """The features of a layer's z: `d_out` of a dense layer, `d` of an embedding."""
+    width = getattr(layer, "d_out", getattr(layer, "d", None))
+    if not isinstance(width, int):
+        raise ValueError(f"direct_feedback does not know the width of {layer}; make the arrays yourself")
+    return width
 
 
 def _for_hidden(draw: Callable[..., Tree], node: Node, *trees: Tree) -> Tree:

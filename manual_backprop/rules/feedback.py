@@ -4,7 +4,7 @@ Only step 2 changes. Every reading of (a, delta), including the gradients, works
 value, two rules run on one trace can be compared: `angle(deltas, other_deltas)`.
 
 A rule is a pytree: its feedback may be traced, stacked, or updated like parameters. Under any rule, error terms pass
-a layer without weights (a gate) by its true transpose.
+a layer without weights (a gate, a norm) by its true transpose, and positions that are added by the identity.
 """
 
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class OtherWeights(Rule):
         return net.map(self._of_layer, params, self.stand_ins(params))
 
     def _of_layer(self, layer: Layer, params: Any, instead: Any) -> Carried:
-        if not layer.weights:
+        if not layer.weights or layer.shifts:
             return Carried(params, params)
         if not isinstance(layer, AffineLayer):
             raise ValueError(

@@ -50,6 +50,25 @@ def test_it_is_proven_layer_by_layer(dtype: str) -> None:
     reference.check(*problem("llama"), dtype=dtype).raise_if_failed()
 
 
+def test_feedback_passes_norms_attention_and_positions() -> None:
+    """With W for B it is backpropagation; directly, every layer with weights gets the output's error."""
+    net = mb.gpt(VOCAB, 8, 2, 2, LENGTH)
+    objective, params = mb.Objective(net, mb.softmax_cross_entropy), generic(net, scale=0.5)
+    _, _, x, y = problem("llama")
+    B = mb.rules.direct_feedback(net, jax.random.key(0), jnp.float64)
+
+    @jax.jit
+    def run(params: Any) -> Any:
+        by_rule = mb.backprop(objective, params, x, y, rule=mb.rules.FeedbackAlignment(params))
+        direct = mb.backprop(objective, params, x, y, rule=mb.rules.DirectFeedbackAlignment(B))
+        return by_rule.gradients, direct.deltas, mb.backprop(objective, params, x, y).gradients
+
+    aligned, direct, gradients = run(params)
+    assert_close(aligned, gradients)
+    for at in (0, 1):  # the embedding and the positions
+        assert_close(direct[at], direct[-1] @ B[at])
+
+
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
