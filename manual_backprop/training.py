@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from manual_backprop import objective as by_hand
+from manual_backprop import validate
 from manual_backprop.drawing import draws
 from manual_backprop.node import require_key
 from manual_backprop.objective import Objective
@@ -163,12 +164,12 @@ def make_epoch(
         params: Tree,
         state: State,
         key: PRNGKeyArray,
-        x: Float[Array, "N *features"],
+        x: Shaped[Array, "N *features"],
         y: Shaped[Array, "N *targets"],
     ) -> tuple[Tree, State, Float[Array, " batches"]]:
         require_key(key)
         order, for_dropout = jax.random.split(key) if draws(objective.net) else (key, None)
-        rows, weights = _batches(order, x.shape[0], batch_size, accumulator(x.dtype))
+        rows, weights = _batches(order, x.shape[0], batch_size, accumulator(validate.dtype_of(params, x)))
         keys = {} if for_dropout is None else {"key": jax.random.split(for_dropout, len(rows))}
 
         def one(

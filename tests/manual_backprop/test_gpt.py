@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import assert_close, generic
 
@@ -159,3 +160,13 @@ def test_kronecker_factors_are_of_its_dense_layers() -> None:
         jnp.kron(query.G[0], query.A[0]) + 0.1 * jnp.eye(64), step.gradients[1][0][1][0].W[0].ravel()
     )
     assert_close(direction[1][0][1][0].W[0].ravel(), solved, 1e-10)
+
+
+def test_an_epoch_takes_ids() -> None:
+    """Weights of a filled-up batch are floats, whatever the examples are."""
+    objective, params, x, y = problem("llama")
+    optimizer = optax.sgd(0.01)
+    epoch = mb.training.make_epoch(objective, optimizer, 2)
+    _, _, values = epoch(params, optimizer.init(params), jax.random.key(0), x, y)
+    assert values.shape == (2,)
+    assert np.all(np.isfinite(values))
