@@ -206,7 +206,7 @@ def test_a_network_is_taken_apart_and_put_together(name):
     net = NETS[name]
     found = readout.split(net)
     params = generic(net)
-    body, last = found.parts(params)
+    body, last = found.of_body(params), found.readout(params)
     assert last.W.shape[0] == V
     assert (found.body is None) == (body == ())
     joined = found.join(body, last)
