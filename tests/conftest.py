@@ -13,10 +13,11 @@ from reference import xla
 
 pytest_plugins = "pytester"
 
-# The tests compile much and run little. Workers and processes that they start inherit the variable; `helpers.OPTIMISED`
-# undoes it.
+# The tests compile much and run little; `helpers.OPTIMISED` undoes it. Those of several devices find eight, all of them
+# this processor; every other test uses the first. Workers and processes that they start inherit the variable.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla.flags()}"
+    eight = "--xla_force_host_platform_device_count=8"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {eight} {xla.flags()}"
 
 # They compile the same programs again and again: in other tests, in other workers, in the processes that they start.
 # What one has compiled is kept for all, and for the next run.
