@@ -96,13 +96,18 @@ def of_gpt(
     return Row(name, mb.value_and_grad(objective), plain, (params, x, y))
 
 
-def of_norms(name: str, d: int, layers: int, length: int, n: int, vocab: int) -> Row:
+def of_norms(
+    name: str, d: int, layers: int, length: int, n: int, vocab: int, chunk: int | None = None, *, lean: bool = True
+) -> Row:
     """Every example's squared gradient norm, against one gradient and against the norms of vmap(jax.grad)."""
     made = of_gpt(name, d, layers, length, n, vocab)
     net = mb.gpt(vocab, d, HEADS, layers, length)
-    objective = mb.Objective(net, mb.softmax_cross_entropy)
+    objective = mb.Objective(net, mb.SoftmaxCrossEntropy(chunk=chunk))
+    in_one_sweep = mb.value_and_reading(objective, lambda factor: factor.squared_norms())
 
     def ours(params: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        if lean:
+            return mb.over_layers(in_one_sweep(params, x, y)[1])
         step = mb.backprop(objective, params, x, y)
         return mb.squared_norms(net, step.trace, step.deltas)
 
@@ -158,7 +163,10 @@ ROWS: dict[str, list[Callable[[], Row]]] = {
         partial(of_gpt, "the same, readout in chunks of 256", 128, 4, 256, 4, 8192, 256),
     ],
     "norms": [
-        partial(of_norms, "norms of 4 examples, GPT 6 x 128, T = 256; beside vmap(jax.grad)", 128, 6, 256, 4, 64)
+        partial(of_norms, "norms of 4 examples, GPT 6 x 128, T = 256, of a trace", 128, 6, 256, 4, 64, lean=False),
+        partial(of_norms, "the same in one lean sweep", 128, 6, 256, 4, 64),
+        partial(of_norms, "norms of 4 examples, GPT 4 x 128, T = 256, vocabulary 8192", 128, 4, 256, 4, 8192),
+        partial(of_norms, "the same, readout in chunks of 256", 128, 4, 256, 4, 8192, 256),
     ],
     "attention": [
         partial(of_attention, n, heads, length, size, block)

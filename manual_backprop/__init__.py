@@ -66,11 +66,13 @@ from manual_backprop.readings.gradients import clipped_gradients as clipped_grad
 from manual_backprop.readings.gradients import gradients as gradients
 from manual_backprop.readings.gradients import gram as gram
 from manual_backprop.readings.gradients import noise_scale as noise_scale
+from manual_backprop.readings.gradients import over_layers as over_layers
 from manual_backprop.readings.gradients import per_example_gradients as per_example_gradients
 from manual_backprop.readings.gradients import second_moment as second_moment
 from manual_backprop.readings.gradients import squared_norms as squared_norms
 from manual_backprop.readings.kronecker import kfac_direction as kfac_direction
 from manual_backprop.readings.kronecker import kronecker_factors as kronecker_factors
+from manual_backprop.readings.lean import value_and_reading as value_and_reading
 from manual_backprop.regularizers import Frobenius as Frobenius
 from manual_backprop.rules import edits as edits
 from manual_backprop.sampling import sampled as sampled

@@ -1,7 +1,7 @@
 """The objective J = L + s (J3), and its gradient by the three steps, with every intermediate value kept."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -119,7 +119,7 @@ class Objective:
             losses = self.loss.checked_value(output, y)
         else:
             split, of_rows = chunked
-            entered, _ = _into_readout(split, params, x, keys)
+            entered, _ = into_readout(split, params, x, keys)
             losses = readout.losses(of_rows, split.readout(params), entered, y)
         loss, penalty = self.summed(losses, params, lam, weights)
         return loss + penalty
@@ -281,15 +281,16 @@ def lean_gradients(
     affine = split.readout(params)
     if split.body is None:
         losses, d_x, of_readout = readout.losses_and_gradients(of_rows, affine, x, y, weights, weigh_x=True)
-        return losses, split.join((), of_readout), d_x
-    entered, trace = _into_readout(split, params, x, keys)
+        return losses, split.join((), lambda: of_readout, lambda table: table), d_x
+    entered, trace = into_readout(split, params, x, keys)
     losses, d_entered, of_readout = readout.losses_and_gradients(of_rows, affine, entered, y, weights, weigh_x=False)
     of_body, keys = split.of_body(params), None if keys is None else split.of_body(keys)
     d_x, gradients = lean_backward(split.body, of_body, trace, d_entered, weights, keys=keys)
-    return losses, split.join(gradients, of_readout), d_x
+    joined = split.join(gradients, lambda: of_readout, lambda table: replace(table, W=table.W + of_readout.W))
+    return losses, joined, d_x
 
 
-def _into_readout(split: readout.Split, params: Tree, x: Examples, keys: Tree | None) -> tuple[Flow, Tree]:
+def into_readout(split: readout.Split, params: Tree, x: Examples, keys: Tree | None) -> tuple[Flow, Tree]:
     """The rows that enter the readout, and the trace of the body; the keys are the network's."""
     if split.body is None:
         return x, ()

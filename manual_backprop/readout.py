@@ -16,14 +16,14 @@ from jaxtyping import Array, Float, Int
 
 from manual_backprop import activations
 from manual_backprop.layers.dense import Affine, Dense
-from manual_backprop.layers.embedding import Table
+from manual_backprop.layers.embedding import Embedding, Lookup
 from manual_backprop.losses import SoftmaxCrossEntropy
 from manual_backprop.losses.base import sum_outputs
 from manual_backprop.network import Serial, TiedReadout
 from manual_backprop.node import Node
 from manual_backprop.precision import accumulator
 from manual_backprop.shards import zeros_beside
-from manual_backprop.types import Tree
+from manual_backprop.types import Tree, override
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,15 @@ class Split:
         body: the network without that map; None where nothing stands before it.
         of_body: takes the body's part out of a tree that mirrors the network's parameters.
         readout: takes the map out of the network's parameters.
-        join: puts gradients of both together, in the structure of the network's parameters.
+        join: (the body's results, of_readout, of_both) -> results in the structure of the network's parameters.
+            `of_readout()` is the readout's; where it shares the body's table, `of_both(the table's in the body)` is the
+            result for both uses.
     """
 
     body: Node | None
     of_body: Callable[[Tree], Tree]
     readout: Callable[[Tree], Affine]
-    join: Callable[[Tree, Affine], Tree]
+    join: Callable[[Tree, Callable[[], Tree], Callable[[Tree], Tree]], Tree]
 
 
 @singledispatch
@@ -56,7 +58,7 @@ def split(net: Node) -> Split | None:
 def _(net: Dense) -> Split | None:
     if type(net) is not Dense or net.f != activations.identity:
         return None
-    return Split(None, lambda tree: (), lambda params: params, lambda body, readout: readout)
+    return Split(None, lambda tree: (), lambda params: params, lambda body, of_readout, of_both: of_readout())
 
 
 @split.register
@@ -70,8 +72,8 @@ def _(net: Serial) -> Split | None:
     def of_body(tree: Tree) -> Tree:
         return (*tree[:-1], *((last.of_body(tree[-1]),) if own else ()))
 
-    def join(body: Tree, readout: Affine) -> Tree:
-        return (*(body[:-1] if own else body), last.join(body[-1] if own else (), readout))
+    def join(body: Tree, of_readout: Callable[[], Tree], of_both: Callable[[Tree], Tree]) -> Tree:
+        return (*(body[:-1] if own else body), last.join(body[-1] if own else (), of_readout, of_both))
 
     return Split(Serial(before) if before else None, of_body, lambda params: last.readout(params[-1]), join)
 
@@ -81,11 +83,27 @@ def _(net: TiedReadout) -> Split | None:
     if net.embedding.f != activations.identity:
         return None
 
-    def join(body: Tree, readout: Affine) -> Tree:
-        of_both, of_body = body
-        return Table(of_both.W + readout.W), of_body
+    def join(body: Tree, of_readout: Callable[[], Tree], of_both: Callable[[Tree], Tree]) -> Tree:
+        of_table, of_body = body
+        return of_both(of_table), of_body
 
-    return Split(Serial((net.embedding, net.body)), lambda tree: tree, lambda params: Affine(params[0].W), join)
+    first = SharedEmbedding(net.embedding.vocab, net.embedding.d)
+    return Split(Serial((first, net.body)), lambda tree: tree, lambda params: Affine(params[0].W), join)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class SharedLookup(Lookup):
+    """The pair of an embedding whose table is the readout's too: a reading adds up the two uses first."""
+
+
+@dataclass(frozen=True)
+class SharedEmbedding(Embedding):
+    """An embedding whose table is the readout's too."""
+
+    @override
+    def factor(self, saved: Array, delta: Array) -> SharedLookup:
+        return SharedLookup(saved, delta, self.vocab)
 
 
 def required_split(net: Node, loss: SoftmaxCrossEntropy) -> Split:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +23,10 @@ class OfReadout(Factor):
     """(a, delta) of a readout: their outer product is the gradient of its table.
 
     Attributes:
-        pair: the two, as of a dense layer without bias.
+        pair: the two, as of a dense layer without bias: an `OuterProduct`, or another factor that takes its place.
     """
 
-    pair: OuterProduct
+    pair: Any
 
     def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Table:
         """(B4), summed over examples with `weights`."""

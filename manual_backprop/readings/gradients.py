@@ -86,7 +86,7 @@ def squared_norms(net: Node, trace: Tree, deltas: Tree, *, by_layer: bool = Fals
     norms = checked_read(lambda factor: factor.squared_norms(), net, trace, deltas)
     if by_layer:
         return norms
-    return _over_layers(norms, 1)
+    return over_layers(norms, 1)
 
 
 def clip_weights(squared: Weights, max_norm: float | Scalar) -> Weights:
@@ -175,7 +175,7 @@ def gram(net: Node, trace: Tree, deltas: Tree, other: tuple[Tree, Tree] | None =
         return mine.gram(theirs)
 
     mine = validate.batch(net, trace, deltas)
-    return _over_layers(read(net, products, mine, mine if other is None else _other_batch(net, deltas, other)), 2)
+    return over_layers(read(net, products, mine, mine if other is None else _other_batch(net, deltas, other)), 2)
 
 
 def _other_batch(net: Node, deltas: Tree, other: Any) -> tuple[Tree, Tree]:
@@ -214,16 +214,21 @@ def noise_scale(net: Node, trace: Tree, deltas: Tree) -> NoiseScale:
     if n < 2:
         raise ValueError("noise_scale compares the examples of a batch and needs at least 2, got 1")
     mean = read(net, gradient_reader(None), (trace, deltas))
-    of_mean = _over_layers(jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf.astype(norms.dtype))), mean), 0)
+    of_mean = over_layers(jax.tree.map(lambda leaf: jnp.sum(jnp.square(leaf.astype(norms.dtype))), mean), 0)
     of_one = jnp.mean(norms)
     covariance_trace = n / (n - 1) * (of_one - of_mean)
     squared_gradient = (n * of_mean - of_one) / (n - 1)
     return NoiseScale(covariance_trace, squared_gradient, covariance_trace / squared_gradient)
 
 
-def _over_layers(by_layer: Tree, rank: int) -> Array:
-    """The sum over layers of arrays of this rank, and over blocks, which stand in front under `Repeat`."""
-    leaves = [jnp.sum(leaf, axis=tuple(range(leaf.ndim - rank))) for leaf in jax.tree.leaves(by_layer)]
+def over_layers(by_layer: Tree, axes: int = 1) -> Array:
+    """Add a reading of every layer up, over the blocks of a `Repeat` too, which stand in front.
+
+    Args:
+        by_layer: as from `value_and_reading`, or `squared_norms` with `by_layer`.
+        axes: of one layer's values: 1 for norms (N,), 2 for products (N, M).
+    """
+    leaves = [jnp.sum(leaf, axis=tuple(range(leaf.ndim - axes))) for leaf in jax.tree.leaves(by_layer)]
     return sum(leaves[1:], leaves[0])
 
 
