@@ -201,7 +201,7 @@ def row_gradients(
         wide_delta = loss.chunk_derivative(o, labels)
         delta = wide_delta.astype(rows.dtype)
         weighted = (w[:, None] * rows.astype(wide)).astype(rows.dtype)
-        dW = total.W + jax.lax.dot_general(delta, weighted, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+        dW = _plus_product(total.W, delta, weighted)
         db = None if total.b is None else total.b + w @ wide_delta
         d_x = jax.lax.dot_general(delta, readout.W, (((1,), (0,)), ((), ())), preferred_element_type=wide)
         if weigh_x:
@@ -213,6 +213,27 @@ def row_gradients(
     if common is not None:
         total = jax.tree.map(lambda leaf: common * leaf, total)
     return _rows(values, y.shape), _rows(d_x, x.shape), total
+
+
+BLOCK = 2**19  # entries of dW that are formed and added at once: 2 MiB in float32, which caches hold
+
+
+def _plus_product(total: Float[Array, "V d"], delta: Float[Array, "chunk V"], rows: Float[Array, "chunk d"]) -> Array:
+    """Total + delta^T rows, in place and by blocks of classes, so that no second array of dW's size is ever made."""
+    (classes, d), wide = total.shape, total.dtype
+    size = max(1, BLOCK // d)
+    blocks = classes // size
+
+    def add(total: Array, start: int | Array, size: int) -> Array:
+        part = jax.lax.dynamic_slice_in_dim(delta, start, size, axis=1)
+        product = jax.lax.dot_general(part, rows, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+        here = jax.lax.dynamic_slice_in_dim(total, start, size)
+        return jax.lax.dynamic_update_slice_in_dim(total, here + product, start, axis=0)
+
+    if blocks > 1:
+        total = jax.lax.fori_loop(0, blocks, lambda i, total: add(total, i * size, size), total)
+    done = blocks * size if blocks > 1 else 0
+    return total if done == classes else add(total, done, classes - done)
 
 
 def logits(readout: Affine, rows: Float[Array, "chunk d"]) -> Float[Array, "chunk V"]:

@@ -71,6 +71,16 @@ def test_value_and_gradient_equal_those_of_jax(name, weighted):
         assert_close((called, found, by_hand), (value, value, gradients), 1e-13)
 
 
+@pytest.mark.parametrize("entries", [4 * 2, 4 * 3, 4 * 7], ids=["with a rest", "and a larger one", "all at once"])
+def test_dW_is_added_up_by_blocks_of_classes(entries, monkeypatch):
+    """Two, three and all seven classes at a time."""
+    monkeypatch.setattr(readout, "BLOCK", entries)
+    net = NETS["readout alone"]
+    params = generic(net)
+    ours = jax.jit(mb.value_and_grad(objective(net, **OPTIONS)))(params, X, Y, weights=WEIGHTS)
+    assert_close(ours, jax.jit(jax.value_and_grad(witness(net, WEIGHTS)))(params, X), 1e-13)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_fused_gradient_is_proven_in_every_format(dtype):
     net = NETS["serial"]
