@@ -15,6 +15,7 @@ with a `body` in their place. The body may evaluate them by the same rule or by 
 
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import jax
@@ -80,6 +81,7 @@ def _lifted(closed: ClosedJaxpr, lift: Callable[[Any, Any], Any]) -> Values:
     return [lift(const, variable.aval) for const, variable in zip(closed.consts, closed.jaxpr.constvars, strict=True)]
 
 
+@lru_cache(maxsize=1024)  # a program that is broken in many places is evaluated as often
 def _last_uses(jaxpr: Jaxpr) -> dict[int, list[Any]]:
     """For an equation's number the variables that nobody reads after it, so that their memory can be freed."""
     read = {v: n for n, e in enumerate(jaxpr.eqns) for v in (*e.outvars, *e.invars) if not isinstance(v, Literal)}

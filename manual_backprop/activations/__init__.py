@@ -97,7 +97,8 @@ def _gelu_slope(z: Array, a: Array) -> Array:
     x = -math.sqrt(0.5) * z
     rise = z * (math.sqrt(0.5 / math.pi) * jnp.exp(-(x * x)))
     apart = jnp.abs(z) > 0.25
-    return jnp.where(apart, a / jnp.where(apart, z, 1), 0.5 - 0.5 * jax.lax.erf(x)) + rise
+    quotient = a / jnp.where(apart, z, 1)
+    return jnp.where(apart, quotient, 0.5 - 0.5 * jax.lax.erf(x)) + rise
 
 
 def _gelu_curvature(z: Array) -> Array:

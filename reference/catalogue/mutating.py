@@ -6,25 +6,19 @@ is registered (`reference.catalogue.networks`).
 """
 
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import manual_backprop as mb
-from manual_backprop.layers import LayerTrace
 from manual_backprop.node import Branches, Node, Wrapper
-from reference import autodiff
-from reference.catalogue import broken_sequences, networks
-from reference.compare import each_compared
-from reference.model import LayerValues
+from reference.catalogue import broken_curvature, broken_sequences, networks
+from reference.catalogue.subject import Subject, step_check
 from reference.mutation.report import MutationScore
 from reference.mutation.score import mutation_score
-from reference.tolerance.rounding import measure
 
-Tree = Any
 EXAMPLES = 5
 WIDTH = 4
 QUICK = 120  # mutants of each network
@@ -48,27 +42,6 @@ EQUIVALENT: dict[tuple[str, ...], str] = {
     (_MAXIMUM, "exp: sign flipped"): _SCALE,
 }
 """Equivalent mutants, with the reason, as `accept` of `mutation_score` takes them. They may differ by rounding."""
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """One objective, with arguments on which a fault can show.
-
-    Attributes:
-        objective: the function to differentiate.
-        params: generic parameters: no zero, no symmetry.
-        x: a batch.
-        y: its targets.
-        given: lam and weights, if they are given at the call.
-        lean: whether `value_and_grad` is broken, whose sweep keeps less, and not `backprop`.
-    """
-
-    objective: mb.Objective
-    params: Tree
-    x: Tree
-    y: jax.Array
-    given: dict[str, jax.Array]
-    lean: bool = False
 
 
 def catalogue_mutation(
@@ -97,11 +70,10 @@ def catalogue_mutation(
         for name, subject in subjects(seed).items():
             if names is not None and name not in names:
                 continue
-            args = (subject.params, subject.x, subject.y, subject.given)
             scores[name] = mutation_score(
-                step_by_hand(subject),
+                subject.by_hand,
                 step_check(subject),
-                *args,
+                *subject.args,
                 seed=seed,
                 limit=QUICK if quick else None,
                 accept=EQUIVALENT | broken_sequences.EQUIVALENT.get(name, {}),
@@ -113,49 +85,11 @@ def catalogue_mutation(
     return scores
 
 
-def step_by_hand(subject: Subject) -> Callable[..., Any]:
-    """The step under test as a function of (params, x, y, given); its trace has only z and a of each layer.
-
-    Of a lean subject it is the value with the gradient.
-    """
-    objective = subject.objective
-
-    def step(params: Tree, x: Tree, y: jax.Array, given: dict[str, Any]) -> mb.Step:
-        full = mb.backprop(objective, params, x, y, **given)
-        values = jax.tree.map(
-            lambda layer: LayerValues(layer.z, layer.a), full.trace, is_leaf=lambda node: isinstance(node, LayerTrace)
-        )
-        return replace(full, trace=values)
-
-    def lean(params: Tree, x: Tree, y: jax.Array, given: dict[str, Any]) -> Any:
-        return mb.value_and_grad(objective)(params, x, y, **given)
-
-    return lean if subject.lean else step
-
-
-def step_check(subject: Subject) -> Callable[[Callable[..., Any]], bool]:
-    """A check of `step_by_hand`: False if any number of the result on the subject differs from the reference's."""
-
-    def by_autodiff(params: Tree, x: Tree, y: jax.Array, given: dict[str, jax.Array]) -> Any:
-        step = autodiff.backprop(subject.objective, params, x, y, **given)
-        return (step.value, step.gradients) if subject.lean else step
-
-    args = (subject.params, subject.x, subject.y, subject.given)
-    witness = measure(by_autodiff, *args, dtype="float64")
-
-    def check(step: Callable[..., Any]) -> bool:
-        by_hand = jax.device_get(step(*args))
-        rows = each_compared("step", by_hand, witness.value, witness.tolerance, cause=lambda *_: ("", ""))
-        return all(row.verdict == "pass" for row in rows)
-
-    return check
-
-
 def subjects(seed: int) -> dict[str, Subject]:
     """Small objectives that together use every row of every table, with arguments to break them at."""
     objectives = _objectives()
     met = set().union(*(_kinds(objective.net) for objective in objectives.values()))
-    made = {}
+    made: dict[str, Subject] = {}
     for i, (name, objective) in enumerate([*objectives.items(), *_of_others(met)]):
         rng = np.random.default_rng((seed, i))
         x = rng.normal(size=(EXAMPLES, WIDTH))
@@ -165,20 +99,11 @@ def subjects(seed: int) -> dict[str, Subject]:
             given["lam"] = 0.3
         if name == "kinks":
             given["weights"] = rng.uniform(0.1, 1, EXAMPLES)
-        made[name] = Subject(
-            objective,
-            jax.tree.map(jnp.asarray, networks.draw_params(objective.net, 1.0, rng)),
-            jnp.asarray(x),
-            jnp.asarray(_targets(objective.loss, outputs, name == "residual", rng)),
-            {key: jnp.asarray(value) for key, value in given.items()},
-        )
-    rng = np.random.default_rng((seed, len(made)))
-    for name, objective, x, y, lean in broken_sequences.objectives(row, rng):
         params = networks.draw_params(objective.net, 1.0, rng)
-        given = {"weights": rng.uniform(0.1, 1, len(y))} if lean else {}
-        params, x, y, given = jax.tree.map(jnp.asarray, (params, x, y, given))
-        made[name] = Subject(objective, params, x, y, given, lean)
-    return made
+        made[name] = Subject(objective, params, x, _targets(objective.loss, outputs, name == "residual", rng), given)
+    rng = np.random.default_rng((seed, len(made)))
+    made |= [*broken_sequences.subjects(row, rng), *broken_curvature.subjects(row, rng)]
+    return {name: subject.placed() for name, subject in made.items()}
 
 
 def _objectives() -> dict[str, mb.Objective]:
@@ -228,9 +153,8 @@ def _kinds(node: Node) -> set[type]:
 def row(name: str) -> mb.Activation:
     """An activation without inline compilation, so that each of its equations keeps its own source line."""
     compiled = mb.activations.get(name)
-    f: Any = getattr(compiled.f, "__wrapped__", compiled.f)
-    df: Any = getattr(compiled.df, "__wrapped__", compiled.df)
-    return replace(compiled, f=f, df=df)
+    functions: dict[str, Any] = {of: getattr(compiled, of) for of in ("f", "df", "d2f", "bend")}
+    return replace(compiled, **{of: getattr(each, "__wrapped__", each) for of, each in functions.items()})
 
 
 def dense(d_in: int, d_out: int, activation: str = "identity") -> mb.Dense:

@@ -12,8 +12,9 @@ from pathlib import Path
 import jax
 
 from reference.catalogue import networks, published, sequences
-from reference.catalogue.mutating import Subject, catalogue_mutation, subjects
+from reference.catalogue.mutating import catalogue_mutation, subjects
 from reference.catalogue.proving import Plan, Task, prove, tasks
+from reference.catalogue.subject import Subject
 from reference.checks.step import check
 from reference.cli.files import BadInput, require_writable
 from reference.cli.flags import refuse
@@ -190,8 +191,8 @@ def _mutated(arguments: Namespace) -> _Found:
         scores = catalogue_mutation(arguments.quick, arguments.seed, advance, tuple(broken))
     for name, score in scores.items():
         it = broken[name]
-        lam, weights = it.given.get("lam"), it.given.get("weights")
-        report = check(it.objective, it.params, it.x, it.y, lam=lam, weights=weights, compiler_options=quick())
+        given = {"lam": it.given.get("lam"), "weights": it.given.get("weights"), "key": it.key}
+        report = check(it.objective, it.params, it.x, it.y, **given, compiler_options=quick())
         found.networks.append(NetworkResult(f"mutants of {name}", report, mutation=score))
         found.partial |= score.partial
         print(f"{name}\n{score}\n")

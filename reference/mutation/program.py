@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, jaxprs_in_params
 from jax.interpreters import partial_eval
 
-from reference.jaxprs import CALLS, Values, evaluate, inside, source, through
+from reference.jaxprs import CALLS, Values, evaluate, inside, parted, source, through
 from reference.mutation.mutants import Fault, faults, is_float, shaped
 
 UNROLLED = 1000  # a scan longer than this runs compiled
@@ -51,7 +51,7 @@ class Site:
 
 
 Made = dict[tuple[int, ...], tuple[Values, Values]]
-"""(equation, inputs), by their ids -> the inputs and the outputs.
+"""(equation, inputs), by their ids -> the inputs and the outputs; of a scan also (scan, turn, x) -> x and its slice.
 
 The inputs are kept because, while they live, no other array can have the id of one of them.
 """
@@ -98,12 +98,28 @@ class _Course:
         return outputs
 
     def _computed(self, equation: JaxprEqn, inputs: Values, path: Path_ = ()) -> Values:
-        return through(equation, inputs, partial(self._within, equation, path), UNROLLED)
+        return through(equation, inputs, partial(self._within, equation, inputs, path), UNROLLED)
 
-    def _within(self, equation: JaxprEqn, path: Path_, k: int, inputs: Values, turn: Any) -> Values:
+    def _within(self, equation: JaxprEqn, entered: Values, path: Path_, k: int, inputs: Values, turn: Any) -> Values:
         if equation.primitive.name == "while" and k == 1 and isinstance(turn, int):
             self._count()
+        if equation.primitive.name == "scan" and isinstance(turn, int):
+            inputs = self._with_known_slices(equation, parted(equation, entered)[2], inputs, turn)
         return self.run(inside(equation)[k], inputs, path[1:] if path[:1] == (k,) else ())
+
+    def _with_known_slices(self, equation: JaxprEqn, xs: Values, inputs: Values, turn: int) -> Values:
+        """The inputs of one turn of a scan, with the right run's own slices of what it runs over where that is known.
+
+        A slice that is cut anew is another array, of which no equation would know that it has met it before.
+        """
+        first = len(inputs) - len(xs)
+        slices = []
+        for x, cut in zip(xs, inputs[first:], strict=True):
+            key = (id(equation), turn, id(x))
+            if self.keeps and self.held <= HELD:
+                self.made.setdefault(key, ([x], [cut]))
+            slices.append(self.made[key][1][0] if key in self.made else cut)
+        return [*inputs[:first], *slices]
 
     def _count(self) -> None:
         self.turns += 1

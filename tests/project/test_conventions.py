@@ -181,7 +181,15 @@ def test_only_the_check_and_what_stands_above_it_call_both_programs():
         and f"{path.parent.name}/{path.stem}".removeprefix("reference/") not in TAKES_DESCRIPTIONS
     }
     about_ours = {"step.py", "published.py", "networks.py", "sequences.py", "proving.py", "mutating.py"}
-    about_ours |= {"broken_sequences.py", "train.py", "train_text.py", "text_network.py", "graph.py"}
+    about_ours |= {
+        "broken_sequences.py",
+        "broken_curvature.py",
+        "subject.py",
+        "train.py",
+        "train_text.py",
+        "text_network.py",
+        "graph.py",
+    }
     assert both == about_ours | {"layer.py", "layer_quantities.py", "user.py"}
 
 

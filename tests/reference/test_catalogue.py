@@ -18,6 +18,7 @@ import pytest
 import manual_backprop as mb
 from reference import cli, model
 from reference.catalogue import data, mutating, networks, proving, sequences
+from reference.catalogue.subject import step_check
 from reference.checks.step import Judge, prepare
 from reference.mutation.score import mutation_score
 from reference.report import Report
@@ -289,9 +290,9 @@ def test_mutants_of_what_is_ones_own_are_killed(mine: ModuleType) -> None:
         for name in ("scale", "turned around"):
             subject = subjects[name]
             score = mutation_score(
-                mutating.step_by_hand(subject),
-                mutating.step_check(subject),
-                *(subject.params, subject.x, subject.y, subject.given),
+                subject.by_hand,
+                step_check(subject),
+                *subject.args,
                 limit=40,
                 accept=mutating.EQUIVALENT,
             )

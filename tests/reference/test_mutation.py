@@ -14,6 +14,7 @@ from benchmarks import mutants
 from benchmarks.subjects import SUBJECTS
 from reference import model
 from reference.catalogue import mutating as mutation_catalogue
+from reference.catalogue.subject import step_check
 from reference.mutation import program
 from reference.mutation.program import Program
 from reference.mutation.score import mutation_score
@@ -514,10 +515,10 @@ WRONG = {
 @pytest.mark.usefixtures("without_hook")
 def test_the_catalogues_check_looks_at_every_part_of_the_step():
     subject = mutation_catalogue.subjects(0)["tied"]
-    right = jax.jit(mutation_catalogue.step_by_hand(subject))
-    check = mutation_catalogue.step_check(subject)
+    right = jax.jit(subject.by_hand)
+    check = step_check(subject)
     assert check(right)
-    step = right(subject.params, subject.x, subject.y, subject.given)
+    step = right(*subject.args)
     for name, wrong in WRONG.items():
         assert not check(lambda *args, wrong=wrong: mb.Step(**{**vars(step), **wrong(step)})), name
 
