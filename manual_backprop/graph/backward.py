@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from jaxtyping import PRNGKeyArray
+
 from manual_backprop.graph.assembly import ABOVE, Assembly, Signal, numbered
 from manual_backprop.graph.forms import Graph
 from manual_backprop.graph.model import Role
@@ -20,7 +22,13 @@ MEAN = "(1/N) sum_n "  # before the derivative by a parameter (B3) (B4)
 
 
 def backward_graph(
-    objective: Objective, params: Tree | None = None, x: Any = None, y: Any = None, *, opened: Levels = True
+    objective: Objective,
+    params: Tree | None = None,
+    x: Any = None,
+    y: Any = None,
+    *,
+    key: PRNGKeyArray | None = None,
+    opened: Levels = True,
 ) -> Graph:
     """Draw the products of the backward sweep: a gradient in every square, the local derivative on every arrow.
 
@@ -35,13 +43,14 @@ def backward_graph(
             gradients, which are values of the sweep.
         x: a batch, as for `backprop`.
         y: its targets.
+        key: as for `forward_graph`.
         opened: as for `forward_graph`.
 
     Raises:
         TypeError, ValueError: as `forward_graph`.
     """
     opened = opening(objective, opened)
-    values, step = values_of(objective, params, x, y)
+    values, step = values_of(objective, params, x, y, key)
     drawing = _Backward(regularised=objective.regularizer is not None)
     many = len(entering(objective, x))
     drawing.input(tuple(parts(step.d_x)) if step else (None,) * many)

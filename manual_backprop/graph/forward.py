@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from jaxtyping import PRNGKeyArray
+
 from manual_backprop.graph.assembly import ABOVE, Assembly, Signal, numbered
 from manual_backprop.graph.forms import Graph
 from manual_backprop.graph.pieces import Closed, Index, LayerPiece, Levels, Opened, pieces
@@ -16,7 +18,13 @@ SIGNS = {"×": "times", "+": "plus"}
 
 
 def forward_graph(
-    objective: Objective, params: Tree | None = None, x: Any = None, y: Any = None, *, opened: Levels = True
+    objective: Objective,
+    params: Tree | None = None,
+    x: Any = None,
+    y: Any = None,
+    *,
+    key: PRNGKeyArray | None = None,
+    opened: Levels = True,
 ) -> Graph:
     """Draw how the objective is computed: squares are variables, circles operators (G1).
 
@@ -27,16 +35,18 @@ def forward_graph(
             repeat. Without params, the graph shows only dependencies.
         x: a batch, as for `backprop`.
         y: its targets.
+        key: as for `backprop`: the values are those of what it draws. Without it, dropout is off in the values.
         opened: how many levels of composites such as Residual, Repeat and Tied are opened to show their contents;
             False draws each as one box, True opens all. One block stands for all that repeat, its layers numbered by
             the block's number. The contents of Serial and Parallel are always shown.
 
     Raises:
         TypeError: no `Objective`; otherwise as `backprop`.
-        ValueError: some of params, x, y but not all; values that are being traced; otherwise as `backprop`.
+        ValueError: some of params, x, y but not all; a key without them; values that are being traced; otherwise as
+            `backprop`.
     """
     opened = opening(objective, opened)
-    values, step = values_of(objective, params, x, y)
+    values, step = values_of(objective, params, x, y, key)
     drawing = _Forward()
     drawing.input(entering(objective, x))
     drawing.draw(pieces(objective.net, Index(1), values, opened))

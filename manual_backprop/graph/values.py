@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from manual_backprop import validate
+from manual_backprop.drawing import typed
 from manual_backprop.losses import Loss
 from manual_backprop.objective import Objective, Step, backprop
 from manual_backprop.types import Tree
@@ -30,21 +31,26 @@ class Values:
         return Values(*(None if tree is None else tree[i] for tree in trees))
 
 
-def values_of(objective: Objective, params: Tree, x: Any, y: Any) -> tuple[Values, Step | None]:
-    """The values for a graph: shapes of parameters, or with a batch every value.
+def values_of(objective: Objective, params: Tree, x: Any, y: Any, key: Any) -> tuple[Values, Step | None]:
+    """The values for a graph: shapes of parameters, or with a batch every value, with the key's draws in it.
 
     Raises:
-        ValueError: some of params, x and y, but not all; or values that are being traced by JAX.
+        TypeError: a key that is none.
+        ValueError: some of params, x and y, but not all; a key without these; or values that are being traced by JAX.
     """
     given = [name for name, value in (("params", params), ("x", x), ("y", y)) if value is not None]
     if not given:
+        if key is not None:
+            raise ValueError("a key draws values, and a graph has none without a batch: give it params, x and y too")
         return Values(jax.eval_shape(lambda: objective.net.init(jax.random.key(0)))), None
     if len(given) < 3:
         raise ValueError(f"a graph with values needs params, x and y, got only {' and '.join(given)}")
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, x, y))):
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, x, y, key))):
         raise ValueError("a graph shows values, which are not known under jit, vmap or grad; draw it outside of them")
     params = validate.params(objective.net, params)
-    step = jax.jit(partial(backprop, objective))(params, x, y)
+    if key is not None:
+        key = typed(key)
+    step = jax.jit(partial(backprop, objective))(params, x, y, key=key)
     return Values(params, step.trace, step.deltas, step.gradients), step
 
 

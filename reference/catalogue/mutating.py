@@ -1,4 +1,4 @@
-"""Mutation testing of the library's own gradients: `manual_backprop.backprop` broken everywhere, on a few networks.
+"""Mutation testing of the library's own gradients: each of `subject.FUNCTIONS` broken everywhere, on a few networks.
 
 Together the networks use every activation, loss, family of layers, composite and form of lambda and of weights, so
 each formula of `manual_backprop` is broken at least once. A user's own family or composite is included as soon as it
@@ -50,10 +50,11 @@ def catalogue_mutation(
     advance: Callable[[str], None] | None = None,
     names: Collection[str] | None = None,
 ) -> dict[str, MutationScore]:
-    """Break `manual_backprop.backprop` everywhere, and compare every number of the step with `jax.grad`'s.
+    """Break the function of every subject everywhere, and compare every number of its result with `jax.grad`'s.
 
-    z and a of every layer, loss, penalty, J, every delta and gradient, dL/dx and ds/dlam are compared in float64
-    with the reference's, entry by entry, each within its measured tolerance.
+    z and a of every layer, loss, penalty, J, every delta and gradient, dL/dx and ds/dlam of `backprop`, the value and
+    gradients of `value_and_grad`, and Hessian-vector products are compared in float64 with the reference's, entry by
+    entry, each within its measured tolerance.
 
     Args:
         quick: judge a sample of `QUICK` mutants for each network instead of all.

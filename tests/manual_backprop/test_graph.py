@@ -353,3 +353,36 @@ def test_values_are_those_of_the_step():
     assert backward["delta_2"].notes[1:] == shown(step.deltas[1])
     assert backward["dW_1"].notes[1:] == shown(step.gradients[0].W)
     assert backward["dx"].notes[1:] == shown(step.d_x)
+
+
+DROPPED = mb.Residual(mb.Serial((mb.Dropout(0.3), mb.Dense(4, 4))))
+WITH_DROPOUT = mb.Serial((mb.Dense(4, 4, "tanh"), mb.Dropout(0.5), mb.Repeat(DROPPED, 2), mb.Dense(4, 3)))
+
+
+@pytest.mark.parametrize("key", [None, jax.random.key(2)])
+def test_a_network_with_dropout_is_drawn_with_the_values_of_the_keys_draws(key):
+    objective, *batch_of = problem(WITH_DROPOUT, 5)
+    forward, backward = (draw(objective, *batch_of, key=key) for draw in BOTH)
+    step = reference.backprop(objective, *batch_of, key=key)
+    said = {vertex.key: " ".join(vertex.notes) for graph in (forward, backward) for vertex in graph.vertices}
+    expected = {"a_2": step.trace[1].a, "a_3_2k": step.trace[2][0].a, "z_4_2k": step.trace[2][1].z}
+    expected |= {"dW_1": step.gradients[0].W, "delta_2": step.deltas[1]}
+    for name, value in expected.items():
+        assert f"‖·‖ {jnp.linalg.norm(value):.3g}" in said[name], name
+    assert said["J"] == f"{float(step.value):.4g}"
+    assert (said["a_2"] == said["a_1"]) == (key is None)
+    assert [(arrow.tail, arrow.head) for arrow in forward.arrows] == [
+        (arrow.tail, arrow.head) for arrow in mb.forward_graph(objective).arrows
+    ]
+    (local_derivative,) = (arrow.label for arrow in backward.arrows if (arrow.tail, arrow.head) == ("delta_2", "da_1"))
+    assert local_derivative == "diag m / (1 - rate)"
+
+
+@pytest.mark.usefixtures("without_hook")
+@pytest.mark.parametrize("draw", BOTH)
+def test_a_key_of_a_graph_needs_a_batch_and_is_no_seed(draw):
+    objective, *batch_of = problem(WITH_DROPOUT, 2)
+    with pytest.raises(ValueError, match="a graph has none without a batch: give it params, x and y too"):
+        draw(objective, key=jax.random.key(2))
+    with pytest.raises(TypeError, match=r"key must be a JAX key, such as jax.random.key\(0\), got int 2"):
+        draw(objective, *batch_of, key=2)

@@ -14,7 +14,7 @@ from benchmarks import mutants
 from benchmarks.subjects import SUBJECTS
 from reference import model
 from reference.catalogue import mutating as mutation_catalogue
-from reference.catalogue.subject import step_check
+from reference.catalogue.subject import FUNCTIONS, in_sixteenths, step_check
 from reference.mutation import program
 from reference.mutation.program import Program
 from reference.mutation.score import mutation_score
@@ -363,10 +363,11 @@ def test_a_change_in_place_is_not_missed():
     np.testing.assert_array_equal(values[1], -4 * V**2)  # the first mutant: sign flipped
 
 
-def test_values_taken_over_from_the_right_run_change_no_verdict(monkeypatch):
-    function, x = PROGRAMS["gradient"][0], jnp.asarray(X)
+@pytest.mark.parametrize("name", ["gradient", "scan", "scan in reverse"])
+def test_values_taken_over_from_the_right_run_change_no_verdict(monkeypatch, name):
+    function, x = PROGRAMS[name][0], jnp.asarray(X)
     taken_over = mutation_score(function, exact(function, x), x)
-    monkeypatch.setattr(program, "HELD", 0)
+    monkeypatch.setattr(program, "HELD", -1)
     assert mutation_score(function, exact(function, x), x) == taken_over
 
 
@@ -483,7 +484,11 @@ def test_the_catalogue_meets_every_formula():
     assert all(
         f"{kind}(" in nets for kind in ("Serial", "Residual", "Repeat", "Tied", "Parallel", "Product", "Attention")
     )
-    assert {key for s in subjects for key in s.given} == {"lam", "weights"}
+    assert {key for s in subjects for key in s.given} == {"lam", "weights", "v"}
+    assert {s.function for s in subjects} == set(FUNCTIONS) and any(s.key is not None for s in subjects)
+    of_products = " ".join(repr(s.objective.net) for s in subjects if "v" in s.given)
+    layers = ("Attention", "LayerNorm", "RMSNorm", "Embedding", "PositionalEmbedding", "Product", "Dropout")
+    assert all(f"{kind}(" in of_products for kind in (*layers, "TiedReadout"))
     assert all(model.examples(s.x) > 1 for s in subjects) and any(s.objective.regularizer is None for s in subjects)
     for subject in subjects:
         floats = (leaf for leaf in jax.tree.leaves((subject.params, subject.x)) if leaf.dtype == np.float64)
@@ -521,6 +526,27 @@ def test_the_catalogues_check_looks_at_every_part_of_the_step():
     step = right(*subject.args)
     for name, wrong in WRONG.items():
         assert not check(lambda *args, wrong=wrong: mb.Step(**{**vars(step), **wrong(step)})), name
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_the_catalogues_check_sees_a_small_error_of_a_hessian_vector_product():
+    subject = mutation_catalogue.subjects(0)["curvature of a gate with dropout"]
+    check = step_check(subject)
+    right = jax.jit(subject.by_hand)(*subject.args)
+    assert check(lambda *args: right)
+    leaves, structure = jax.tree.flatten(right)
+    for i, leaf in enumerate(leaves):
+        wrong = [*leaves[:i], leaf * (1 + 1e-9), *leaves[i + 1 :]]
+        assert not check(lambda *args, wrong=wrong: structure.unflatten(wrong))
+
+
+def test_sums_of_products_of_sixteenths_are_exact():
+    """So the first position, which sees itself alone, has a query without any gradient, where rounding leaves none."""
+    subject = in_sixteenths(mutation_catalogue.subjects(0)["causal attention in blocks"])
+    floats = [leaf for leaf in jax.tree.leaves(subject.args) if leaf.dtype == np.float64]
+    assert all((np.asarray(leaf) * 16 % 2 == 1).all() for leaf in floats)
+    d_q = jax.jit(subject.by_hand)(*subject.args).d_x[0]
+    assert (d_q[:, 0] == 0).all() and (d_q[:, 1:] != 0).all()
 
 
 def test_published_gradients_are_right():
