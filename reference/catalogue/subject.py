@@ -1,4 +1,4 @@
-"""What is broken in mutation testing: an objective with arguments, and the function of it that is under test."""
+"""The subjects of mutation testing: an objective with arguments, and the function of it that is broken."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -64,7 +64,7 @@ class Subject:
 
     @property
     def args(self) -> tuple[Any, ...]:
-        """What `by_hand` and `by_autodiff` take."""
+        """The arguments of `by_hand` and `by_autodiff`."""
         return self.params, self.x, self.y, self.given
 
     def placed(self) -> "Subject":
