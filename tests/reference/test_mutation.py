@@ -14,7 +14,7 @@ from benchmarks import mutants
 from benchmarks.subjects import SUBJECTS
 from reference import model
 from reference.catalogue import mutating as mutation_catalogue
-from reference.catalogue.subject import FUNCTIONS, in_sixteenths, step_check
+from reference.catalogue.subject import FUNCTIONS, step_check
 from reference.mutation import program
 from reference.mutation.program import Program
 from reference.mutation.score import mutation_score
@@ -542,7 +542,7 @@ def test_the_catalogues_check_sees_a_small_error_of_a_hessian_vector_product():
 
 def test_sums_of_products_of_sixteenths_are_exact():
     """So the first position, which sees itself alone, has a query without any gradient, where rounding leaves none."""
-    subject = in_sixteenths(mutation_catalogue.subjects(0)["causal attention in blocks"])
+    subject = mutation_catalogue.subjects(0)["causal attention in blocks"]
     floats = [leaf for leaf in jax.tree.leaves(subject.args) if leaf.dtype == np.float64]
     assert all((np.asarray(leaf) * 16 % 2 == 1).all() for leaf in floats)
     d_q = jax.jit(subject.by_hand)(*subject.args).d_x[0]
