@@ -16,6 +16,7 @@ from manual_backprop import functions as functions
 from manual_backprop import graph as graph
 from manual_backprop import losses as losses
 from manual_backprop import rules as rules
+from manual_backprop import schedules as schedules
 from manual_backprop import training as training
 from manual_backprop.activations import Activation as Activation
 from manual_backprop.custom_vjp import as_custom_vjp as as_custom_vjp
@@ -52,6 +53,7 @@ from manual_backprop.objective import Objective as Objective
 from manual_backprop.objective import Step as Step
 from manual_backprop.objective import backprop as backprop
 from manual_backprop.objective import value_and_grad as value_and_grad
+from manual_backprop.pipelined.executor import pipeline as pipeline
 from manual_backprop.readings import curvature as curvature
 from manual_backprop.readings import diagnosis as diagnosis
 from manual_backprop.readings.angle import angle as angle

@@ -1,6 +1,7 @@
 """A graph as SVG and PNG by matplotlib alone; the bytes are the same every time, whatever the user's settings."""
 
 import re
+from collections.abc import Callable
 from io import BytesIO
 from typing import Any, Literal
 
@@ -31,33 +32,48 @@ STYLE: Any = {
 
 def svg(graph: Diagram, theme: Theme) -> str:
     """The picture as SVG text."""
-    return _rendered(graph, theme, "svg", {"metadata": {"Date": None, "Creator": None}}).decode()
+    return _rendered(graph, theme, "svg").decode()
 
 
 def png(graph: Diagram, theme: Theme, dpi: int) -> bytes:
     """The picture as PNG."""
-    if not (isinstance(dpi, int | float) and 0 < dpi <= 2400):
-        raise ValueError(f"dpi must be above 0 and at most 2400, got {dpi!r}")
-    return _rendered(graph, theme, "png", {"dpi": dpi, "metadata": {"Software": None}})
+    return _rendered(graph, theme, "png", dpi)
 
 
-def _rendered(graph: Diagram, theme: Theme, form: str, options: dict[str, Any]) -> bytes:
+def _rendered(graph: Diagram, theme: Theme, form: str, dpi: int | None = None) -> bytes:
+    page = lay_out(graph)
+    size = page.width, page.height + 0.3
+    return rendered(size, theme, form, lambda figure: _Drawing(figure, page, theme).draw(graph.title), dpi)
+
+
+def rendered(
+    size: tuple[float, float], theme: Theme, form: str, draw: Callable[[Any], None], dpi: int | None = None
+) -> bytes:
+    """The bytes of a picture of this size in inches, which `draw` draws on a matplotlib Figure; PNG has a dpi.
+
+    Raises:
+        ImportError: matplotlib is not installed; says how to get it.
+        ValueError: an unknown theme, or a dpi that is not above 0 and at most 2400.
+    """
     if not isinstance(theme, str) or theme not in COLOURS:
         raise ValueError(f"theme must be one of {', '.join(COLOURS)}, got {theme!r}")
+    if form == "png" and not (isinstance(dpi, int | float) and 0 < dpi <= 2400):
+        raise ValueError(f"dpi must be above 0 and at most 2400, got {dpi!r}")
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError(
             "a picture needs matplotlib, which is not installed; in the clone of the repository, run"
-            ' python -m pip install -e ".[cli]"; .mermaid() and .dot() do without it'
+            ' python -m pip install -e ".[cli]"; a graph\'s .mermaid() and .dot() do without it'
         ) from error
-    page = lay_out(graph)
+    metadata = {"Date": None, "Creator": None} if form == "svg" else {"Software": None}
+    options: dict[str, Any] = {"metadata": metadata} if dpi is None else {"metadata": metadata, "dpi": dpi}
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        figure = Figure(figsize=(page.width, page.height + 0.3), facecolor=COLOURS[theme]["paper"])
-        _Drawing(figure, page, theme).draw(graph.title)
+        figure = Figure(figsize=size, facecolor=COLOURS[theme]["paper"])
+        draw(figure)
         file = BytesIO()
         figure.savefig(file, format=form, facecolor=figure.get_facecolor(), **options)
     return file.getvalue()

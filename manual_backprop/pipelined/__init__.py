@@ -1,0 +1,1 @@
+"""Pipeline parallelism: the blocks of a `Repeat` on several devices, by a schedule that a split backward allows."""

@@ -1,0 +1,204 @@
+"""One stage on one device: its part of the network and of the batch, and what F, B and W do there."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from manual_backprop import readout
+from manual_backprop.node import Node
+from manual_backprop.objective import Objective, per_example_scaled
+from manual_backprop.pipelined.parts import Parts
+from manual_backprop.pipelined.plan import Now, Plan
+from manual_backprop.pipelined.reading import Contraction, pair
+from manual_backprop.precision import accumulator
+from manual_backprop.shards import zeros_beside
+from manual_backprop.sweep import backward_sweep, forward_sweep
+from manual_backprop.types import Leaf, Tree
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """What a device holds between two ticks.
+
+    Attributes:
+        below: block inputs that have arrived, (places, *microbatch).
+        kept: what F keeps for B, with the places in front.
+        above: error terms that have arrived; at the last stage, outputs of the blocks.
+        pairs: (a, delta) of every layer, which B keeps for W, with the places in front.
+        sent: what the stage's last F or B has made, for the stage above or below.
+        loss: the loss so far.
+        found: gradients and readings so far, of (before, the stage's blocks, after), in the precision of sums.
+    """
+
+    below: Leaf
+    kept: Tree
+    above: Leaf
+    pairs: Tree
+    sent: Leaf
+    loss: Leaf
+    found: tuple[Tree, Tree, Tree]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage: F, B and W as functions of (state, now).
+
+    Attributes:
+        parts: the network, with this stage's blocks as its chain.
+        objective: whose loss is taken, of `parts.after` if there is such a part.
+        contraction: what W makes of the pairs.
+        params: of (before, the stage's blocks, after).
+        x, y, weights: of the device's examples, with the microbatches in front.
+        first, last: whether it is the first stage, and the last.
+    """
+
+    parts: Parts
+    objective: Objective
+    contraction: Contraction
+    params: tuple[Tree, Tree, Tree]
+    x: Tree
+    y: Array
+    weights: Array
+    first: Array
+    last: Array
+
+    def start(self, plan: Plan) -> State:
+        """The state before the first tick: all zeros."""
+        x, kept, pairs, found = jax.eval_shape(self._shapes, self.params, self.x, self.y, self.weights)
+
+        def zeros(places: int, like: Tree) -> Tree:
+            return jax.tree.map(lambda leaf: self._zeros((places, *leaf.shape), leaf.dtype), like)
+
+        wide = accumulator(x.dtype)
+        return State(
+            below=zeros(plan.below, x),
+            kept=zeros(plan.kept, kept),
+            above=zeros(plan.above, x),
+            pairs=zeros(plan.pairs, pairs),
+            sent=self._zeros(x.shape, x.dtype),
+            loss=self._zeros((), wide),
+            found=jax.tree.map(lambda leaf: self._zeros(leaf.shape, accumulator(leaf.dtype)), found),
+        )
+
+    def _zeros(self, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+        return zeros_beside(self.weights, shape, dtype)
+
+    def _shapes(self, params: Tree, x: Tree, y: Array, weights: Array) -> tuple[Tree, Tree, Tree, Tree]:
+        """(a block's input, what F keeps, what B keeps, what W finds), for their shapes."""
+        one = replace(self, params=params, x=x, y=y, weights=weights)
+        entered = one.entering(0)
+        _, kept = one.up(entered)
+        _, pairs = one.down(kept, entered)
+        found = one.into_batch(0, entered), one.contracted(0, pairs), one.turned(0, entered)[2]
+        return entered, kept, pairs, found
+
+    # F
+
+    def forward(self, state: State, now: Now) -> State:
+        """F: up through the stage's blocks."""
+        x = jax.lax.cond(
+            self.first, lambda: self.entering(now.microbatch), lambda: taken(state.below, now.below)
+        )
+        left, kept = self.up(x)
+        return replace(state, kept=put(state.kept, now.kept, kept), sent=left)
+
+    def entering(self, m: Leaf) -> Array:
+        """What enters the first block, from the batch."""
+        x = taken(self.x, m)
+        return x if self.parts.before is None else forward_sweep(self.parts.before, self.params[0], x)[0]
+
+    def up(self, x: Array) -> tuple[Array, Tree]:
+        """(what leaves the stage's blocks, what they keep)."""
+        return forward_sweep(self.parts.chain, self.params[1], x, lean=True)
+
+    # B
+
+    def backward(self, state: State, now: Now) -> State:
+        """B: error terms down through the stage's blocks. The last stage takes them from the loss."""
+        before, chain, after = state.found
+        m = now.microbatch
+
+        def turn(arrived: Array, loss: Array, after: Tree) -> tuple[Array, Array, Tree]:
+            here, d, found = self.turned(m, arrived)
+            return d, loss + here, added(after, found)
+
+        arrived = taken(state.above, now.above)
+        d, loss, after = jax.lax.cond(self.last, turn, lambda *same: same, arrived, state.loss, after)
+        d, pairs = self.down(taken(state.kept, now.kept), d)
+        before = jax.lax.cond(
+            self.first, lambda before: added(before, self.into_batch(m, d)), lambda before: before, before
+        )
+        pairs = put(state.pairs, now.pairs, pairs)
+        return replace(state, pairs=pairs, sent=d, loss=loss, found=(before, chain, after))
+
+    def down(self, kept: Tree, d: Array) -> tuple[Array, Tree]:
+        """(the error term below the stage's blocks, their pairs)."""
+        return transported(self.parts.chain, self.params[1], kept, d)
+
+    def turned(self, m: Leaf, x: Array) -> tuple[Array, Array, Tree]:
+        """(the microbatch's loss, the error term at the output x of the blocks, what is found of the part after)."""
+        y, weights = taken((self.y, self.weights), m)
+        loss, weighed = self.objective.loss, self.contraction.weighed
+        node, params = self.parts.after, self.params[2]
+        chunked = None if self.contraction.readings else self.objective.chunked(y)
+        if chunked is not None:
+            split, of_rows = chunked
+            x, trace = climbed(split.body, split.of_body(params), x)
+            losses, d, of_readout = readout.losses_and_gradients(
+                of_rows, split.readout(params), x, y, weights, weigh_x=weighed
+            )
+            d, pairs = transported(split.body, split.of_body(params), trace, d)
+            found = split.join(self.contraction(split.body, pairs, weights)[0], of_readout), {}
+        else:
+            output, trace = climbed(node, params, x)
+            losses, d = loss.checked_value(output, y), loss.checked_derivative(output, y)
+            d, pairs = transported(node, params, trace, per_example_scaled(d, weights) if weighed else d)
+            found = self.contraction(node, pairs, weights)
+        return jnp.sum(weights * losses), d, found
+
+    def into_batch(self, m: Leaf, d: Array) -> Tree:
+        """What is found of the part before, which is run again: nothing of it is kept."""
+        node, params = self.parts.before, self.params[0]
+        _, trace = climbed(node, params, taken(self.x, m))
+        _, pairs = transported(node, params, trace, d)
+        return self.contraction(node, pairs, taken(self.weights, m))
+
+    # W
+
+    def contract(self, state: State, now: Now) -> State:
+        """W: the pairs of one microbatch to its part of the gradient and of the readings."""
+        before, chain, after = state.found
+        chain = added(chain, self.contracted(now.microbatch, taken(state.pairs, now.pairs)))
+        return replace(state, found=(before, chain, after))
+
+    def contracted(self, m: Leaf, pairs: Tree) -> Tree:
+        """What is found of the stage's blocks."""
+        return self.contraction(self.parts.chain, pairs, taken(self.weights, m))
+
+
+def climbed(node: Node | None, params: Tree, x: Tree) -> tuple[Tree, Tree]:
+    """(output, trace), lean; of no node, its input."""
+    return (x, ()) if node is None else forward_sweep(node, params, x, lean=True)
+
+
+def transported(node: Node | None, params: Tree, trace: Tree, d: Array) -> tuple[Tree, Tree]:
+    """(the error term below, the pairs): nothing is contracted."""
+    return (d, ()) if node is None else backward_sweep(node, params, trace, d, reader=pair, lean=True)
+
+
+def taken(tree: Tree, place: Leaf) -> Tree:
+    """What stands at a place."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, place, keepdims=False), tree)
+
+
+def put(tree: Tree, place: Leaf, part: Tree) -> Tree:
+    """The tree with this part at a place; in a scan XLA writes it in place."""
+    return jax.tree.map(lambda leaf, own: jax.lax.dynamic_update_index_in_dim(leaf, own, place, 0), tree, part)
+
+
+def added(total: Tree, part: Tree) -> Tree:
+    """The sum, in the precision of the total."""
+    return jax.tree.map(lambda whole, own: whole + own.astype(whole.dtype), total, part)
