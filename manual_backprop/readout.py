@@ -19,7 +19,7 @@ from manual_backprop.layers.dense import Affine, Dense
 from manual_backprop.layers.embedding import Embedding, Lookup
 from manual_backprop.losses import SoftmaxCrossEntropy
 from manual_backprop.losses.base import sum_outputs
-from manual_backprop.network import Serial, TiedReadout
+from manual_backprop.network import Readout, Serial, TiedReadout
 from manual_backprop.node import Node
 from manual_backprop.precision import accumulator
 from manual_backprop.shards import zeros_beside
@@ -59,6 +59,11 @@ def _(net: Dense) -> Split | None:
     if type(net) is not Dense or net.f != activations.identity:
         return None
     return Split(None, lambda tree: (), lambda params: params, lambda body, of_readout, of_both: of_readout())
+
+
+@split.register
+def _(net: Readout) -> Split | None:
+    return Split(None, lambda tree: (), lambda params: Affine(params.W), lambda body, readout: Table(readout.W))
 
 
 @split.register

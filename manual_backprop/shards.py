@@ -25,6 +25,11 @@ def varying_like(primal: Tree, cotangent: Tree) -> Tree:
     return jax.tree.map(of_leaf, primal, cotangent)
 
 
+def varying_along(axes: tuple[Any, ...], tree: Tree) -> Tree:
+    """The same values, as ones that may differ along these axes: nothing is summed over devices for them."""
+    return jax.tree.map(lambda leaf: _varying(leaf, frozenset(axes) - varying_axes(leaf)), tree)
+
+
 def zeros_beside(arrays: Tree, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     """Zeros to begin a sum with: they vary along every axis along which one of these arrays does."""
     axes = frozenset().union(*map(varying_axes, jax.tree.leaves(arrays)))

@@ -1,8 +1,6 @@
 """`pipeline`: value and gradient by a schedule, in `jax.shard_map` over the stages."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,16 +9,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PRNGKeyArray
 
 from manual_backprop import validate
-from manual_backprop.network import Repeat
 from manual_backprop.objective import Objective
 from manual_backprop.pipelined import arguments
-from manual_backprop.pipelined.parts import Parts, parts
-from manual_backprop.pipelined.plan import NOTHING, Now, Plan, plan
-from manual_backprop.pipelined.reading import Contraction, Reading
-from manual_backprop.pipelined.stage import Stage, State, put, taken
+from manual_backprop.pipelined.device import Device, Found
+from manual_backprop.pipelined.parts import parts
+from manual_backprop.pipelined.plan import plan
+from manual_backprop.pipelined.reading import Reading
 from manual_backprop.precision import accumulator
 from manual_backprop.schedules import Schedule
-from manual_backprop.shards import varying_axes
 from manual_backprop.types import Coefficient, Examples, Scalar, Targets, Tree, Weights
 
 
@@ -42,8 +38,8 @@ def pipeline(
     jax.grad has B and W as one, so it cannot send an error term on before the gradient is done.
 
     A stage keeps of a microbatch what the `Repeat` keeps by its own `recompute` and `segments`. Layers before the
-    blocks run on the first stage, in F and again in B; layers after them and the loss run on the last stage, in B. Their
-    parameters are on every device.
+    blocks run on the first stage, in F and again in B. Layers after them and the loss run on the last stage, in B.
+    The parameters of both are on every device.
 
     Args:
         objective: of a network that is a `Repeat`, a `Serial` with exactly one among its nodes, or a `TiedReadout`
@@ -79,11 +75,11 @@ def pipeline(
     in_stages, whole, in_shards = PartitionSpec(stages), PartitionSpec(), PartitionSpec(data)
     takes = PartitionSpec(None, stages), (whole, in_stages, whole), in_shards, in_shards, in_shards
     planned = plan(made)
-    on_a_device = partial(_on_a_device, _Axes(stages, data), of_net, objective, readings, planned)
-    on_devices = jax.shard_map(on_a_device, mesh=mesh, in_specs=takes, out_specs=(whole, (whole, in_stages, whole)))
+    device = Device(of_net, objective, readings, planned, stages, () if data is None else (data,))
+    on_devices = jax.shard_map(device, mesh=mesh, in_specs=takes, out_specs=(whole, (whole, in_stages, whole)))
 
     @jax.jit
-    def run(*given: Tree) -> tuple[Scalar, tuple[Tree, Tree, Tree]]:
+    def run(*given: Tree) -> tuple[Scalar, Found]:
         return on_devices(*(_laid_out(mesh, spec, tree) for spec, tree in zip(takes, given, strict=True)))
 
     def value_and_gradient(
@@ -103,7 +99,8 @@ def pipeline(
             n = validate.count(x)
             weights = jnp.full(n, 1 / n, accumulator(validate.dtype_of(params, x)))
         loss, found = run(planned.now, of_net.apart(params), x, y, weights)
-        gradient = _like(params, of_net.join(*(of_part[0] for of_part in found)))
+        gradient = of_net.join(*(of_part[0] for of_part in found))
+        gradient = jax.tree.map(lambda own, leaf: leaf.astype(own.dtype), params, gradient)
         if objective.regularizer is not None:
             params = jax.tree.map(_beside, gradient, params)
             loss = loss + objective.regularizer.penalty(params, lam)
@@ -113,99 +110,6 @@ def pipeline(
         return loss, gradient, {name: of_net.join(*(of_part[1][name] for of_part in found)) for name in readings}
 
     return value_and_gradient
-
-
-@dataclass(frozen=True)
-class _Axes:
-    """The names of the mesh's axes; no `data` where the batch is not split."""
-
-    stages: str
-    data: str | None
-
-    @property
-    def of_data(self) -> tuple[str, ...]:
-        return () if self.data is None else (self.data,)
-
-    @property
-    def all(self) -> tuple[str, ...]:
-        return (self.stages, *self.of_data)
-
-
-def _on_a_device(
-    axes: _Axes,
-    of_net: Parts,
-    objective: Objective,
-    readings: Mapping[str, Reading],
-    of_schedule: Plan,
-    now: Now,
-    params: tuple[Tree, Tree, Tree],
-    x: Tree,
-    y: Array,
-    weights: Array,
-) -> tuple[Scalar, tuple[Tree, Tree, Tree]]:
-    """What `jax.shard_map` runs on every device, from its part of the arrays: (L, what is found of the three parts)."""
-    count = jax.lax.axis_size(axes.stages)
-    now, params, x, y, weights = _varying((now, params, x, y, weights), axes.all)
-    microbatches = 1 + int(of_schedule.now.microbatch.max())
-    place = jax.lax.axis_index(axes.stages)
-    after = of_net.after if of_net.after is not None else of_net.chain
-    stage = Stage(
-        parts=replace(of_net, chain=_share(of_net.chain, count)),
-        objective=Objective(after, objective.loss),
-        contraction=Contraction(readings, weighed=weights.dtype == validate.dtype_of(params, x) and not readings),
-        params=params,
-        **_cut({"x": x, "y": y, "weights": weights}, microbatches),
-        first=place == 0,
-        last=place == count - 1,
-    )
-    up, down = ([(i, i + 1) for i in range(count - 1)], [(i + 1, i) for i in range(count - 1)])
-
-    def tick(state: State, now: Now) -> tuple[State, None]:
-        work = (lambda state, now: state), stage.forward, stage.backward, stage.contract
-        state = jax.lax.switch(now.code, work, state, now)
-        from_below = jax.lax.ppermute(state.sent, axes.stages, up)
-        from_above = jax.lax.ppermute(state.sent, axes.stages, down)
-        from_above = jnp.where(stage.last, state.sent, from_above)  # the last stage's outputs wait for its B
-        below = _arrived(state.below, now.from_below, from_below)
-        return replace(state, below=below, above=_arrived(state.above, now.from_above, from_above)), None
-
-    of_stage = jax.tree.map(lambda leaf: leaf[:, 0], now)
-    done, _ = jax.lax.scan(tick, stage.start(of_schedule), of_stage)
-    before, chain, after_found = done.found
-    on_all = partial(jax.lax.psum, axis_name=axes.all)
-    on_data = partial(jax.lax.psum, axis_name=axes.of_data) if axes.data else lambda leaf: leaf
-    return on_all(done.loss), (on_all(before), jax.tree.map(on_data, chain), on_all(after_found))
-
-
-def _share(chain: Repeat, count: int) -> Repeat:
-    """The blocks of one stage."""
-    segments = None if chain.segments is None else -(-chain.segments // count)
-    return replace(chain, n=chain.n // count, segments=segments)
-
-
-def _cut(tree: Tree, microbatches: int) -> Any:
-    """The examples with the microbatches in front."""
-    return jax.tree.map(lambda leaf: leaf.reshape(microbatches, -1, *leaf.shape[1:]), tree)
-
-
-def _arrived(buffer: Array, place: Array, value: Array) -> Array:
-    """The buffer with what has arrived at its place, if anything has."""
-    at = jnp.maximum(place, 0)
-    return put(buffer, at, jnp.where(place == NOTHING, taken(buffer, at), value))
-
-
-def _varying(tree: Tree, axes: tuple[str, ...]) -> Tree:
-    """The tree as values that may differ along all axes, so that nothing is summed before the end."""
-
-    def of_leaf(leaf: Array) -> Array:
-        missing = tuple(name for name in axes if name not in varying_axes(leaf))
-        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(of_leaf, tree)
-
-
-def _like(params: Tree, gradient: Tree) -> Tree:
-    return jax.tree.map(lambda own, leaf: leaf.astype(own.dtype), params, gradient)
 
 
 def _laid_out(mesh: Mesh, specs: Any, tree: Tree) -> Tree:

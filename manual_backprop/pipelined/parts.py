@@ -41,8 +41,8 @@ def parts(net: Node) -> Parts:
         ValueError: a network without a `Repeat`, or with several.
     """
     raise ValueError(
-        f"pipeline splits the blocks of a Repeat into stages: the network must be a Repeat, or a Serial with exactly one"
-        f" Repeat among its nodes, got {net}; write its equal blocks as mb.Repeat(block, n)"
+        f"pipeline splits the blocks of a Repeat into stages: the network must be a Repeat, or a Serial with exactly"
+        f" one Repeat among its nodes, got {net}; write its equal blocks as mb.Repeat(block, n)"
     )
 
 

@@ -46,10 +46,12 @@ class Plan:
 
     Attributes:
         now: (ticks, stages) in every leaf.
+        microbatches: how many.
         below, kept, above, pairs: how many places a stage has of each kind: the most that any stage needs.
     """
 
     now: Now
+    microbatches: int
     below: int
     kept: int
     above: int
@@ -85,7 +87,7 @@ def plan(schedule: Schedule) -> Plan:
             now[name][until, stage] = places
             written = f"from_{name}" if name in ("below", "above") else name
             now[written][first, stage] = places
-    return Plan(Now(**now), **most)
+    return Plan(Now(**now), schedule.microbatches, **most)
 
 
 def _places(spans: Iterable[tuple[int, int]]) -> list[int]:
@@ -95,6 +97,6 @@ def _places(spans: Iterable[tuple[int, int]]) -> list[int]:
     for index in sorted(range(len(spans)), key=lambda i: spans[i]):
         first, until = spans[index]
         free = next((place for place, tick in enumerate(free_from) if tick <= first), len(free_from))
-        free_from[free:free + 1] = [until]
+        free_from[free : free + 1] = [until]
         places[index] = free
     return places

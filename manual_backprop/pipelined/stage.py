@@ -1,6 +1,8 @@
 """One stage on one device: its part of the network and of the batch, and what F, B and W do there."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +12,15 @@ from manual_backprop import readout
 from manual_backprop.node import Node
 from manual_backprop.objective import Objective, per_example_scaled
 from manual_backprop.pipelined.parts import Parts
-from manual_backprop.pipelined.plan import Now, Plan
+from manual_backprop.pipelined.plan import CODES, Now, Plan
 from manual_backprop.pipelined.reading import Contraction, pair
 from manual_backprop.precision import accumulator
 from manual_backprop.shards import zeros_beside
 from manual_backprop.sweep import backward_sweep, forward_sweep
 from manual_backprop.types import Leaf, Tree
+
+Work = Callable[[Any], Any]
+"""A part of the state -> the same part, after an operation."""
 
 
 @jax.tree_util.register_dataclass
@@ -95,15 +100,29 @@ class Stage:
         found = one.into_batch(0, entered), one.contracted(0, pairs), one.turned(0, entered)[2]
         return entered, kept, pairs, found
 
+    def work(self, state: State, now: Now) -> State:
+        """What the stage does in one tick."""
+        kept, sent = once(now.code == CODES["F"], self.forward(state, now), (state.kept, state.sent))
+        state = replace(state, kept=kept, sent=sent)  # what follows reads it there: read elsewhere, it would be copied
+        before, chain, after = state.found
+        held = state.pairs, state.sent, (state.loss, before, after)
+        pairs, sent, (loss, before, after) = once(now.code == CODES["B"], self.backward(state, now), held)
+        state = replace(state, pairs=pairs, sent=sent, loss=loss)
+        chain = once(now.code == CODES["W"], self.contract(state, now), chain)
+        return replace(state, found=(before, chain, after))
+
     # F
 
-    def forward(self, state: State, now: Now) -> State:
-        """F: up through the stage's blocks."""
-        x = jax.lax.cond(
-            self.first, lambda: self.entering(now.microbatch), lambda: taken(state.below, now.below)
-        )
-        left, kept = self.up(x)
-        return replace(state, kept=put(state.kept, now.kept, kept), sent=left)
+    def forward(self, state: State, now: Now) -> Work:
+        """F: up through the stage's blocks. (kept, sent) -> the same."""
+
+        def work(held: tuple[Tree, Array]) -> tuple[Tree, Array]:
+            kept, _ = held
+            x = once(self.first, lambda x: self.entering(now.microbatch), taken(state.below, now.below))
+            left, of_blocks = self.up(x)
+            return put(kept, now.kept, of_blocks), left
+
+        return work
 
     def entering(self, m: Leaf) -> Array:
         """What enters the first block, from the batch."""
@@ -116,23 +135,27 @@ class Stage:
 
     # B
 
-    def backward(self, state: State, now: Now) -> State:
-        """B: error terms down through the stage's blocks. The last stage takes them from the loss."""
-        before, chain, after = state.found
+    def backward(self, state: State, now: Now) -> Work:
+        """B: error terms down through the stage's blocks; the last stage takes them from the loss.
+
+        (pairs, sent, (loss, found before, found after)) -> the same.
+        """
         m = now.microbatch
 
-        def turn(arrived: Array, loss: Array, after: Tree) -> tuple[Array, Array, Tree]:
-            here, d, found = self.turned(m, arrived)
+        def turn(held: tuple[Array, Array, Tree]) -> tuple[Array, Array, Tree]:
+            x, loss, after = held
+            here, d, found = self.turned(m, x)
             return d, loss + here, added(after, found)
 
-        arrived = taken(state.above, now.above)
-        d, loss, after = jax.lax.cond(self.last, turn, lambda *same: same, arrived, state.loss, after)
-        d, pairs = self.down(taken(state.kept, now.kept), d)
-        before = jax.lax.cond(
-            self.first, lambda before: added(before, self.into_batch(m, d)), lambda before: before, before
-        )
-        pairs = put(state.pairs, now.pairs, pairs)
-        return replace(state, pairs=pairs, sent=d, loss=loss, found=(before, chain, after))
+        def work(held: tuple[Tree, Array, Tree]) -> tuple[Tree, Array, Tree]:
+            pairs, _, (loss, before, after) = held
+            arrived = taken(state.above, now.above)
+            d, loss, after = once(self.last, turn, (arrived, loss, after))
+            d, of_blocks = self.down(taken(state.kept, now.kept), d)
+            before = once(self.first, lambda before: added(before, self.into_batch(m, d)), before)
+            return put(pairs, now.pairs, of_blocks), d, (loss, before, after)
+
+        return work
 
     def down(self, kept: Tree, d: Array) -> tuple[Array, Tree]:
         """(the error term below the stage's blocks, their pairs)."""
@@ -151,7 +174,7 @@ class Stage:
                 of_rows, split.readout(params), x, y, weights, weigh_x=weighed
             )
             d, pairs = transported(split.body, split.of_body(params), trace, d)
-            found = split.join(self.contraction(split.body, pairs, weights)[0], of_readout), {}
+            found: Tree = split.join(self.contraction(split.body, pairs, weights)[0], of_readout), {}
         else:
             output, trace = climbed(node, params, x)
             losses, d = loss.checked_value(output, y), loss.checked_derivative(output, y)
@@ -168,15 +191,28 @@ class Stage:
 
     # W
 
-    def contract(self, state: State, now: Now) -> State:
-        """W: the pairs of one microbatch to its part of the gradient and of the readings."""
-        before, chain, after = state.found
-        chain = added(chain, self.contracted(now.microbatch, taken(state.pairs, now.pairs)))
-        return replace(state, found=(before, chain, after))
+    def contract(self, state: State, now: Now) -> Work:
+        """W: the pairs of one microbatch to its part of the gradient and of the readings. Found -> the same."""
+        m = now.microbatch
+        return lambda chain: added(chain, self.contracted(m, taken(state.pairs, now.pairs)))
 
     def contracted(self, m: Leaf, pairs: Tree) -> Tree:
         """What is found of the stage's blocks."""
         return self.contraction(self.parts.chain, pairs, taken(self.weights, m))
+
+
+def once(when: Array, work: Work, held: Tree) -> Tree:
+    """What `work` makes of what is held, where `when` is true.
+
+    It is a loop of at most one turn. XLA changes what goes round a loop in place, but copies what goes through a
+    conditional: here all that a stage holds, in every tick.
+    """
+
+    def turn(state: tuple[Array, Tree]) -> tuple[Array, Tree]:
+        when, held = state
+        return when & False, work(held)
+
+    return jax.lax.while_loop(lambda state: state[0], turn, (when, held))[1]
 
 
 def climbed(node: Node | None, params: Tree, x: Tree) -> tuple[Tree, Tree]:

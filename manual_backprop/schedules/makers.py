@@ -78,9 +78,7 @@ NAMED: dict[str, Callable[[int, int], Schedule]] = {
 """The schedules by the names that `mb.pipeline` takes."""
 
 
-def _as_early_as_possible(
-    stages: int, microbatches: int, order: Callable[[int], Order], *, split: bool
-) -> Schedule:
+def _as_early_as_possible(stages: int, microbatches: int, order: Callable[[int], Order], *, split: bool) -> Schedule:
     """Every stage does its operations in this order, each as soon as what it needs is done.
 
     Without `split`, an error term leaves a stage with its W.

@@ -1,0 +1,105 @@
+"""What every device of a pipeline runs: a scan over ticks, in which it works and hands on what it has made."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from manual_backprop import validate
+from manual_backprop.network import Repeat
+from manual_backprop.objective import Objective
+from manual_backprop.pipelined.parts import Parts
+from manual_backprop.pipelined.plan import NOTHING, Now, Plan
+from manual_backprop.pipelined.reading import Contraction, Reading
+from manual_backprop.pipelined.stage import Stage, State, put, taken
+from manual_backprop.shards import varying_along
+from manual_backprop.types import Scalar, Tree
+
+Found = tuple[Tree, Tree, Tree]
+"""(the gradient, the readings by name) of the part before the blocks, of the blocks, and of the part after them."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """The body of `jax.shard_map`.
+
+    Attributes:
+        parts: the whole network.
+        objective: whose loss is taken.
+        readings: by name.
+        plan: of the schedule.
+        stages: the axis of the stages.
+        data: the axes along which the batch is split: one or none.
+    """
+
+    parts: Parts
+    objective: Objective
+    readings: Mapping[str, Reading]
+    plan: Plan
+    stages: str
+    data: tuple[str, ...]
+
+    def __call__(
+        self, now: Now, params: tuple[Tree, Tree, Tree], x: Tree, y: Array, weights: Array
+    ) -> tuple[Scalar, Found]:
+        """(L, what is found), from the device's column of the plan, its parameters and its examples.
+
+        Until the end nothing is summed over devices; L and the gradients of the parts before and after the blocks are
+        then summed over all, as each is made on one stage, and those of the blocks along the data alone.
+        """
+        everywhere = (self.stages, *self.data)
+        own: Now = jax.tree.map(lambda leaf: leaf[:, 0], now)
+        stage = self._stage(*varying_along(everywhere, (params, x, y, weights)))
+        count = jax.lax.axis_size(self.stages)
+        up, down = [(s, s + 1) for s in range(count - 1)], [(s + 1, s) for s in range(count - 1)]
+
+        def tick(state: State, now: Now) -> tuple[State, None]:
+            state = stage.work(state, now)
+            from_below = jax.lax.ppermute(state.sent, self.stages, up)
+            from_above = jax.lax.ppermute(state.sent, self.stages, down)
+            from_above = jnp.where(stage.last, state.sent, from_above)  # outputs of the last stage wait for its B
+            below = _arrived(state.below, now.from_below, from_below)
+            return replace(state, below=below, above=_arrived(state.above, now.from_above, from_above)), None
+
+        done, _ = jax.lax.scan(tick, stage.start(self.plan), varying_along(everywhere, own))
+        before, chain, after = done.found
+        loss, before, after = jax.lax.psum((done.loss, before, after), everywhere)
+        return loss, (before, jax.lax.psum(chain, self.data) if self.data else chain, after)
+
+    def _stage(self, params: tuple[Tree, Tree, Tree], x: Tree, y: Array, weights: Array) -> Stage:
+        count, place = jax.lax.axis_size(self.stages), jax.lax.axis_index(self.stages)
+        after = self.parts.chain if self.parts.after is None else self.parts.after
+        x, y, weights = jax.tree.map(partial(_cut, self.plan.microbatches), (x, y, weights))
+        return Stage(
+            parts=replace(self.parts, chain=_share(self.parts.chain, count)),
+            objective=Objective(after, self.objective.loss),
+            contraction=Contraction(
+                self.readings, weighed=weights.dtype == validate.dtype_of(params, x) and not self.readings
+            ),
+            params=params,
+            x=x,
+            y=y,
+            weights=weights,
+            first=place == 0,
+            last=place == count - 1,
+        )
+
+
+def _share(chain: Repeat, count: int) -> Repeat:
+    """The blocks of one stage."""
+    segments = None if chain.segments is None else -(-chain.segments // count)
+    return replace(chain, n=chain.n // count, segments=segments)
+
+
+def _cut(microbatches: int, leaf: Array) -> Array:
+    """The examples with the microbatches in front."""
+    return leaf.reshape(microbatches, -1, *leaf.shape[1:])
+
+
+def _arrived(buffer: Array, place: Array, value: Array) -> Array:
+    """The buffer with what has arrived at its place, if anything has."""
+    at = jnp.maximum(place, 0)
+    return put(buffer, at, jnp.where(place == NOTHING, taken(buffer, at), value))
