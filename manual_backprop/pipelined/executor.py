@@ -11,13 +11,13 @@ from jaxtyping import Array, PRNGKeyArray
 from manual_backprop import validate
 from manual_backprop.objective import Objective
 from manual_backprop.pipelined import arguments
-from manual_backprop.pipelined.device import Device, Found
+from manual_backprop.pipelined.device import Device
 from manual_backprop.pipelined.parts import parts
 from manual_backprop.pipelined.plan import plan
 from manual_backprop.pipelined.reading import Reading
 from manual_backprop.precision import accumulator
 from manual_backprop.schedules import Schedule
-from manual_backprop.types import Coefficient, Examples, Scalar, Targets, Tree, Weights
+from manual_backprop.types import Coefficient, Examples, Targets, Tree, Weights
 
 
 def pipeline(
@@ -79,8 +79,16 @@ def pipeline(
     on_devices = jax.shard_map(device, mesh=mesh, in_specs=takes, out_specs=(whole, (whole, in_stages, whole)))
 
     @jax.jit
-    def run(*given: Tree) -> tuple[Scalar, Found]:
-        return on_devices(*(_laid_out(mesh, spec, tree) for spec, tree in zip(takes, given, strict=True)))
+    def run(params: Tree, x: Examples, y: Array, lam: Coefficient | None, weights: Array) -> tuple[Any, ...]:
+        given = planned.now, of_net.apart(params), x, y, weights
+        loss, found = on_devices(*(_laid_out(mesh, spec, tree) for spec, tree in zip(takes, given, strict=True)))
+        gradient = of_net.join(*(of_part[0] for of_part in found))
+        gradient = jax.tree.map(lambda own, leaf: leaf.astype(own.dtype), params, gradient)
+        if objective.regularizer is not None:
+            params = jax.tree.map(_beside, gradient, params)
+            loss = loss + objective.regularizer.penalty(params, lam)
+        gradient = objective.add_penalty_gradient(gradient, params, lam)
+        return loss, gradient, {name: of_net.join(*(of_part[1][name] for of_part in found)) for name in readings}
 
     def value_and_gradient(
         params: Tree,
@@ -93,21 +101,12 @@ def pipeline(
     ) -> tuple[Any, ...]:
         arguments.require_no_key(key)
         params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
-        arguments.require_one_flow(of_net, x, validate.dtype_of(params, x))
-        arguments.require_microbatches(validate.count(x), made.microbatches, shards, data)
-        if weights is None:
-            n = validate.count(x)
-            weights = jnp.full(n, 1 / n, accumulator(validate.dtype_of(params, x)))
-        loss, found = run(planned.now, of_net.apart(params), x, y, weights)
-        gradient = of_net.join(*(of_part[0] for of_part in found))
-        gradient = jax.tree.map(lambda own, leaf: leaf.astype(own.dtype), params, gradient)
-        if objective.regularizer is not None:
-            params = jax.tree.map(_beside, gradient, params)
-            loss = loss + objective.regularizer.penalty(params, lam)
-            gradient = objective.regularizer.add_gradient(gradient, params, lam)
-        if not readings:
-            return loss, gradient
-        return loss, gradient, {name: of_net.join(*(of_part[1][name] for of_part in found)) for name in readings}
+        n, dtype = validate.count(x), validate.dtype_of(params, x)
+        arguments.require_one_flow(of_net, x, dtype)
+        arguments.require_microbatches(n, made.microbatches, shards, data)
+        weights = jnp.full(n, 1 / n, accumulator(dtype)) if weights is None else weights
+        found = run(params, x, y, lam, weights)
+        return found if readings else found[:2]
 
     return value_and_gradient
 

@@ -1,0 +1,249 @@
+"""A pipeline's value and gradient by every schedule, against jax.grad; its readings, its memory, its refusals."""
+
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import assert_close, batch, generic, targets
+
+import manual_backprop as mb
+import reference
+from manual_backprop.schedules import NAMED, Operation, Schedule
+
+N, M = 16, 4
+BLOCK = mb.Residual(mb.Serial((mb.Dense(4, 5, "silu"), mb.Dense(5, 4))))
+BLOCKS = mb.Repeat(BLOCK, 4)
+NETS = {
+    "alone": mb.Repeat(BLOCK, 4, recompute=False),
+    "between": mb.Serial((mb.Dense(6, 4, "tanh"), BLOCKS, mb.Dense(4, 5, "tanh"), mb.Dense(5, 3))),
+    "last": mb.Serial((mb.Dense(6, 4, "tanh"), mb.Repeat(mb.Dense(4, 4, "gelu"), 8, segments=4))),
+}
+FEATURES = {"alone": (4, 4), "between": (6, 3), "last": (6, 4)}
+
+
+def mesh(**axes: int) -> jax.sharding.Mesh:
+    """Of the first devices, its axes explicit, as `jax.make_mesh` makes them."""
+    count = int(np.prod(list(axes.values())))
+    return jax.make_mesh(tuple(axes.values()), tuple(axes), devices=jax.devices()[:count])
+
+
+def automatic(**axes: int) -> jax.sharding.Mesh:
+    """The same, cut by the compiler where nothing is said."""
+    count = int(np.prod(list(axes.values())))
+    return jax.sharding.Mesh(np.array(jax.devices()[:count]).reshape(*axes.values()), tuple(axes))
+
+
+def problem(name: str, dtype: Any = "float64") -> tuple[mb.Objective, Any, Any, Any]:
+    net, (enter, leave) = NETS[name], FEATURES[name]
+    objective = mb.Objective(net, mb.squared_error, mb.Frobenius(0.1))
+    x, y = batch(enter, N, dtype=dtype), targets(mb.squared_error, leave, N, dtype=dtype)
+    return objective, generic(net, dtype=dtype, scale=0.8), x, y
+
+
+@cache
+def by_jax(name: str) -> tuple[Any, Any]:
+    """Without weights, and with weights and another lam."""
+    objective, params, x, y = problem(name)
+    found = jax.jit(reference.value_and_grad(objective))
+    return found(params, x, y), found(params, x, y, lam=0.3, weights=weights())
+
+
+def weights() -> jax.Array:
+    return jnp.asarray(np.linspace(0.1, 1, N))
+
+
+@pytest.mark.parametrize("schedule", list(NAMED))
+@pytest.mark.parametrize(("name", "stages"), [("between", 4), ("alone", 2), ("last", 2)])
+def test_every_schedule_gives_the_gradient_of_jax_grad(name, stages, schedule):
+    objective, params, x, y = problem(name)
+    found = jax.jit(mb.pipeline(objective, mesh(stage=stages), microbatches=M, schedule=schedule))
+    assert_close(found(params, x, y), by_jax(name)[0])
+
+
+@pytest.mark.parametrize("of_devices", [mesh, automatic])
+def test_beside_data_parallelism(of_devices):
+    """With weights, and not compiled by the caller."""
+    objective, params, x, y = problem("between")
+    found = mb.pipeline(objective, of_devices(data=2, stage=4), microbatches=M, data="data")
+    assert_close(found(params, x, y, lam=0.3, weights=weights()), by_jax("between")[1])
+
+
+def test_other_names_other_axes_and_fewer_microbatches_than_stages():
+    objective, params, x, y = problem("between")
+    found = mb.pipeline(objective, mesh(pipe=4, model=2), "pipe", microbatches=2, schedule="1f1b")
+    assert_close(jax.jit(found)(params, x, y), by_jax("between")[0])
+
+
+def test_one_stage_and_one_microbatch():
+    objective, params, x, y = problem("alone")
+    found = jax.jit(mb.pipeline(objective, mesh(stage=1), microbatches=1))
+    assert_close(found(params, x, y), by_jax("alone")[0])
+
+
+def test_a_schedule_of_your_own():
+    """Last in, first out: with all waiting as long as they may, every buffer has a place for each microbatch."""
+    forward = [Operation("F", m) for m in range(M)]
+    backward = [Operation(kind, m) for kind in "BW" for m in reversed(range(M))]
+    rows = (*forward, *[None] * (M + 1), *backward), (None, *forward, *backward, *[None] * M)
+    objective, params, x, y = problem("alone")
+    found = jax.jit(mb.pipeline(objective, mesh(stage=2), schedule=Schedule(rows)))
+    assert_close(found(params, x, y), by_jax("alone")[0])
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+def test_every_number_is_proven(dtype):
+    objective, *data = problem("between")
+
+    def pipelined(objective: mb.Objective) -> Any:
+        return mb.pipeline(objective, mesh(data=2, stage=2), microbatches=M, data="data")
+
+    reference.check(objective, *data, weights=weights(), dtype=dtype, value_and_grad=pipelined).raise_if_failed()
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_language_model(tied):
+    """The readout in chunks; the table of a tied one is used by the first stage and by the last."""
+    net = mb.gpt(7, 4, 2, 2, 3, tied=tied)
+    objective = mb.Objective(net, mb.SoftmaxCrossEntropy(chunk=5))
+    ids = np.random.default_rng(0).integers(0, 7, (2, 4, 3))
+    data = generic(net), *map(jnp.asarray, ids)
+    found = jax.jit(mb.pipeline(objective, mesh(stage=2), microbatches=2))
+    assert_close(found(*data), jax.jit(reference.value_and_grad(objective))(*data))
+
+
+def test_readings():
+    """Second moments and Kronecker factors, which are no sums of gradients, with weights and under data parallelism."""
+    objective, params, x, y = problem("between")
+
+    def kronecker(factor: Any, weights: Any) -> Any:
+        # A and G of a microbatch are means over its examples, and its weights sum up to its part of the batch.
+        return [jnp.sum(weights) * mean for mean in factor.kronecker("expand")]
+
+    asked = {"second moment": lambda factor, weights: factor.squared_sum(weights), "Kronecker": kronecker}
+    found = mb.pipeline(objective, mesh(data=2, stage=2), microbatches=M, data="data", readings=asked)
+    value, gradient, readings = jax.jit(found)(params, x, y)
+    assert_close((value, gradient), by_jax("between")[0])
+
+    def at_once(params: Any, x: Any, y: Any) -> Any:
+        step = mb.backprop(objective, params, x, y)
+        at = objective.net, step.trace, step.deltas
+        return mb.second_moment(*at), mb.kronecker_factors(*at)
+
+    second_moment, factors = jax.jit(at_once)(params, x, y)
+    assert_close(readings["second moment"], second_moment)
+    assert_close(jax.tree.leaves(readings["Kronecker"]), jax.tree.leaves(factors))
+    weighted = jax.jit(found)(params, x, y, weights=weights())[2]["second moment"]
+    step = mb.backprop(objective, params, x, y)
+    assert_close(weighted, mb.second_moment(objective.net, step.trace, step.deltas, weights=weights()))
+
+
+def forward_pipeline(net: mb.Repeat, microbatches: int, devices: jax.sharding.Mesh) -> Any:
+    """J of a forward pipeline as a user writes it with ppermute, for jax.grad: GPipe, of recomputed stages."""
+    stages = devices.shape["stage"]
+
+    def on_a_device(params: Any, x: Any, y: Any) -> Any:
+        place = jax.lax.axis_index("stage")
+        x, y = (leaf.reshape(microbatches, -1, leaf.shape[-1]) for leaf in (x, y))
+
+        @jax.checkpoint
+        def stage(params: Any, a: Any) -> Any:
+            return jax.lax.scan(lambda a, own: (a + mb.forward(net.block.block, own, a)[0], None), a, params)[0]
+
+        def tick(carry: Any, t: Any) -> Any:
+            arrived, loss = carry
+            mine = jnp.clip(t, 0, microbatches - 1)
+            a = stage(params, jnp.where(place == 0, x[mine], arrived))
+            done = t - stages + 1
+            error = 0.5 * jnp.sum(jnp.square(a - y[jnp.clip(done, 0)]))
+            loss = loss + jnp.where((place == stages - 1) & (done >= 0), error, 0)
+            return (jax.lax.ppermute(a, "stage", [(i, i + 1) for i in range(stages - 1)]), loss), None
+
+        zero = jax.lax.pcast((jnp.zeros_like(x[0]), jnp.zeros((), x.dtype)), "stage", to="varying")
+        (_, loss), _ = jax.lax.scan(tick, zero, jnp.arange(microbatches + stages - 1))
+        return jax.lax.psum(loss, "stage")
+
+    spec = jax.sharding.PartitionSpec
+    run = jax.shard_map(on_a_device, mesh=devices, in_specs=(spec("stage"), spec(), spec()), out_specs=spec())
+    return lambda params, x, y: run(params, x, y) / x.shape[0]
+
+
+def test_memory():
+    """1F1B keeps stages' microbatches and GPipe all of them, as jax.grad through a forward pipeline does."""
+    net = mb.Repeat(mb.Residual(mb.Dense(32, 32, "tanh")), 4)
+    objective, devices, microbatches = mb.Objective(net, mb.squared_error), automatic(stage=2), 16
+    data = generic(net), batch(32, 32 * microbatches), batch(32, 32 * microbatches, seed=2)
+    differentiated = jax.value_and_grad(forward_pipeline(net, microbatches, devices))
+    runs = {name: mb.pipeline(objective, devices, microbatches=microbatches, schedule=name) for name in NAMED}
+    programs = {name: jax.jit(run).lower(*data).compile() for name, run in (*runs.items(), ("grad", differentiated))}
+    memory = {name: program.memory_analysis().temp_size_in_bytes for name, program in programs.items()}
+    assert_close(programs["1f1b"](*data), programs["grad"](*data))
+    assert memory["1f1b"] < memory["zero_bubble"] < 0.6 * memory["gpipe"]
+    assert memory["zero_bubble"] < 0.6 * memory["grad"]
+
+
+class Both(mb.Parallel):
+    """A block that takes two arrays and returns two."""
+
+    def forward(self, step: Any, x: Any, owned: Any) -> Any:
+        each = [node.forward(step, part, own) for node, part, own in zip(self.nodes, x, owned, strict=True)]
+        return tuple(output for output, _ in each), tuple(kept for _, kept in each)
+
+
+def refused(match: str, error: Any = ValueError, *, net: Any = None, devices: Any = None, **arguments: Any) -> None:
+    objective = mb.Objective(NETS["between"] if net is None else net, mb.squared_error)
+    with pytest.raises(error, match=match):
+        mb.pipeline(objective, mesh(stage=2) if devices is None else devices, **{"microbatches": M, **arguments})
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_bad_input_says_what_is_wrong():
+    dense = mb.Dense(4, 4)
+    refused("3 stages do not divide the 4 blocks of 4 x .*; use a mesh", devices=mesh(stage=3))
+    refused("must be a Repeat, or a Serial with exactly one Repeat .* got Dense\\(4 -> 4", net=dense)
+    refused("exactly one Repeat among its nodes, got 0 in Dense", net=mb.Serial((dense,)))
+    refused("exactly one Repeat among its nodes, got 2 in 4 x", net=mb.Serial((BLOCKS, BLOCKS)))
+    refused("has the axes 'data', but stages='stage' is none of them", devices=mesh(data=2))
+    refused("has the axes 'stage', but data='data' is none of them", data="data")
+    refused("must be two, got 'stage' for both", data="stage")
+    refused("mesh must be a mesh of devices, .* got int 4", TypeError, devices=4)
+    refused("schedule must be one of gpipe, 1f1b, zero_bubble, or a Schedule, got 'pipedream'", schedule="pipedream")
+    refused("schedule must be one of .* got int 1", TypeError, schedule=1)
+    refused("microbatches must be an int >= 1, got None", microbatches=None)
+    refused("microbatches must be an int >= 1, got int 0", microbatches=0)
+    refused("the schedule has 4 stages and 8 microbatches, but .* 2 stages", schedule=NAMED["gpipe"](4, 8))
+    refused("but the mesh has 2 stages and microbatches is 4", schedule=NAMED["gpipe"](2, 8))
+    rows = NAMED["1f1b"](2, M).rows
+    refused(
+        "W3 \\(contraction\\) is missing in the row of stage 0", schedule=Schedule((rows[0][:-1] + (None,), rows[1]))
+    )
+    refused("readings must map names to functions", TypeError, readings=["norms"])
+    tied = mb.gpt(7, 4, 2, 2, 3, tied=True)
+    refused("the first and the last stage of .* share a table", net=tied, readings={"norms": lambda f, w: 0})
+    with pytest.raises(TypeError, match="expected an Objective, got Serial; with a loss"):
+        mb.pipeline(NETS["between"], mesh(stage=2), microbatches=M)
+
+
+@pytest.mark.usefixtures("without_hook")
+def test_a_bad_batch_says_what_is_wrong():
+    objective, params, x, y = problem("between")
+    found = mb.pipeline(objective, mesh(stage=2), microbatches=M)
+    with pytest.raises(ValueError, match="4 microbatches do not divide the batch, 15 examples; .* multiple of 4 ex"):
+        found(params, x[:15], y[:15])
+    of_data = mb.pipeline(objective, mesh(data=2, stage=2), microbatches=M, data="data")
+    with pytest.raises(ValueError, match="2 devices along 'data' do not divide the batch of 15 examples"):
+        of_data(params, x[:15], y[:15])
+    with pytest.raises(ValueError, match="each device's part, along 'data', of the batch, 6 .* multiple of 8 ex"):
+        of_data(params, x[:12], y[:12])
+    with pytest.raises(ValueError, match="pipeline takes no key: .* leave key out"):
+        found(params, x, y, key=jax.random.key(0))
+    with pytest.raises(ValueError, match="y is \\[15, 3\\] but x has 16 examples"):
+        found(params, x, y[:15])
+    two = mb.Serial(
+        (mb.Parallel((mb.Dense(3, 3), mb.Dense(3, 3))), mb.Repeat(Both((mb.Dense(3, 3),) * 2), 2), mb.Product())
+    )
+    with pytest.raises(ValueError, match="take one array, but 2 enter those of 2 x"):
+        objective = mb.Objective(two, mb.squared_error)
+        mb.pipeline(objective, mesh(stage=2), microbatches=M)(generic(two), batch(3, N), batch(3, N))
