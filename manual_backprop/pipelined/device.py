@@ -1,4 +1,4 @@
-"""What every device of a pipeline runs: a scan over ticks, in which it works and hands on what it has made."""
+"""The program of every device of a pipeline: a scan over ticks, in which it works and hands on the result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

@@ -17,7 +17,7 @@ NOTHING = -1
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Now:
-    """What a stage does in one tick. Every leaf is a number, or an array (ticks, stages) of these in a plan.
+    """The work of a stage in one tick. Every leaf is a number, or an array (ticks, stages) of these in a plan.
 
     Attributes:
         code: 0 to wait, otherwise from CODES.

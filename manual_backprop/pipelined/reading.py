@@ -21,7 +21,7 @@ def pair(factor: Factor) -> Factor | tuple[()]:
 
 @dataclass(frozen=True)
 class Contraction:
-    """What is made of the pairs: the gradient, and the readings that the caller asks for.
+    """The contraction of pairs: the gradient, and the readings that the caller asks for.
 
     Attributes:
         readings: by name.

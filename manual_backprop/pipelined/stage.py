@@ -26,7 +26,7 @@ Work = Callable[[Any], Any]
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """What a device holds between two ticks.
+    """All that a device holds between two ticks.
 
     Attributes:
         below: block inputs that have arrived, (places, *microbatch).
@@ -101,7 +101,7 @@ class Stage:
         return entered, kept, pairs, found
 
     def work(self, state: State, now: Now) -> State:
-        """What the stage does in one tick."""
+        """Do in one tick what the plan says."""
         kept, sent = once(now.code == CODES["F"], self.forward(state, now), (state.kept, state.sent))
         state = replace(state, kept=kept, sent=sent)  # what follows reads it there: read elsewhere, it would be copied
         before, chain, after = state.found
@@ -125,7 +125,7 @@ class Stage:
         return work
 
     def entering(self, m: Leaf) -> Array:
-        """What enters the first block, from the batch."""
+        """The first block's input, from the batch."""
         x = taken(self.x, m)
         return x if self.parts.before is None else forward_sweep(self.parts.before, self.params[0], x)[0]
 
@@ -183,7 +183,7 @@ class Stage:
         return jnp.sum(weights * losses), d, found
 
     def into_batch(self, m: Leaf, d: Array) -> Tree:
-        """What is found of the part before, which is run again: nothing of it is kept."""
+        """The gradient and the readings of the part before, which is run again: nothing of it is kept."""
         node, params = self.parts.before, self.params[0]
         _, trace = climbed(node, params, taken(self.x, m))
         _, pairs = transported(node, params, trace, d)
@@ -197,12 +197,12 @@ class Stage:
         return lambda chain: added(chain, self.contracted(m, taken(state.pairs, now.pairs)))
 
     def contracted(self, m: Leaf, pairs: Tree) -> Tree:
-        """What is found of the stage's blocks."""
+        """The gradient and the readings of the stage's blocks, in one microbatch."""
         return self.contraction(self.parts.chain, pairs, taken(self.weights, m))
 
 
 def once(when: Array, work: Work, held: Tree) -> Tree:
-    """What `work` makes of what is held, where `when` is true.
+    """Apply `work` to what is held, where `when` is true.
 
     It is a loop of at most one turn. XLA changes what goes round a loop in place, but copies what goes through a
     conditional: here all that a stage holds, in every tick.
@@ -226,7 +226,7 @@ def transported(node: Node | None, params: Tree, trace: Tree, d: Array) -> tuple
 
 
 def taken(tree: Tree, place: Leaf) -> Tree:
-    """What stands at a place."""
+    """The part at a place."""
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, place, keepdims=False), tree)
 
 

@@ -14,7 +14,7 @@ IDLE = "."
 
 @dataclass(frozen=True, order=True)
 class Operation:
-    """What a stage does in one tick.
+    """The work of a stage in one tick.
 
     Attributes:
         kind: "F" (forward), "B" (transport) or "W" (contraction).
@@ -219,7 +219,7 @@ class Schedule:
 
 
 def needs(kind: str, stage: int, stages: int) -> Iterator[tuple[str, int]]:
-    """What must be done before an operation on a microbatch, as pairs (kind, stage)."""
+    """Iterate over what an operation on a microbatch waits for, as pairs (kind, stage)."""
     if kind == "F" and stage > 0:
         yield "F", stage - 1
     if kind == "B":
