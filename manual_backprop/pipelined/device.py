@@ -14,7 +14,7 @@ from manual_backprop.objective import Objective
 from manual_backprop.pipelined.parts import Parts
 from manual_backprop.pipelined.plan import NOTHING, Now, Plan
 from manual_backprop.pipelined.reading import Contraction, Reading
-from manual_backprop.pipelined.stage import Stage, State, put, taken
+from manual_backprop.pipelined.stage import Stage, State, put
 from manual_backprop.shards import varying_along
 from manual_backprop.types import Scalar, Tree
 
@@ -61,8 +61,9 @@ class Device:
             from_below = jax.lax.ppermute(state.sent, self.stages, up)
             from_above = jax.lax.ppermute(state.sent, self.stages, down)
             from_above = jnp.where(stage.last, state.sent, from_above)  # outputs of the last stage wait for its B
-            below = _arrived(state.below, now.from_below, from_below)
-            return replace(state, below=below, above=_arrived(state.above, now.from_above, from_above)), None
+            below = put(state.below, now.from_below, from_below, when=now.from_below != NOTHING)
+            above = put(state.above, now.from_above, from_above, when=now.from_above != NOTHING)
+            return replace(state, below=below, above=above), None
 
         done, _ = jax.lax.scan(tick, stage.start(self.plan), varying_along(everywhere, own))
         before, chain, after = done.found
@@ -97,9 +98,3 @@ def _share(chain: Repeat, count: int) -> Repeat:
 def _cut(microbatches: int, leaf: Array) -> Array:
     """The examples with the microbatches in front."""
     return leaf.reshape(microbatches, -1, *leaf.shape[1:])
-
-
-def _arrived(buffer: Array, place: Array, value: Array) -> Array:
-    """The buffer with what has arrived at its place, if anything has."""
-    at = jnp.maximum(place, 0)
-    return put(buffer, at, jnp.where(place == NOTHING, taken(buffer, at), value))

@@ -102,8 +102,12 @@ class Stage:
 
     def work(self, state: State, now: Now) -> State:
         """Do in one tick what the plan says."""
-        kept, sent = once(now.code == CODES["F"], self.forward(state, now), (state.kept, state.sent))
-        state = replace(state, kept=kept, sent=sent)  # what follows reads it there: read elsewhere, it would be copied
+        is_forward = now.code == CODES["F"]
+        nothing = jax.tree.map(lambda leaf: self._zeros(leaf.shape[1:], leaf.dtype), state.kept)
+        of_blocks, sent = once(is_forward, self.forward(state, now), (nothing, state.sent))
+        # Out here, XLA sees which parts of the trace no B reads, and keeps none of them.
+        state = replace(state, kept=put(state.kept, now.kept, of_blocks, when=is_forward), sent=sent)
+        # Each operation reads the state after the one before: of one that is read and changed, XLA would make a copy.
         before, chain, after = state.found
         held = state.pairs, state.sent, (state.loss, before, after)
         pairs, sent, (loss, before, after) = once(now.code == CODES["B"], self.backward(state, now), held)
@@ -114,13 +118,12 @@ class Stage:
     # F
 
     def forward(self, state: State, now: Now) -> Work:
-        """F: up through the stage's blocks. (kept, sent) -> the same."""
+        """F: up through the stage's blocks. (what they keep, sent) -> the same."""
 
         def work(held: tuple[Tree, Array]) -> tuple[Tree, Array]:
-            kept, _ = held
             x = once(self.first, lambda x: self.entering(now.microbatch), taken(state.below, now.below))
-            left, of_blocks = self.up(x)
-            return put(kept, now.kept, of_blocks), left
+            left, kept = self.up(x)
+            return kept, left
 
         return work
 
@@ -230,9 +233,14 @@ def taken(tree: Tree, place: Leaf) -> Tree:
     return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, place, keepdims=False), tree)
 
 
-def put(tree: Tree, place: Leaf, part: Tree) -> Tree:
-    """The tree with this part at a place; in a scan XLA writes it in place."""
-    return jax.tree.map(lambda leaf, own: jax.lax.dynamic_update_index_in_dim(leaf, own, place, 0), tree, part)
+def put(tree: Tree, place: Leaf, part: Tree, *, when: Array | None = None) -> Tree:
+    """The tree with this part at a place, if `when`; in a scan XLA writes it in place."""
+
+    def of_leaf(leaf: Array, own: Array) -> Array:
+        own = own if when is None else jnp.where(when, own, taken(leaf, place))
+        return jax.lax.dynamic_update_index_in_dim(leaf, own, place, 0)
+
+    return jax.tree.map(of_leaf, tree, part)
 
 
 def added(total: Tree, part: Tree) -> Tree:

@@ -217,7 +217,7 @@ def test_bad_input_says_what_is_wrong():
     refused("but the mesh has 2 stages and microbatches is 4", schedule=NAMED["gpipe"](2, 8))
     rows = NAMED["1f1b"](2, M).rows
     refused(
-        "W3 \\(contraction\\) is missing in the row of stage 0", schedule=Schedule((rows[0][:-1] + (None,), rows[1]))
+        "W3 \\(contraction\\) is missing in the row of stage 0", schedule=Schedule(((*rows[0][:-1], None), rows[1]))
     )
     refused("readings must map names to functions", TypeError, readings=["norms"])
     tied = mb.gpt(7, 4, 2, 2, 3, tied=True)
