@@ -11,6 +11,7 @@ from helpers import assert_close, batch, generic, targets
 
 import manual_backprop as mb
 import reference
+from benchmarks import pipeline
 from manual_backprop.schedules import NAMED, Operation, Schedule
 
 N, M = 16, 4
@@ -55,8 +56,10 @@ def weights() -> jax.Array:
     return jnp.asarray(np.linspace(0.1, 1, N))
 
 
-@pytest.mark.parametrize("schedule", list(NAMED))
-@pytest.mark.parametrize(("name", "stages"), [("between", 4), ("alone", 2), ("last", 2)])
+CASES = [(name, stages, schedule) for name, stages in (("between", 4), ("alone", 2)) for schedule in NAMED]
+
+
+@pytest.mark.parametrize(("name", "stages", "schedule"), [*CASES, ("last", 2, "zero_bubble")])
 def test_every_schedule_gives_the_gradient_of_jax_grad(name, stages, schedule):
     objective, params, x, y = problem(name)
     found = jax.jit(mb.pipeline(objective, mesh(stage=stages), microbatches=M, schedule=schedule))
@@ -124,64 +127,42 @@ def test_readings():
 
     asked = {"second moment": lambda factor, weights: factor.squared_sum(weights), "Kronecker": kronecker}
     found = mb.pipeline(objective, mesh(data=2, stage=2), microbatches=M, data="data", readings=asked)
-    value, gradient, readings = jax.jit(found)(params, x, y)
+    value, gradient, readings = found(params, x, y)
     assert_close((value, gradient), by_jax("between")[0])
 
     def at_once(params: Any, x: Any, y: Any) -> Any:
         step = mb.backprop(objective, params, x, y)
         at = objective.net, step.trace, step.deltas
-        return mb.second_moment(*at), mb.kronecker_factors(*at)
+        return mb.second_moment(*at), mb.kronecker_factors(*at), mb.second_moment(*at, weights=weights())
 
-    second_moment, factors = jax.jit(at_once)(params, x, y)
+    second_moment, factors, weighted = jax.jit(at_once)(params, x, y)
     assert_close(readings["second moment"], second_moment)
     assert_close(jax.tree.leaves(readings["Kronecker"]), jax.tree.leaves(factors))
-    weighted = jax.jit(found)(params, x, y, weights=weights())[2]["second moment"]
-    step = mb.backprop(objective, params, x, y)
-    assert_close(weighted, mb.second_moment(objective.net, step.trace, step.deltas, weights=weights()))
-
-
-def forward_pipeline(net: mb.Repeat, microbatches: int, devices: jax.sharding.Mesh) -> Any:
-    """J of a forward pipeline as a user writes it with ppermute, for jax.grad: GPipe, of recomputed stages."""
-    stages = devices.shape["stage"]
-
-    def on_a_device(params: Any, x: Any, y: Any) -> Any:
-        place = jax.lax.axis_index("stage")
-        x, y = (leaf.reshape(microbatches, -1, leaf.shape[-1]) for leaf in (x, y))
-
-        @jax.checkpoint
-        def stage(params: Any, a: Any) -> Any:
-            return jax.lax.scan(lambda a, own: (a + mb.forward(net.block.block, own, a)[0], None), a, params)[0]
-
-        def tick(carry: Any, t: Any) -> Any:
-            arrived, loss = carry
-            mine = jnp.clip(t, 0, microbatches - 1)
-            a = stage(params, jnp.where(place == 0, x[mine], arrived))
-            done = t - stages + 1
-            error = 0.5 * jnp.sum(jnp.square(a - y[jnp.clip(done, 0)]))
-            loss = loss + jnp.where((place == stages - 1) & (done >= 0), error, 0)
-            return (jax.lax.ppermute(a, "stage", [(i, i + 1) for i in range(stages - 1)]), loss), None
-
-        zero = jax.lax.pcast((jnp.zeros_like(x[0]), jnp.zeros((), x.dtype)), "stage", to="varying")
-        (_, loss), _ = jax.lax.scan(tick, zero, jnp.arange(microbatches + stages - 1))
-        return jax.lax.psum(loss, "stage")
-
-    spec = jax.sharding.PartitionSpec
-    run = jax.shard_map(on_a_device, mesh=devices, in_specs=(spec("stage"), spec(), spec()), out_specs=spec())
-    return lambda params, x, y: run(params, x, y) / x.shape[0]
+    assert_close(found(params, x, y, weights=weights())[2]["second moment"], weighted)
 
 
 def test_memory():
-    """1F1B keeps stages' microbatches and GPipe all of them, as jax.grad through a forward pipeline does."""
-    net = mb.Repeat(mb.Residual(mb.Dense(32, 32, "tanh")), 4)
-    objective, devices, microbatches = mb.Objective(net, mb.squared_error), automatic(stage=2), 16
-    data = generic(net), batch(32, 32 * microbatches), batch(32, 32 * microbatches, seed=2)
-    differentiated = jax.value_and_grad(forward_pipeline(net, microbatches, devices))
-    runs = {name: mb.pipeline(objective, devices, microbatches=microbatches, schedule=name) for name in NAMED}
-    programs = {name: jax.jit(run).lower(*data).compile() for name, run in (*runs.items(), ("grad", differentiated))}
-    memory = {name: program.memory_analysis().temp_size_in_bytes for name, program in programs.items()}
-    assert_close(programs["1f1b"](*data), programs["grad"](*data))
+    """1F1B keeps as many microbatches as stages, GPipe all of them, as jax.grad through a forward pipeline does."""
+    made = pipeline.programs(automatic(stage=2), microbatches=16, width=32, n=4)
+    data = generic(pipeline.blocks(32, 4)), batch(32, 16 * 32), batch(32, 16 * 32, seed=2)
+    compiled = {name: jax.jit(run).lower(*data).compile() for name, run in made.items()}
+    memory = {name: program.memory_analysis().temp_size_in_bytes for name, program in compiled.items()}
+    assert_close(compiled["1f1b"](*data), compiled[pipeline.BY_GRAD](*data))
     assert memory["1f1b"] < memory["zero_bubble"] < 0.6 * memory["gpipe"]
-    assert memory["zero_bubble"] < 0.6 * memory["grad"]
+    assert memory["zero_bubble"] < 0.7 * memory[pipeline.CHECKPOINTED] < 0.7 * memory[pipeline.BY_GRAD]
+
+
+def test_where_things_are():
+    """Every stage has the gradient of its own blocks alone, and the rest is on every device; so may parameters be."""
+    objective, params, x, y = problem("between")
+    devices = mesh(stage=2)
+    placed = jax.device_put(params, jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec()))
+    in_stages = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec("stage"))
+    placed = (placed[0], jax.device_put(params[1], in_stages), *placed[2:])
+    value, gradient = jax.jit(mb.pipeline(objective, devices, microbatches=M))(placed, x, y)
+    assert_close((value, gradient), by_jax("between")[0])
+    assert {leaf.addressable_shards[0].data.shape[0] for leaf in jax.tree.leaves(gradient[1])} == {2}
+    assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves((value, gradient[0], gradient[2:])))
 
 
 class Both(mb.Parallel):
