@@ -3,15 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from manual_backprop import validate
+from manual_backprop.drawing import layer_keys
 from manual_backprop.network import Repeat
 from manual_backprop.node import Node
 from manual_backprop.pipelined.parts import Parts
 from manual_backprop.pipelined.reading import Reading
 from manual_backprop.schedules import NAMED, Schedule
-from manual_backprop.types import Examples, came
+from manual_backprop.types import Examples, Tree, came
 
 
 def axis_size(mesh: Any, role: str, name: Any) -> int:
@@ -91,16 +94,17 @@ def readings(given: Mapping[str, Reading] | None, shares: bool, net: Node) -> di
     return dict(given)
 
 
-def require_no_key(key: Any) -> None:
-    """Refuse a key: layers would draw for microbatches, and so draw otherwise than for the whole batch.
+def require_no_draws(net: Node, key: Any) -> None:
+    """Refuse a key where it changes anything: what is drawn for microbatches is not what is drawn for the batch.
 
     Raises:
-        ValueError: there is one.
+        ValueError: a layer draws.
+        TypeError: no key.
     """
-    if key is not None:
+    if layer_keys(net, key) is not None:
         raise ValueError(
-            "pipeline takes no key: layers that draw at random (Dropout) are off in it, as what they draw for"
-            " microbatches would not be what value_and_grad draws for the batch; leave key out"
+            "pipeline takes no key for layers that draw at random (Dropout): what they draw for microbatches would not"
+            " be what value_and_grad draws for the batch; leave key out, and they are off"
         )
 
 
@@ -134,3 +138,24 @@ def require_one_flow(of_net: Parts, x: Examples, dtype: Any) -> None:
             f"the blocks of a pipeline take one array, but {len(entered)} enter those of {of_net.chain}; stages"
             " exchange one"
         )
+
+
+def require_sums(found: tuple[Tree, ...], of_more: tuple[Tree, ...]) -> None:
+    """Refuse readings that cannot be summed over microbatches, by what is found of a microbatch and of a larger one.
+
+    Raises:
+        TypeError: no floats.
+        ValueError: shapes that depend on the number of examples.
+    """
+    for (_, readings), (_, others) in zip(found, of_more, strict=True):
+        for name, reading in readings.items():
+            for leaf, other in zip(jax.tree.leaves(reading), jax.tree.leaves(others[name]), strict=True):
+                if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                    raise TypeError(
+                        f"reading {name!r} must return floats, to be summed over microbatches, got {leaf.dtype}"
+                    )
+                if leaf.shape != other.shape:
+                    raise ValueError(
+                        f"reading {name!r} returns {list(leaf.shape)} for one microbatch and {list(other.shape)} for"
+                        " one twice as large; a reading must be a sum over examples, as factor.squared_sum(weights) is"
+                    )

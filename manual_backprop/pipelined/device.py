@@ -11,10 +11,11 @@ from jaxtyping import Array
 from manual_backprop import validate
 from manual_backprop.network import Repeat
 from manual_backprop.objective import Objective
+from manual_backprop.pipelined.memory import put
 from manual_backprop.pipelined.parts import Parts
 from manual_backprop.pipelined.plan import NOTHING, Now, Plan
 from manual_backprop.pipelined.reading import Contraction, Reading
-from manual_backprop.pipelined.stage import Stage, State, put
+from manual_backprop.pipelined.stage import Stage, State
 from manual_backprop.shards import varying_along
 from manual_backprop.types import Scalar, Tree
 

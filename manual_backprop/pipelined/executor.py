@@ -99,7 +99,7 @@ def pipeline(
         weights: Weights | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Any, ...]:
-        arguments.require_no_key(key)
+        arguments.require_no_draws(net, key)
         params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
         n, dtype = validate.count(x), validate.dtype_of(params, x)
         arguments.require_one_flow(of_net, x, dtype)

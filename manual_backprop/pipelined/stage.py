@@ -1,8 +1,6 @@
 """One stage on one device: its part of the network and of the batch, and what F, B and W do there."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +9,8 @@ from jaxtyping import Array
 from manual_backprop import readout
 from manual_backprop.node import Node
 from manual_backprop.objective import Objective, per_example_scaled
+from manual_backprop.pipelined import arguments
+from manual_backprop.pipelined.memory import Work, added, once, put, taken
 from manual_backprop.pipelined.parts import Parts
 from manual_backprop.pipelined.plan import CODES, Now, Plan
 from manual_backprop.pipelined.reading import Contraction, pair
@@ -18,9 +18,6 @@ from manual_backprop.precision import accumulator
 from manual_backprop.shards import zeros_beside
 from manual_backprop.sweep import backward_sweep, forward_sweep
 from manual_backprop.types import Leaf, Tree
-
-Work = Callable[[Any], Any]
-"""A part of the state -> the same part, after an operation."""
 
 
 @jax.tree_util.register_dataclass
@@ -71,8 +68,15 @@ class Stage:
     last: Array
 
     def start(self, plan: Plan) -> State:
-        """The state before the first tick: all zeros."""
-        x, kept, pairs, found = jax.eval_shape(self._shapes, self.params, self.x, self.y, self.weights)
+        """The state before the first tick: all zeros.
+
+        Raises:
+            TypeError: a reading that finds no floats.
+            ValueError: a reading that is no sum over examples, but has something for each of them.
+        """
+        x, kept, pairs, found = self._shapes(1)
+        if self.contraction.readings:
+            arguments.require_sums(found, self._shapes(2)[3])
 
         def zeros(places: int, like: Tree) -> Tree:
             return jax.tree.map(lambda leaf: self._zeros((places, *leaf.shape), leaf.dtype), like)
@@ -91,14 +95,22 @@ class Stage:
     def _zeros(self, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
         return zeros_beside(self.weights, shape, dtype)
 
-    def _shapes(self, params: Tree, x: Tree, y: Array, weights: Array) -> tuple[Tree, Tree, Tree, Tree]:
-        """(a block's input, what F keeps, what B keeps, what W finds), for their shapes."""
-        one = replace(self, params=params, x=x, y=y, weights=weights)
-        entered = one.entering(0)
-        _, kept = one.up(entered)
-        _, pairs = one.down(kept, entered)
-        found = one.into_batch(0, entered), one.contracted(0, pairs), one.turned(0, entered)[2]
-        return entered, kept, pairs, found
+    def _shapes(self, times: int) -> tuple[Tree, Tree, Tree, Tree]:
+        """Shapes of (a block's input, what F keeps, what B keeps, what is found), with so many times the examples."""
+
+        def values(params: Tree, x: Tree, y: Array, weights: Array) -> tuple[Tree, Tree, Tree, Tree]:
+            one = replace(self, params=params, x=x, y=y, weights=weights)
+            entered = one.entering(0)
+            _, kept = one.up(entered)
+            _, pairs = one.down(kept, entered)
+            found = one.into_batch(0, entered), one.contracted(0, pairs), one.turned(0, entered)[2]
+            return entered, kept, pairs, found
+
+        def more(leaf: Array) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((leaf.shape[0], times * leaf.shape[1], *leaf.shape[2:]), leaf.dtype)
+
+        params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.params)
+        return jax.eval_shape(values, params, *jax.tree.map(more, (self.x, self.y, self.weights)))
 
     def work(self, state: State, now: Now) -> State:
         """Do in one tick what the plan says."""
@@ -204,20 +216,6 @@ class Stage:
         return self.contraction(self.parts.chain, pairs, taken(self.weights, m))
 
 
-def once(when: Array, work: Work, held: Tree) -> Tree:
-    """Apply `work` to what is held, where `when` is true.
-
-    It is a loop of at most one turn. XLA changes what goes round a loop in place, but copies what goes through a
-    conditional: here all that a stage holds, in every tick.
-    """
-
-    def turn(state: tuple[Array, Tree]) -> tuple[Array, Tree]:
-        when, held = state
-        return when & False, work(held)
-
-    return jax.lax.while_loop(lambda state: state[0], turn, (when, held))[1]
-
-
 def climbed(node: Node | None, params: Tree, x: Tree) -> tuple[Tree, Tree]:
     """(output, trace), lean; of no node, its input."""
     return (x, ()) if node is None else forward_sweep(node, params, x, lean=True)
@@ -226,23 +224,3 @@ def climbed(node: Node | None, params: Tree, x: Tree) -> tuple[Tree, Tree]:
 def transported(node: Node | None, params: Tree, trace: Tree, d: Array) -> tuple[Tree, Tree]:
     """(the error term below, the pairs): nothing is contracted."""
     return (d, ()) if node is None else backward_sweep(node, params, trace, d, reader=pair, lean=True)
-
-
-def taken(tree: Tree, place: Leaf) -> Tree:
-    """The part at a place."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, place, keepdims=False), tree)
-
-
-def put(tree: Tree, place: Leaf, part: Tree, *, when: Array | None = None) -> Tree:
-    """The tree with this part at a place, if `when`; in a scan XLA writes it in place."""
-
-    def of_leaf(leaf: Array, own: Array) -> Array:
-        own = own if when is None else jnp.where(when, own, taken(leaf, place))
-        return jax.lax.dynamic_update_index_in_dim(leaf, own, place, 0)
-
-    return jax.tree.map(of_leaf, tree, part)
-
-
-def added(total: Tree, part: Tree) -> Tree:
-    """The sum, in the precision of the total."""
-    return jax.tree.map(lambda whole, own: whole + own.astype(whole.dtype), total, part)

@@ -17,10 +17,12 @@ from manual_backprop.schedules import NAMED, Operation, Schedule
 N, M = 16, 4
 BLOCK = mb.Residual(mb.Serial((mb.Dense(4, 5, "silu"), mb.Dense(5, 4))))
 BLOCKS = mb.Repeat(BLOCK, 4)
+GATE = mb.Serial((mb.Parallel((mb.Dense(4, 3, "silu"), mb.Dense(4, 3))), mb.Product(), mb.Dense(3, 4)))
+NESTED = mb.Residual(mb.Tied(mb.Repeat(mb.Residual(GATE), 2), 2))
 NETS = {
     "alone": mb.Repeat(BLOCK, 4, recompute=False),
     "between": mb.Serial((mb.Dense(6, 4, "tanh"), BLOCKS, mb.Dense(4, 5, "tanh"), mb.Dense(5, 3))),
-    "last": mb.Serial((mb.Dense(6, 4, "tanh"), mb.Repeat(mb.Dense(4, 4, "gelu"), 8, segments=4))),
+    "last": mb.Serial((mb.Dense(6, 4, "tanh"), mb.Repeat(NESTED, 8, segments=4))),
 }
 FEATURES = {"alone": (4, 4), "between": (6, 3), "last": (6, 4)}
 
@@ -152,6 +154,16 @@ def test_memory():
     assert memory["zero_bubble"] < 0.7 * memory[pipeline.CHECKPOINTED] < 0.7 * memory[pipeline.BY_GRAD]
 
 
+def test_the_program_does_not_grow_with_the_ticks():
+    objective, params, x, y = problem("alone")
+
+    def lines(microbatches: int) -> int:
+        run = jax.jit(mb.pipeline(objective, mesh(stage=2), microbatches=microbatches, schedule="1f1b"))
+        return len(run.lower(params, x, y).as_text().splitlines())
+
+    assert lines(16) == lines(8) > 100
+
+
 def test_where_things_are():
     """Every stage has the gradient of its own blocks alone, and the rest is on every device; so may parameters be."""
     objective, params, x, y = problem("between")
@@ -218,8 +230,16 @@ def test_a_bad_batch_says_what_is_wrong():
         of_data(params, x[:15], y[:15])
     with pytest.raises(ValueError, match="each device's part, along 'data', of the batch, 6 .* multiple of 8 ex"):
         of_data(params, x[:12], y[:12])
-    with pytest.raises(ValueError, match="pipeline takes no key: .* leave key out"):
-        found(params, x, y, key=jax.random.key(0))
+    drawing = mb.Objective(mb.Serial((mb.Dropout(0.5), *NETS["between"].nodes)), mb.squared_error)
+    with pytest.raises(ValueError, match="pipeline takes no key for layers that draw at random .* leave key out"):
+        of_drawing = mb.pipeline(drawing, mesh(stage=2), microbatches=M)
+        of_drawing(((), *params), x, y, key=jax.random.key(0))
+    by_example = {"norms": lambda factor, weights: factor.squared_norms()}
+    with pytest.raises(ValueError, match="reading 'norms' returns \\[4\\] for one microbatch .* must be a sum over ex"):
+        mb.pipeline(objective, mesh(stage=2), microbatches=M, readings=by_example)(params, x, y)
+    counts = {"count": lambda factor, weights: jnp.asarray(factor.examples)}
+    with pytest.raises(TypeError, match="reading 'count' must return floats, .* got int"):
+        mb.pipeline(objective, mesh(stage=2), microbatches=M, readings=counts)(params, x, y)
     with pytest.raises(ValueError, match="y is \\[15, 3\\] but x has 16 examples"):
         found(params, x, y[:15])
     two = mb.Serial(
