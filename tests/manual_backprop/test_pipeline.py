@@ -17,7 +17,7 @@ from manual_backprop.schedules import NAMED, Operation, Schedule
 N, M = 16, 4
 BLOCK = mb.Residual(mb.Serial((mb.Dense(4, 5, "silu"), mb.Dense(5, 4))))
 BLOCKS = mb.Repeat(BLOCK, 4)
-GATE = mb.Serial((mb.Parallel((mb.Dense(4, 3, "silu"), mb.Dense(4, 3))), mb.Product(), mb.Dense(3, 4)))
+GATE = mb.Serial((mb.Parallel((mb.Dense(4, 3, "silu"), mb.Dense(4, 3))), mb.Product("tanh"), mb.Dense(3, 4, "tanh")))
 NESTED = mb.Residual(mb.Tied(mb.Repeat(mb.Residual(GATE), 2), 2))
 NETS = {
     "alone": mb.Repeat(BLOCK, 4, recompute=False),
