@@ -108,6 +108,13 @@ def test_every_number_is_proven(dtype):
     reference.check(objective, *data, weights=weights(), dtype=dtype, value_and_grad=pipelined).raise_if_failed()
 
 
+def test_shapes_and_dtypes_are_those_of_value_and_grad():
+    """In 16 bits the sums over microbatches are in float32; what is returned is not."""
+    objective, *data = problem("between", "bfloat16")
+    ours, theirs = mb.pipeline(objective, automatic(stage=2), microbatches=M), mb.value_and_grad(objective)
+    assert jax.eval_shape(ours, *data) == jax.eval_shape(theirs, *data)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_language_model(tied):
     """The readout in chunks; the table of a tied one is used by the first stage and by the last."""
