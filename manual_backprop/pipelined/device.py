@@ -13,9 +13,9 @@ from manual_backprop.network import Repeat
 from manual_backprop.objective import Objective
 from manual_backprop.pipelined.memory import put
 from manual_backprop.pipelined.parts import Parts
-from manual_backprop.pipelined.plan import NOTHING, Now, Plan
 from manual_backprop.pipelined.reading import Contraction, Reading
 from manual_backprop.pipelined.stage import Stage, State
+from manual_backprop.pipelined.timetable import NOTHING, Now, Timetable
 from manual_backprop.shards import varying_along
 from manual_backprop.types import Scalar, Tree
 
@@ -31,7 +31,7 @@ class Device:
         parts: the whole network.
         objective: whose loss is taken.
         readings: by name.
-        plan: of the schedule.
+        table: of the schedule.
         stages: the axis of the stages.
         data: the axes along which the batch is split: one or none.
     """
@@ -39,14 +39,14 @@ class Device:
     parts: Parts
     objective: Objective
     readings: Mapping[str, Reading]
-    plan: Plan
+    table: Timetable
     stages: str
     data: tuple[str, ...]
 
     def __call__(
         self, now: Now, params: tuple[Tree, Tree, Tree], x: Tree, y: Array, weights: Array
     ) -> tuple[Scalar, Found]:
-        """(L, what is found), from the device's column of the plan, its parameters and its examples.
+        """(L, what is found), from the device's column of the timetable, its parameters and its examples.
 
         Until the end nothing is summed over devices; L and the gradients of the parts before and after the blocks are
         then summed over all, as each is made on one stage, and those of the blocks along the data alone.
@@ -66,7 +66,7 @@ class Device:
             above = put(state.above, now.from_above, from_above, when=now.from_above != NOTHING)
             return replace(state, below=below, above=above), None
 
-        done, _ = jax.lax.scan(tick, stage.start(self.plan), varying_along(everywhere, own))
+        done, _ = jax.lax.scan(tick, stage.start(self.table), varying_along(everywhere, own))
         before, chain, after = done.found
         loss, before, after = jax.lax.psum((done.loss, before, after), everywhere)
         return loss, (before, jax.lax.psum(chain, self.data) if self.data else chain, after)
@@ -74,7 +74,7 @@ class Device:
     def _stage(self, params: tuple[Tree, Tree, Tree], x: Tree, y: Array, weights: Array) -> Stage:
         count, place = jax.lax.axis_size(self.stages), jax.lax.axis_index(self.stages)
         after = self.parts.chain if self.parts.after is None else self.parts.after
-        x, y, weights = jax.tree.map(partial(_cut, self.plan.microbatches), (x, y, weights))
+        x, y, weights = jax.tree.map(partial(_cut, self.table.microbatches), (x, y, weights))
         return Stage(
             parts=replace(self.parts, chain=_share(self.parts.chain, count)),
             objective=Objective(after, self.objective.loss),

@@ -13,8 +13,8 @@ from manual_backprop.objective import Objective
 from manual_backprop.pipelined import arguments
 from manual_backprop.pipelined.device import Device
 from manual_backprop.pipelined.parts import parts
-from manual_backprop.pipelined.plan import plan
 from manual_backprop.pipelined.reading import Reading
+from manual_backprop.pipelined.timetable import timetable
 from manual_backprop.precision import accumulator
 from manual_backprop.schedules import Schedule
 from manual_backprop.types import Coefficient, Examples, Targets, Tree, Weights
@@ -74,13 +74,13 @@ def pipeline(
     readings = arguments.readings(readings, of_net.shares, net)
     in_stages, whole, in_shards = PartitionSpec(stages), PartitionSpec(), PartitionSpec(data)
     takes = PartitionSpec(None, stages), (whole, in_stages, whole), in_shards, in_shards, in_shards
-    planned = plan(made)
-    device = Device(of_net, objective, readings, planned, stages, () if data is None else (data,))
+    table = timetable(made)
+    device = Device(of_net, objective, readings, table, stages, () if data is None else (data,))
     on_devices = jax.shard_map(device, mesh=mesh, in_specs=takes, out_specs=(whole, (whole, in_stages, whole)))
 
     @jax.jit
     def run(params: Tree, x: Examples, y: Array, lam: Coefficient | None, weights: Array) -> tuple[Any, ...]:
-        given = planned.now, of_net.apart(params), x, y, weights
+        given = table.now, of_net.apart(params), x, y, weights
         loss, found = on_devices(*(_laid_out(mesh, spec, tree) for spec, tree in zip(takes, given, strict=True)))
         gradient = of_net.join(*(of_part[0] for of_part in found))
         gradient = jax.tree.map(lambda own, leaf: leaf.astype(own.dtype), params, gradient)

@@ -12,8 +12,8 @@ from manual_backprop.objective import Objective, per_example_scaled
 from manual_backprop.pipelined import arguments
 from manual_backprop.pipelined.memory import Work, added, once, put, taken
 from manual_backprop.pipelined.parts import Parts
-from manual_backprop.pipelined.plan import CODES, Now, Plan
 from manual_backprop.pipelined.reading import Contraction, pair
+from manual_backprop.pipelined.timetable import CODES, Now, Timetable
 from manual_backprop.precision import accumulator
 from manual_backprop.shards import zeros_beside
 from manual_backprop.sweep import backward_sweep, forward_sweep
@@ -67,7 +67,7 @@ class Stage:
     first: Array
     last: Array
 
-    def start(self, plan: Plan) -> State:
+    def start(self, table: Timetable) -> State:
         """The state before the first tick: all zeros.
 
         Raises:
@@ -83,10 +83,10 @@ class Stage:
 
         wide = accumulator(x.dtype)
         return State(
-            below=zeros(plan.below, x),
-            kept=zeros(plan.kept, kept),
-            above=zeros(plan.above, x),
-            pairs=zeros(plan.pairs, pairs),
+            below=zeros(table.below, x),
+            kept=zeros(table.kept, kept),
+            above=zeros(table.above, x),
+            pairs=zeros(table.pairs, pairs),
             sent=self._zeros(x.shape, x.dtype),
             loss=self._zeros((), wide),
             found=jax.tree.map(lambda leaf: self._zeros(leaf.shape, accumulator(leaf.dtype)), found),
@@ -113,7 +113,7 @@ class Stage:
         return jax.eval_shape(values, params, *jax.tree.map(more, (self.x, self.y, self.weights)))
 
     def work(self, state: State, now: Now) -> State:
-        """Do in one tick what the plan says."""
+        """Do in one tick what the timetable says."""
         is_forward = now.code == CODES["F"]
         nothing = jax.tree.map(lambda leaf: self._zeros(leaf.shape[1:], leaf.dtype), state.kept)
         of_blocks, sent = once(is_forward, self.forward(state, now), (nothing, state.sent))

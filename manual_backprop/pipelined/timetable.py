@@ -17,7 +17,7 @@ NOTHING = -1
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Now:
-    """The work of a stage in one tick. Every leaf is a number, or an array (ticks, stages) of these in a plan.
+    """The work of a stage in one tick. Every leaf is a number, or an array (ticks, stages) of these in a timetable.
 
     Attributes:
         code: 0 to wait, otherwise from CODES.
@@ -41,7 +41,7 @@ class Now:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Timetable:
     """A schedule as numbers.
 
     Attributes:
@@ -58,8 +58,8 @@ class Plan:
     pairs: int
 
 
-def plan(schedule: Schedule) -> Plan:
-    """The plan of a schedule that `Schedule.check` has passed.
+def timetable(schedule: Schedule) -> Timetable:
+    """The timetable of a schedule that `Schedule.check` has passed.
 
     A place is taken again as soon as it is free, so there are as many as a stage holds at a time and not one for every
     microbatch.
@@ -87,7 +87,7 @@ def plan(schedule: Schedule) -> Plan:
             now[name][until, stage] = places
             written = f"from_{name}" if name in ("below", "above") else name
             now[written][first, stage] = places
-    return Plan(Now(**now), schedule.microbatches, **most)
+    return Timetable(Now(**now), schedule.microbatches, **most)
 
 
 def _places(spans: Iterable[tuple[int, int]]) -> list[int]:
