@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from helpers import assert_close, batch, generic, targets
 
@@ -113,6 +114,19 @@ def test_shapes_and_dtypes_are_those_of_value_and_grad():
     objective, *data = problem("between", "bfloat16")
     ours, theirs = mb.pipeline(objective, automatic(stage=2), microbatches=M), mb.value_and_grad(objective)
     assert jax.eval_shape(ours, *data) == jax.eval_shape(theirs, *data)
+
+
+def test_training_takes_it():
+    objective, params, x, y = problem("alone")
+
+    def pipelined(objective: mb.Objective) -> Any:
+        return mb.pipeline(objective, automatic(data=2, stage=2), microbatches=M, data="data")
+
+    optimizer = optax.sgd(0.1)
+    step = mb.training.make_step(objective, optimizer, value_and_grad=pipelined)
+    _, gradient = by_jax("alone")[0]
+    expected = jax.tree.map(lambda own, leaf: own - 0.1 * leaf, params, gradient)
+    assert_close(step(params, optimizer.init(params), x, y)[0], expected)
 
 
 @pytest.mark.parametrize("tied", [False, True])
