@@ -1,7 +1,7 @@
 """The objective J = L + s (J3), and its gradient by the three steps, with every intermediate value kept."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -281,13 +281,12 @@ def lean_gradients(
     affine = split.readout(params)
     if split.body is None:
         losses, d_x, of_readout = readout.losses_and_gradients(of_rows, affine, x, y, weights, weigh_x=True)
-        return losses, split.join((), lambda: of_readout, lambda table: table), d_x
+        return losses, split.joined((), of_readout), d_x
     entered, trace = into_readout(split, params, x, keys)
     losses, d_entered, of_readout = readout.losses_and_gradients(of_rows, affine, entered, y, weights, weigh_x=False)
     of_body, keys = split.of_body(params), None if keys is None else split.of_body(keys)
     d_x, gradients = lean_backward(split.body, of_body, trace, d_entered, weights, keys=keys)
-    joined = split.join(gradients, lambda: of_readout, lambda table: replace(table, W=table.W + of_readout.W))
-    return losses, joined, d_x
+    return losses, split.joined(gradients, of_readout), d_x
 
 
 def into_readout(split: readout.Split, params: Tree, x: Examples, keys: Tree | None) -> tuple[Flow, Tree]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from manual_backprop import activations
 from manual_backprop.layers.dense import Affine, Dense
-from manual_backprop.layers.embedding import Embedding, Lookup
+from manual_backprop.layers.embedding import Embedding, Lookup, Table
 from manual_backprop.losses import SoftmaxCrossEntropy
 from manual_backprop.losses.base import sum_outputs
 from manual_backprop.network import Readout, Serial, TiedReadout
@@ -37,12 +37,19 @@ class Split:
         join: (the body's results, of_readout, of_both) -> results in the structure of the network's parameters.
             `of_readout()` is the readout's; where it shares the body's table, `of_both(the table's in the body)` is the
             result for both uses.
+        by_table: whether the map's parameters are an embedding's `Table`.
     """
 
     body: Node | None
     of_body: Callable[[Tree], Tree]
     readout: Callable[[Tree], Affine]
     join: Callable[[Tree, Callable[[], Tree], Callable[[Tree], Tree]], Tree]
+    by_table: bool = False
+
+    def joined(self, body: Tree, of_readout: Affine) -> Tree:
+        """Gradients of both together."""
+        own = Table(of_readout.W) if self.by_table else of_readout
+        return self.join(body, lambda: own, lambda table: Table(table.W + of_readout.W))
 
 
 @singledispatch
@@ -58,12 +65,12 @@ def split(net: Node) -> Split | None:
 def _(net: Dense) -> Split | None:
     if type(net) is not Dense or net.f != activations.identity:
         return None
-    return Split(None, lambda tree: (), lambda params: params, lambda body, of_readout, of_both: of_readout())
+    return Split(None, lambda tree: (), lambda params: params, lambda body, own, both: own())
 
 
 @split.register
 def _(net: Readout) -> Split | None:
-    return Split(None, lambda tree: (), lambda params: Affine(params.W), lambda body, readout: Table(readout.W))
+    return Split(None, lambda tree: (), lambda params: Affine(params.W), lambda body, own, both: own(), by_table=True)
 
 
 @split.register
@@ -80,7 +87,8 @@ def _(net: Serial) -> Split | None:
     def join(body: Tree, of_readout: Callable[[], Tree], of_both: Callable[[Tree], Tree]) -> Tree:
         return (*(body[:-1] if own else body), last.join(body[-1] if own else (), of_readout, of_both))
 
-    return Split(Serial(before) if before else None, of_body, lambda params: last.readout(params[-1]), join)
+    body = Serial(before) if before else None
+    return Split(body, of_body, lambda params: last.readout(params[-1]), join, last.by_table)
 
 
 @split.register

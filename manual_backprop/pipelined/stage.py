@@ -189,7 +189,7 @@ class Stage:
                 of_rows, split.readout(params), x, y, weights, weigh_x=weighed
             )
             d, pairs = transported(split.body, split.of_body(params), trace, d)
-            found: Tree = split.join(self.contraction(split.body, pairs, weights)[0], of_readout), {}
+            found: Tree = split.joined(self.contraction(split.body, pairs, weights)[0], of_readout), {}
         else:
             output, trace = climbed(node, params, x)
             losses, d = loss.checked_value(output, y), loss.checked_derivative(output, y)

@@ -80,4 +80,5 @@ def _read(
     if split.body is not None:
         of_body, keys = split.of_body(params), None if keys is None else split.of_body(keys)
         _, found = backward_sweep(split.body, of_body, trace, d, reader=below, lean=True, keys=keys)
-    return losses, split.join(found, lambda: reader(rows), lambda lookup: reader(OfBoth(lookup, OfTiedRows(rows))))
+    own = OfTiedRows(rows) if split.by_table else rows
+    return losses, split.join(found, lambda: reader(own), lambda lookup: reader(OfBoth(lookup, OfTiedRows(rows))))

@@ -219,7 +219,7 @@ def test_a_network_is_taken_apart_and_put_together(name):
     body, last = found.of_body(params), found.readout(params)
     assert last.W.shape[0] == V
     assert (found.body is None) == (body == ())
-    joined = found.join(body, lambda: last, lambda table: table)
+    joined = found.joined(body, last)
     assert jax.tree.structure(joined) == jax.tree.structure(params)
     assert_close(joined, params, 0)
     if found.body is not None:

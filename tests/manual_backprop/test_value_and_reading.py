@@ -10,6 +10,7 @@ from helpers import array, assert_close, batch, generic
 
 import manual_backprop as mb
 from manual_backprop import rules
+from manual_backprop.network import Readout
 from reference import model
 
 N, T, V, D = 4, 6, 9, 4
@@ -19,6 +20,7 @@ BODY = mb.Repeat(mb.Residual(mb.Dense(D, D, "tanh")), 2)
 NETS = {
     "dense readout": mb.Serial((EMBEDDING, BODY, mb.Dense(D, V))),
     "without bias, nested": mb.Serial((EMBEDDING, mb.Serial((BODY, mb.Dense(D, V, bias=False))))),
+    "a readout by a table of its own": mb.Serial((EMBEDDING, BODY, Readout(EMBEDDING))),
     "tied readout": mb.TiedReadout(EMBEDDING, BODY),
     "tied readout, nested": mb.Serial((mb.TiedReadout(EMBEDDING, BODY),)),
 }
