@@ -17,6 +17,7 @@ from manual_backprop import graph as graph
 from manual_backprop import losses as losses
 from manual_backprop import rules as rules
 from manual_backprop import schedules as schedules
+from manual_backprop import sharding as sharding
 from manual_backprop import training as training
 from manual_backprop.activations import Activation as Activation
 from manual_backprop.custom_vjp import as_custom_vjp as as_custom_vjp

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
-from manual_backprop import readout, validate
+from manual_backprop import explicit, readout, validate
 from manual_backprop.drawing import layer_keys
 from manual_backprop.losses import TABLE, Loss, SoftmaxCrossEntropy
 from manual_backprop.node import Node
@@ -206,7 +206,7 @@ def backprop(
         output=output,
         trace=trace,
         deltas=deltas,
-        gradients=objective.add_penalty_gradient(gradients, params, lam),
+        gradients=explicit.like(params, objective.add_penalty_gradient(gradients, params, lam)),
         d_x=d_x,
         d_lam=jnp.zeros_like(loss) if objective.regularizer is None else objective.regularizer.d_lam(params),
     )
@@ -253,7 +253,7 @@ def value_and_grad(objective: Objective, argnums: int | Sequence[int] = 0) -> Ca
         keys = layer_keys(objective.net, key)
         losses, gradients, d_x = lean_gradients(objective, params, x, y, weights, checked_rule(rule), keys)
         loss, penalty = objective.summed(losses, params, lam, weights)
-        by_argument = objective.add_penalty_gradient(gradients, params, lam), d_x
+        by_argument = explicit.like(params, objective.add_penalty_gradient(gradients, params, lam)), d_x
         picked = tuple(by_argument[i] for i in wanted)
         return loss + penalty, picked[0] if isinstance(argnums, int) else picked
 

@@ -8,13 +8,13 @@ losses, W^T delta and the chunk's part of dW and db, and forgets them.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import singledispatch
+from functools import partial, singledispatch
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from manual_backprop import activations
+from manual_backprop import activations, explicit
 from manual_backprop.layers.dense import Affine, Dense
 from manual_backprop.layers.embedding import Embedding, Lookup, Table
 from manual_backprop.losses import SoftmaxCrossEntropy
@@ -138,7 +138,7 @@ def losses(
     loss: SoftmaxCrossEntropy, readout: Affine, x: Float[Array, "N *positions d"], y: Int[Array, "N *positions"]
 ) -> Float[Array, " N"]:
     """The loss of every example, summed over its positions, from the rows that enter the readout and their labels."""
-    return sum_outputs(row_losses(loss, readout, x, y))
+    return sum_outputs(explicit.automatic(partial(row_losses, loss), explicit.lies_as(y), readout, x, y))
 
 
 def losses_and_gradients(
@@ -157,7 +157,14 @@ def losses_and_gradients(
     wide = accumulator(x.dtype)
     each = jnp.full(y.shape[:1], 1 / y.shape[0], wide) if weights is None else weights
     per_row = jax.lax.broadcast_in_dim(each, y.shape, (0,))
-    values, d_x, total = row_gradients(loss, readout, x, y, per_row, weigh_x=weigh_x)
+    values, d_x, total = explicit.automatic(
+        partial(row_gradients, loss, weigh_x=weigh_x),
+        (*map(explicit.lies_as, (y, x)), jax.tree.map(explicit.lies_as, readout)),
+        readout,
+        x,
+        y,
+        per_row,
+    )
     return sum_outputs(values), d_x, jax.tree.map(lambda leaf: leaf.astype(x.dtype), total)
 
 

@@ -6,11 +6,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike
 
+from manual_backprop import explicit
 from manual_backprop.types import Tree
 
 
 def varying_like(primal: Tree, cotangent: Tree) -> Tree:
-    """The cotangent as shard_map wants it: summed over the axes along which its argument is replicated."""
+    """The cotangent as JAX wants it: where explicit axes have its argument, and in shard_map summed over the axes along
+    which that is replicated.
+    """
     if cotangent is None:
         return None
 
@@ -20,7 +23,7 @@ def varying_like(primal: Tree, cotangent: Tree) -> Tree:
         axes, own = varying_axes(primal), varying_axes(cotangent)
         if own - axes:
             cotangent = jax.lax.psum(cotangent, tuple(sorted(own - axes)))
-        return _varying(cotangent, axes - own)
+        return explicit.like(primal, _varying(cotangent, axes - own))
 
     return jax.tree.map(of_leaf, primal, cotangent)
 

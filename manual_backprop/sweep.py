@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import jax
 from jaxtyping import Array, PRNGKeyArray
 
-from manual_backprop import validate
+from manual_backprop import explicit, validate
 from manual_backprop.drawing import drawn, layer_keys
 from manual_backprop.layers.base import Layer, LayerTrace, LeanTrace
 from manual_backprop.node import Node, Step, Walk, vmapped
@@ -89,8 +89,11 @@ class Sweep(Step):
     def backward(self, layer: Layer, d: Array, own: Any, kept: LayerTrace) -> tuple[Flow, Any]:
         layer.require_like_z("dL/da", d, kept)
         delta = self.rule.delta(layer, own, kept, d)  # (B1) (B2)
-        found = delta if self.reader is None else self.reader(layer.factor(kept.saved, delta))  # (B3) (B4)
+        found = delta if self.reader is None else self._read(layer, own, kept, delta)  # (B3) (B4)
         return self.rule.transport(layer, own, kept.saved, delta), found  # (B2) (B5)
+
+    def _read(self, layer: Layer, own: Any, kept: LayerTrace, delta: Array) -> Any:
+        return explicit.like(self.rule.params(own), self.reader(layer.factor(kept.saved, delta)))
 
     @override
     def at_use(self, owned: Tree, use: Array) -> Tree:

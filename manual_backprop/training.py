@@ -7,10 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from manual_backprop import explicit, validate
 from manual_backprop import objective as by_hand
-from manual_backprop import validate
 from manual_backprop.drawing import draws
 from manual_backprop.node import require_key
 from manual_backprop.objective import Objective
@@ -137,7 +138,8 @@ def make_epoch(
 
     Every example is seen exactly once: where the batch size does not divide their number, the last batch is filled up
     with examples of weight 0. The epoch's key draws the order; where the network has dropout, every batch gets a key of
-    its own from it as well.
+    its own from it as well. Where x and y are split over devices, every batch is split as they are, if the batch size is
+    a multiple of the devices; if not, every device does the whole work.
 
     Args:
         objective: what to minimise.
@@ -159,13 +161,14 @@ def make_epoch(
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}")
 
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def epoch(
+    @partial(jax.jit, donate_argnums=(0, 1), static_argnums=5)
+    def compiled(
         params: Tree,
         state: State,
         key: PRNGKeyArray,
         x: Shaped[Array, "N *features"],
         y: Shaped[Array, "N *targets"],
+        lies: tuple[NamedSharding | None, ...],
     ) -> tuple[Tree, State, Float[Array, " batches"]]:
         require_key(key)
         order, for_dropout = jax.random.split(key) if draws(objective.net) else (key, None)
@@ -176,13 +179,41 @@ def make_epoch(
             carry: tuple[Tree, State], batch: tuple[Array, Array, dict[str, Array]]
         ) -> tuple[tuple[Tree, State], Scalar]:
             at, w, key = batch
-            params, state, J = step(*carry, x[at], y[at], weights=w, **key)
+            drawn = (_placed(_drawn(rows, at), of) for rows, of in zip((x, y), lies, strict=True))
+            params, state, J = step(*carry, *drawn, weights=_placed(w, _first(lies[1])), **key)
             return (params, state), J
 
         (params, state), values = jax.lax.scan(one, (params, state), (rows, weights, keys))
         return params, state, values
 
+    def epoch(params: Tree, state: State, key: PRNGKeyArray, x: Any, y: Any) -> tuple[Tree, State, Array]:
+        """One pass over all examples: (params, state, J of every batch before its update) (`make_epoch`)."""
+        lies = tuple(_lies(rows, min(batch_size, x.shape[0])) for rows in (x, y))
+        return compiled(params, state, key, x, y, lies)
+
     return epoch
+
+
+def _lies(rows: Any, size: int) -> NamedSharding | None:
+    """How a batch of so many rows is to lie: as all of them, if the devices divide it, and None where that is not known."""
+    held = getattr(rows, "sharding", None)
+    if not isinstance(held, NamedSharding) or not isinstance(held.mesh, Mesh) or explicit.is_explicit(rows):
+        return None
+    return None if size % (rows.shape[0] // held.shard_shape(rows.shape)[0]) else held
+
+
+def _placed(batch: Array, lies: NamedSharding | None) -> Array:
+    """The batch where automatic axes have it to lie. Left to itself, a gather is whole on every device."""
+    return batch if lies is None else jax.lax.with_sharding_constraint(batch, lies)
+
+
+def _first(lies: NamedSharding | None) -> NamedSharding | None:
+    return None if lies is None else NamedSharding(lies.mesh, PartitionSpec(*lies.spec[:1]))
+
+
+def _drawn(rows: Array, at: Array) -> Array:
+    """Rows in any order."""
+    return explicit.automatic(lambda rows, at: rows[at], explicit.lies_as(rows), rows, at)
 
 
 def _batches(key: PRNGKeyArray, n: int, size: int, dtype: jnp.dtype) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from manual_backprop import explicit
 from manual_backprop.layers.base import ParameterFree
 from manual_backprop.layers.rotary import rotated
 from manual_backprop.layers.scaled_dot_product import (
@@ -143,6 +144,12 @@ class Attention(ParameterFree):
         return Plan(self.causal, self.block)
 
     @override
+    def tensor_specs(self, params: tuple[()], axis: str, parts: int, entered: Any) -> tuple[bool, None]:
+        """By heads, where the parts divide those of the queries and those of the keys."""
+        by_heads = isinstance(entered, tuple) and all(entered[:3])
+        return by_heads and self.heads % parts == 0 and self._kv_heads % parts == 0, None
+
+    @override
     def net_input(self, params: tuple[()], a_in: Inputs) -> tuple[Float[Array, "N T features"], Saved]:
         """o, with no T x S array but P, and in blocks not even that."""
         present = self._present(a_in)
@@ -205,6 +212,8 @@ class Attention(ParameterFree):
     def _by_head(self, signal: Array, heads: int) -> Array:
         """(N, T, heads * size) -> (N, heads, T, size); the queries' heads are counted by the head of keys first."""
         n, length, features = signal.shape
+        if self._kv_heads % explicit.parts(signal, -1):
+            signal = explicit.whole(signal, -1)
         return jnp.moveaxis(signal.reshape(n, length, heads, features // heads), 1, 2)
 
     def _queries(self, signal: Array) -> Array:

@@ -132,6 +132,21 @@ class Layer(Node):
             f"{self}: no Hessian-vector product by hand, since {type(self).__name__} has no method `change`"
         )
 
+    def tensor_specs(self, params: Any, axis: str, parts: int, entered: Any) -> tuple[Any, Any]:
+        """How tensor parallelism splits the parameters over a mesh axis; by default they are whole everywhere.
+
+        Args:
+            params: the layer's parameters, or their shapes.
+            axis: the name of the mesh axis.
+            parts: its size.
+            entered: whether the features that enter are split over it; a tuple for several inputs.
+
+        Returns:
+            (whether the features that leave are split, a tree of `jax.sharding.PartitionSpec` in the structure of
+            `params`, or None where all of them are whole).
+        """
+        return False, None
+
     @override
     def check_input(self, x: Flow) -> None:
         """Refuse what cannot enter this layer, such as integers; it is called with arrays, or with tracers of these.

@@ -2,12 +2,14 @@
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from manual_backprop import activations
+from manual_backprop import activations, explicit
 from manual_backprop.activations import Activation
 from manual_backprop.layers.base import AffineLayer, Operators, Parameters, require_widths
 from manual_backprop.layers.factor import Factor
@@ -66,7 +68,7 @@ class OuterProduct(Factor):
     def per_example(self) -> Affine:
         """delta_n a_n^T and delta_n, summed over positions; W is (N, d_out, d_in)."""
         dtype, wide = self.delta.dtype, accumulator(self.delta.dtype)
-        dW = jnp.einsum("npo,npi->noi", self._delta, self._a_in, preferred_element_type=wide)
+        dW = explicit.einsum("npo,npi->noi", self._delta, self._a_in, wide)
         return self._affine(dW.astype(dtype), jnp.sum(self._delta.astype(wide), axis=1).astype(dtype))
 
     def squared_norms(self) -> Float[Array, " N"]:
@@ -82,8 +84,8 @@ class OuterProduct(Factor):
             return jnp.sum(jnp.square(delta[:, 0]), axis=1) * (jnp.sum(jnp.square(a[:, 0]), axis=1) + self._one**2)
         if positions * (d_in + d_out) > d_in * d_out:
             return super().squared_norms()
-        of_inputs = jnp.einsum("nti,nsi->nts", a, a)
-        return jnp.einsum("nts,nts->n", of_inputs + self._one**2, jnp.einsum("nto,nso->nts", delta, delta))
+        of_inputs = explicit.einsum("nti,nsi->nts", a, a)
+        return explicit.einsum("nts,nts->n", of_inputs + self._one**2, explicit.einsum("nto,nso->nts", delta, delta))
 
     def squared_sum(self, weights: Float[Array, " N"] | None = None) -> Affine:
         """(delta^2)^T a^2, one matrix product; with positions, the examples' gradients are formed and squared."""
@@ -104,8 +106,8 @@ class OuterProduct(Factor):
         by_positions = n * t * m * s * (d_in + d_out)
         if t * s > 1 and by_positions > (n * t + m * s + n * m) * d_in * d_out:
             return super().gram(other)
-        of_inputs = jnp.einsum("nti,msi->ntms", _wide(self._a_in), _wide(other._a_in))
-        of_deltas = jnp.einsum("nto,mso->ntms", _wide(self._delta), _wide(other._delta))
+        of_inputs = explicit.einsum("nti,msi->ntms", _wide(self._a_in), _wide(other._a_in))
+        of_deltas = explicit.einsum("nto,mso->ntms", _wide(self._delta), _wide(other._delta))
         return jnp.sum((of_inputs + self._one * other._one) * of_deltas, axis=(1, 3))
 
     def tied(self) -> "OuterProduct":
@@ -128,6 +130,7 @@ class OuterProduct(Factor):
             a, delta = jnp.mean(a, axis=1, keepdims=True), jnp.sum(delta, axis=1, keepdims=True)
             positions = 1
         if self.one is not None:
+            a = explicit.whole(a, -1)
             a = jnp.concatenate([a, jnp.full_like(a[..., :1], self.one)], axis=-1)
         return _products(a) / (n * positions), _products(delta) / n
 
@@ -154,7 +157,7 @@ class OuterProduct(Factor):
 def _products(rows: Float[Array, "N positions d"]) -> Float[Array, "d d"]:
     """The sum of r r^T over all rows r, as one product: XLA copies an operand that is contracted along two axes."""
     rows = jax.lax.collapse(rows, 0, 2)
-    return jax.lax.dot_general(rows, rows, (((0,), (0,)), ((), ())))
+    return explicit.dot(rows, rows, ((0,), (0,)))
 
 
 def _wide(rows: Array) -> Array:
@@ -183,7 +186,7 @@ def _wide_sums(a_in: Array, delta: Array) -> tuple[Array, Array]:
     """The same in the precision of sums."""
     wide = accumulator(delta.dtype)
     rows = tuple(range(delta.ndim - 1))  # examples, and positions within them
-    dW = jax.lax.dot_general(delta, a_in, ((rows, rows), ((), ())), preferred_element_type=wide)
+    dW = explicit.dot(delta, a_in, (rows, rows), wide)
     return dW, jnp.sum(delta.astype(wide), axis=rows)
 
 
@@ -248,11 +251,24 @@ class Dense(AffineLayer):
             raise ValueError(f"{self} takes {self.d_in} features on the last axis, got an example of shape {in_shape}")
         return (*in_shape[:-1], self.d_out)
 
+    @override
+    def tensor_specs(self, params: Affine, axis: str, parts: int, entered: Any) -> tuple[bool, Affine | None]:
+        """W by columns of the product where whole rows enter, which splits what leaves; by rows where it is split.
+
+        Then each device adds up the part that it holds, and one sum over devices makes rows whole (Shoeybi et al.,
+        arXiv:1909.08053). W is (d_out, d_in), so the columns of a W^T are the rows of W.
+        """
+        if entered and self.d_in % parts == 0:
+            return False, Affine(PartitionSpec(None, axis), PartitionSpec() if self.bias else None)
+        if self.d_out % parts:
+            return False, None
+        return True, Affine(PartitionSpec(axis), PartitionSpec(axis) if self.bias else None)
+
     def net_input(
         self, params: Affine, a_in: Float[Array, "N *positions d_in"]
     ) -> tuple[Float[Array, "N *positions d_out"], Float[Array, "N *positions d_in"]]:
         """Net input z = W a_in + b for every row (F1), without bias W a_in; a_in is all that the transposes need."""
-        return _affine(params.W, params.b, a_in), a_in
+        return affine(params.W, params.b, a_in), a_in
 
     def transport(
         self,
@@ -261,7 +277,7 @@ class Dense(AffineLayer):
         delta: Float[Array, "N *positions d_out"],
     ) -> Float[Array, "N *positions d_in"]:
         """W^T delta for every row: (C6) applied, the middle of (B2), and (B5) at the first layer."""
-        return _through(delta, params.W)
+        return through(delta, params.W)
 
     def factor(
         self, saved: Float[Array, "N *positions d_in"], delta: Float[Array, "N *positions d_out"]
@@ -277,7 +293,7 @@ class Dense(AffineLayer):
         da_in: Float[Array, "N *positions d_in"],
     ) -> Float[Array, "N *positions d_out"]:
         """Dz = dW a_in + W da_in + db: the differential of (F1)."""
-        return _affine(dparams.W, dparams.b, saved) + _through(da_in, params.W.T)
+        return affine(dparams.W, dparams.b, saved) + affine(params.W, None, da_in)
 
     def pushforward_params(
         self,
@@ -287,7 +303,7 @@ class Dense(AffineLayer):
         dparams: Affine,
     ) -> Float[Array, "N *positions d_out"]:
         """Dz = dW a_in + db, where a_in does not change."""
-        return _affine(dparams.W, dparams.b, saved)
+        return affine(dparams.W, dparams.b, saved)
 
     def change(
         self,
@@ -299,17 +315,17 @@ class Dense(AffineLayer):
     ) -> tuple[Float[Array, "N *positions d_in"], Factor | None]:
         """V^T delta, and delta R{a}^T: the differentials of (B2), (B4) and (B3) at a fixed delta."""
         moved = None if da_in is None else OuterProduct(da_in, delta, 0 if self.bias else None)
-        return _through(delta, dparams.W), moved
+        return through(delta, dparams.W), moved
 
 
 @compiled
-def _affine(W: Array, b: Array | None, a: Array) -> Array:
+def affine(W: Array, b: Array | None, a: Array) -> Array:
     """W a + b for every row, W a where b is None; adding b to every row is written out, not left to broadcasting."""
-    if b is None:
-        return a @ W.T
-    return a @ W.T + jax.lax.broadcast_in_dim(b, (*a.shape[:-1], b.size), (a.ndim - 1,))
+    z = explicit.dot(a, W, ((a.ndim - 1,), (1,)))
+    return z if b is None else z + explicit.in_every_row(b, z)
 
 
 @compiled
-def _through(rows: Array, W: Array) -> Array:
-    return rows @ W
+def through(rows: Array, W: Array) -> Array:
+    """W^T r for every row r: W's transpose."""
+    return explicit.dot(rows, W, ((rows.ndim - 1,), (0,)))

@@ -73,6 +73,11 @@ class Dropout(ParameterFree):
             raise ValueError(f"{self} takes one input, got {len(in_shape)} of shapes {in_shape}")
         return in_shape
 
+    @override
+    def tensor_specs(self, params: tuple[()], axis: str, parts: int, entered: Any) -> tuple[bool, None]:
+        """Entries that are split stay so."""
+        return bool(entered), None
+
     def net_input(self, params: tuple[()], a_in: Rows) -> tuple[Rows, Mask]:
         """Net input z = x (F1), where no key is given."""
         return a_in, ()

@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float, Integer, PRNGKeyArray
 
-from manual_backprop import activations
+from manual_backprop import activations, explicit
 from manual_backprop.activations import Activation
 from manual_backprop.layers.base import AffineLayer, Parameters, require_widths
 from manual_backprop.layers.factor import Factor
@@ -78,14 +80,14 @@ class Lookup(Factor):
         ids = self._ids
         if ids.shape[1] * other._ids.shape[1] <= self.rows:
             same = ids[:, :, None, None] == other._ids[None, None]
-            products = jnp.einsum("ntd,msd->ntms", self._delta, other._delta)
+            products = explicit.einsum("ntd,msd->ntms", self._delta, other._delta)
             return jnp.sum(same.astype(products.dtype) * products, axis=(1, 3))
 
         def with_one(example: tuple[Array, Array]) -> Array:
             table = _scattered(*example, self.rows)
             return self.products(looked_up(table, ids))
 
-        return jax.lax.map(with_one, (other._ids, other._delta)).T
+        return jax.lax.map(with_one, (explicit.whole(other._ids, 0), explicit.whole(other._delta, 0))).T
 
     def tied(self) -> "Lookup":
         """The uses become positions of their example, so rows drawn in several uses are added up."""
@@ -93,7 +95,7 @@ class Lookup(Factor):
 
     def products(self, of_rows: Float[Array, "N positions d"]) -> Float[Array, " N"]:
         """<dL_n/dW, V_n> of every example, from the rows V_n[ids] of any table, in the precision of sums."""
-        return jnp.einsum("ntd,ntd->n", self._delta, of_rows)
+        return explicit.einsum("ntd,ntd->n", self._delta, of_rows)
 
     def _distinct(self) -> "Lookup":
         """The same gradients, with every row drawn once an example: its deltas are added up at one position.
@@ -105,7 +107,9 @@ class Lookup(Factor):
             ordered = jnp.sort(ids)
             return ordered, jnp.zeros_like(delta).at[jnp.searchsorted(ordered, ids)].add(delta)
 
-        return Lookup(*jax.vmap(of_example)(self._ids, self._delta), self.rows)
+        ids, delta = self._ids, self._delta
+        lies = explicit.lies_as(ids), explicit.lies_as(delta)
+        return Lookup(*explicit.automatic(jax.vmap(of_example), lies, ids, delta), self.rows)
 
     def _table(self, W: Array) -> Table:
         return Table(W.astype(self.delta.dtype))
@@ -123,8 +127,13 @@ class Lookup(Factor):
 
 def looked_up(table: Array, ids: Integer[Array, "..."], axis: int = 0) -> Array:
     """Rows of a table, or columns; nan for an id that is out of range, never a last row or one counted from there."""
-    at = table.at[(slice(None),) * axis + (ids,)]
-    return at.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+    def drawn(table: Array, ids: Array) -> Array:
+        at = table.at[(slice(None),) * axis + (ids,)]
+        return at.get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
+
+    held = explicit.spec(table)
+    return explicit.automatic(drawn, PartitionSpec(*held[:axis], *explicit.spec(ids), *held[axis + 1 :]), table, ids)
 
 
 def _in_range(ids: Array, rows: int) -> Array:
@@ -134,9 +143,13 @@ def _in_range(ids: Array, rows: int) -> Array:
 
 def _scattered(ids: Array, delta: Array, rows: int) -> Array:
     """A table of zeros, (rows, d), with every delta added to its row; all nan where an id is out of range."""
-    blank = jnp.where(jnp.all(_in_range(ids, rows)), 0, jnp.nan).astype(delta.dtype)
-    table = jnp.full((rows, delta.shape[-1]), blank)
-    return table.at[ids].add(delta, mode="drop", wrap_negative_indices=False)
+
+    def scattered(ids: Array, delta: Array) -> Array:
+        blank = jnp.where(jnp.all(_in_range(ids, rows)), 0, jnp.nan).astype(delta.dtype)
+        table = jnp.full((rows, delta.shape[-1]), blank)
+        return table.at[ids].add(delta, mode="drop", wrap_negative_indices=False)
+
+    return explicit.automatic(scattered, PartitionSpec(None, explicit.spec(delta)[-1]), ids, delta)
 
 
 @dataclass(frozen=True)
@@ -198,6 +211,11 @@ class Embedding(AffineLayer):
                 f"{self}: ids must lie in 0..{self.vocab - 1}, got {ids.min()} to {ids.max()}; give padding an id of"
                 " its own, and leave it out by a weight or in the loss"
             )
+
+    @override
+    def tensor_specs(self, params: Table, axis: str, parts: int, entered: Any) -> tuple[bool, Table | None]:
+        """By ids: each device looks up those that it holds, and one sum over devices makes rows whole."""
+        return False, None if self.vocab % parts else Table(PartitionSpec(axis))
 
     def net_input(
         self, params: Table, a_in: Integer[Array, "N *positions"]

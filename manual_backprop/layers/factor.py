@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from manual_backprop import explicit
 from manual_backprop.node import vmapped
 from manual_backprop.precision import accumulator
 from manual_backprop.types import Leaf, Tree, override
@@ -55,7 +56,7 @@ class Factor(ABC):
 
         def total(g: Array) -> Array:
             squares = jnp.square(g.astype(accumulator(g.dtype)))
-            return jnp.mean(squares, axis=0) if weights is None else jnp.tensordot(weights, squares, 1)
+            return jnp.mean(squares, axis=0) if weights is None else explicit.dot(weights, squares, ((0,), (0,)))
 
         return jax.tree.map(total, self.per_example())
 
@@ -63,7 +64,7 @@ class Factor(ABC):
         """<dL_n/dparams, dL'_m/dparams> for every example n of this and m of `other`, in the precision of sums."""
 
         def products(g: Array, h: Array) -> Array:
-            return g.reshape(g.shape[0], -1) @ h.reshape(h.shape[0], -1).T
+            return explicit.dot(_flat(g), _flat(h), ((1,), (1,)))
 
         pairs = zip(self._wide_examples(), other._wide_examples(), strict=True)
         return self._total([products(g, h) for g, h in pairs], (self.examples, other.examples))
@@ -145,6 +146,11 @@ class SeveralUses(Factor):
     def per_example(self) -> Tree:
         """The sum over uses, for every example."""
         return _sum_first(jax.vmap(lambda one: one.per_example())(self.uses))
+
+
+def _flat(g: Array) -> Array:
+    """Every example's gradient as a row."""
+    return explicit.whole(g, *range(1, g.ndim)).reshape(g.shape[0], -1)
 
 
 def _sum_first(tree: Tree) -> Tree:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from manual_backprop import activations
+from manual_backprop import activations, explicit
 from manual_backprop.layers.base import Layer
 from manual_backprop.layers.factor import Factor
 from manual_backprop.precision import accumulator, compiled
@@ -160,7 +160,7 @@ def inverse_root(rows: Rows, eps: Coefficient) -> Array:
 @compiled
 def less_first(rows: Rows) -> Rows:
     """Every row less its first entry."""
-    return rows - rows[..., :1]
+    return rows - explicit.whole(rows, -1)[..., :1]
 
 
 def times(rows: Rows, entries: Float[Array, " d"]) -> Rows:
@@ -185,7 +185,7 @@ def summed(delta: Array, xhat: Array | None, weights: Array | None) -> Array:
 
 @compiled
 def _in_every_row(entries: Array, rows: Array) -> Array:
-    return jax.lax.broadcast_in_dim(entries.astype(rows.dtype), rows.shape, (rows.ndim - 1,))
+    return explicit.in_every_row(entries.astype(rows.dtype), rows)
 
 
 def wide(rows: Array) -> Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
-from manual_backprop import activations
+from manual_backprop import activations, explicit
 from manual_backprop.activations import Activation
 from manual_backprop.layers.base import Layer, Parameters, require_widths
 from manual_backprop.layers.factor import Factor
@@ -45,7 +45,9 @@ class Shifts(Factor):
     def weighted_sum(self, weights: Float[Array, " N"] | None = None) -> Positions:
         """The sum over examples, in float32 or wider."""
         delta = self._delta
-        return self._positions(jnp.mean(delta, axis=0) if weights is None else jnp.tensordot(weights, delta, 1))
+        return self._positions(
+            jnp.mean(delta, axis=0) if weights is None else explicit.dot(weights, delta, ((0,), (0,)))
+        )
 
     def per_example(self) -> Positions:
         """Delta of every example."""
@@ -64,7 +66,7 @@ class Shifts(Factor):
         if not isinstance(other, Shifts):
             raise TypeError(f"gram of Shifts with {type(other).__name__}: both must be of one layer")
         both = min(self.delta.shape[1], other.delta.shape[1])
-        return jnp.einsum("ntd,mtd->nm", self._delta[:, :both], other._delta[:, :both])
+        return explicit.einsum("ntd,mtd->nm", self._delta[:, :both], other._delta[:, :both])
 
     def tied(self) -> "Shifts":
         """The sum over uses, rounded once."""
@@ -156,4 +158,4 @@ class PositionalEmbedding(Layer):
 
     def _rows(self, params: Positions, like: Array) -> Array:
         """P_t of every position of the sequences, for every example."""
-        return jnp.broadcast_to(params.P[None, : like.shape[1]], like.shape)
+        return jnp.broadcast_to(explicit.whole(params.P)[None, : like.shape[1]], like.shape)

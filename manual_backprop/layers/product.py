@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from jaxtyping import Array, Float
 
 from manual_backprop import activations
 from manual_backprop.activations import Activation
 from manual_backprop.layers.base import ParameterFree
-from manual_backprop.types import Shape
+from manual_backprop.types import Shape, override
 
 Two = tuple[Float[Array, "N *features"], Float[Array, "N *features"]]
 
@@ -46,6 +47,11 @@ class Product(ParameterFree):
         if len(in_shape) != 2 or in_shape[0] != in_shape[1]:
             raise ValueError(f"{self} takes two inputs of one shape, such as a Parallel of two gives, got {in_shape}")
         return in_shape[0]
+
+    @override
+    def tensor_specs(self, params: tuple[()], axis: str, parts: int, entered: Any) -> tuple[bool, None]:
+        """Entries that are split stay so, where they are in both inputs."""
+        return isinstance(entered, tuple) and all(entered), None
 
     def net_input(self, params: tuple[()], a_in: Two) -> tuple[Float[Array, "N *features"], Two]:
         """Net input z = u * v; the transposes need u and v."""

@@ -7,8 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
+from manual_backprop import explicit
 from manual_backprop.precision import accumulator
 from manual_backprop.types import came
 
@@ -36,7 +38,9 @@ class Loss(ABC):
             ValueError: another shape than (N,), which a mean or a product with weights would take without a word.
         """
         how = "one number for each example, summed over its other axes; the mean over examples is the objective's"
-        return self._as_due("value", self.value(o, y), o.shape[:1], None, how)
+        return self._as_due(
+            "value", explicit.automatic(self.value, PartitionSpec(*explicit.spec(o)[:1]), o, y), o.shape[:1], None, how
+        )
 
     def checked_derivative(self, o: Outputs, y: Targets) -> Outputs:
         """The result of `derivative`, refused unless it has the shape and the dtype of the outputs.
@@ -46,7 +50,9 @@ class Loss(ABC):
             ValueError: another shape.
         """
         how = "dl/do of every example, like the outputs and with no 1/N in it"
-        return self._as_due("derivative", self.derivative(o, y), o.shape, o.dtype, how)
+        return self._as_due(
+            "derivative", explicit.automatic(self.derivative, explicit.lies_as(o), o, y), o.shape, o.dtype, how
+        )
 
     def hessian_product(self, o: Outputs, y: Targets, d_o: Outputs) -> Outputs:
         """H_n d_o_n of every example, with H_n = d^2 l/do do^T at (o_n, y_n), in o's dtype.
@@ -112,7 +118,13 @@ class Loss(ABC):
     def checked_hessian_product(self, o: Outputs, y: Targets, d_o: Outputs) -> Outputs:
         """The result of `hessian_product`, refused like that of `derivative`."""
         how = "H_n d_o_n of every example, like the outputs"
-        return self._as_due("hessian_product", self.hessian_product(o, y, d_o), o.shape, o.dtype, how)
+        return self._as_due(
+            "hessian_product",
+            explicit.automatic(self.hessian_product, explicit.lies_as(o), o, y, d_o),
+            o.shape,
+            o.dtype,
+            how,
+        )
 
     def _as_due(self, method: str, found: Any, shape: tuple[int, ...], dtype: Any, how: str) -> Any:
         """The result of a method, refused if it has another shape or dtype than is due; None is any dtype of floats."""

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
+from manual_backprop import explicit
 from manual_backprop.node import Node, Step, Visit, Walk, Wrapper
 from manual_backprop.types import Flow, Leaf, Tree, came, override
 
@@ -55,7 +56,12 @@ class Chain(Wrapper):
     def through(self, step: Step, x: Flow, own: Tree) -> tuple[Flow, Tree]:
         """Go up through one block, whose output is the next block's input."""
         left, kept = self.block.forward(step, x, own)
-        return step.scannable(self.kept_shape(x, left)), kept
+        return explicit.like(x, step.scannable(self.kept_shape(x, left))), kept
+
+    def back(self, step: Step, d: Flow, own: Tree, kept: Tree) -> tuple[Flow, Tree]:
+        """Go down through one block; what leaves a block lies on the devices as what enters the next."""
+        below, found = self.block.backward(step, d, own, kept)
+        return explicit.like(d, below), found
 
     @property
     @override
@@ -140,7 +146,7 @@ class Repeat(Chain):
         own, kept = of_block
         if self.recompute and isinstance(kept, BlockInputs):
             _, kept = self.block.forward(step, kept.x, own)
-        return self.block.backward(step, d, own, kept)
+        return self.back(step, d, own, kept)
 
     @property
     def _length(self) -> int:
@@ -264,7 +270,7 @@ class Tied(Chain):
     def backward(self, step: Step, d: Flow, owned: Tree, kept: Tree) -> tuple[Flow, Tree]:
         def one(d: Flow, of_use: tuple[Array, Tree]) -> tuple[Flow, Tree]:
             use, kept = of_use
-            return self.block.backward(step.unread, d, step.at_use(owned, use), kept)
+            return self.back(step.unread, d, step.at_use(owned, use), kept)
 
         d_x, found = jax.lax.scan(one, d, (jnp.arange(self.n), kept), reverse=True)
         return d_x, step.read(self.block, kept, found)

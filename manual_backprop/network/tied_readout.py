@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float, PRNGKeyArray
 
+from manual_backprop import explicit
 from manual_backprop.layers.base import AffineLayer, LayerTrace
-from manual_backprop.layers.dense import OuterProduct
+from manual_backprop.layers.dense import OuterProduct, affine, through
 from manual_backprop.layers.embedding import Embedding, Lookup, Table, looked_up
 from manual_backprop.layers.factor import Factor
 from manual_backprop.node import Composite, Node, Step, Visit, Walk, require_node
@@ -53,7 +54,7 @@ class OfReadout(Factor):
         n, wide = ids.shape[0], accumulator(self.dtype)
         a, delta = (leaf.reshape(n, -1, leaf.shape[-1]) for leaf in (self.pair.a_in, self.pair.delta))
         at_ids = jax.vmap(partial(looked_up, axis=1))(delta, ids.reshape(n, -1))
-        return jnp.einsum("nst,nsd->ntd", at_ids.astype(wide), a.astype(wide))
+        return explicit.einsum("nst,nsd->ntd", at_ids.astype(wide), a.astype(wide))
 
 
 @jax.tree_util.register_dataclass
@@ -121,13 +122,13 @@ class Readout(AffineLayer):
         self, params: Table, a_in: Float[Array, "N *positions d"]
     ) -> tuple[Float[Array, "N *positions vocab"], Float[Array, "N *positions d"]]:
         """Net input z = W a (F1): the product of a with every id's row."""
-        return a_in @ params.W.T, a_in
+        return affine(params.W, None, a_in), a_in
 
     def transport(
         self, params: Table, saved: Float[Array, "N *positions d"], delta: Float[Array, "N *positions vocab"]
     ) -> Float[Array, "N *positions d"]:
         """W^T delta."""
-        return delta @ params.W
+        return through(delta, params.W)
 
     def factor(self, saved: Float[Array, "N *positions d"], delta: Float[Array, "N *positions vocab"]) -> OfReadout:
         """(a, delta)."""
@@ -141,7 +142,7 @@ class Readout(AffineLayer):
         da_in: Float[Array, "N *positions d"],
     ) -> Float[Array, "N *positions vocab"]:
         """Dz = dW a + W da."""
-        return saved @ dparams.W.T + da_in @ params.W.T
+        return affine(dparams.W, None, saved) + affine(params.W, None, da_in)
 
     def change(
         self,
@@ -152,7 +153,7 @@ class Readout(AffineLayer):
         delta: Float[Array, "N *positions vocab"],
     ) -> tuple[Float[Array, "N *positions d"], Factor | None]:
         """V^T delta, and delta R{a}^T."""
-        return delta @ dparams.W, None if da_in is None else OfReadout(OuterProduct(da_in, delta, None))
+        return through(delta, dparams.W), None if da_in is None else OfReadout(OuterProduct(da_in, delta, None))
 
 
 @dataclass(frozen=True)
