@@ -3,7 +3,8 @@
 There an array's sharding is part of its type, and an operation whose result could lie in several ways must say which.
 Here it is said from the operands: every axis of the result lies as the axis that it comes from. A mesh axis that would
 be named twice is dropped where it comes second, so that rows keep the devices of the data, and weights that are split
-over the same devices (FSDP) are gathered. Where axes are automatic, as on one device, nothing is said, and the program is the same.
+over the same devices (FSDP) are gathered. Where axes are automatic, as on one device, nothing is
+said, and the program is the same.
 """
 
 import math

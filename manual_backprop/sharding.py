@@ -189,7 +189,7 @@ class _Way:
 
 @singledispatch
 def _laid(node: Node, entered: Split, params: Tree, way: _Way) -> tuple[Split, Tree]:
-    """(whether what leaves a node is split, the specs of its parameters); a composite of one's own is asked in parts."""
+    """(whether what leaves a node is split, the specs of its parameters); by default tensor parallelism splits none."""
     return False, jax.tree.map(lambda leaf: _over_data(leaf, PartitionSpec(), way), params)
 
 

@@ -11,8 +11,9 @@ from manual_backprop.types import Tree
 
 
 def varying_like(primal: Tree, cotangent: Tree) -> Tree:
-    """The cotangent as JAX wants it: where explicit axes have its argument, and in shard_map summed over the axes along
-    which that is replicated.
+    """The cotangent as JAX wants it: in shard_map summed over the axes along which its argument is replicated.
+
+    Under explicit axes it lies where its argument does.
     """
     if cotangent is None:
         return None

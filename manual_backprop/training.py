@@ -138,8 +138,8 @@ def make_epoch(
 
     Every example is seen exactly once: where the batch size does not divide their number, the last batch is filled up
     with examples of weight 0. The epoch's key draws the order; where the network has dropout, every batch gets a key of
-    its own from it as well. Where x and y are split over devices, every batch is split as they are, if the batch size is
-    a multiple of the devices; if not, every device does the whole work.
+    its own from it as well. Where x and y are split over devices, every batch is split as they are, if the batch size
+    is a multiple of the devices; if not, every device does the whole work.
 
     Args:
         objective: what to minimise.
@@ -195,7 +195,7 @@ def make_epoch(
 
 
 def _lies(rows: Any, size: int) -> NamedSharding | None:
-    """How a batch of so many rows is to lie: as all of them, if the devices divide it, and None where that is not known."""
+    """How a batch of so many rows is to lie: as all of them, if the devices divide it. None leaves it to JAX."""
     held = getattr(rows, "sharding", None)
     if not isinstance(held, NamedSharding) or not isinstance(held.mesh, Mesh) or explicit.is_explicit(rows):
         return None

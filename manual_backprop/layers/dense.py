@@ -321,11 +321,11 @@ class Dense(AffineLayer):
 @compiled
 def affine(W: Array, b: Array | None, a: Array) -> Array:
     """W a + b for every row, W a where b is None; adding b to every row is written out, not left to broadcasting."""
-    z = explicit.dot(a, W, ((a.ndim - 1,), (1,)))
+    z = explicit.dot(a, W, ((a.ndim - 1,), (1,)), accumulator(a.dtype)).astype(a.dtype)
     return z if b is None else z + explicit.in_every_row(b, z)
 
 
 @compiled
 def through(rows: Array, W: Array) -> Array:
     """W^T r for every row r: W's transpose."""
-    return explicit.dot(rows, W, ((rows.ndim - 1,), (0,)))
+    return explicit.dot(rows, W, ((rows.ndim - 1,), (0,)), accumulator(rows.dtype)).astype(rows.dtype)

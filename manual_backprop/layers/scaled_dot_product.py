@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from manual_backprop import explicit
 from manual_backprop.precision import accumulator
 from manual_backprop.shards import zeros_beside
 
@@ -235,7 +236,8 @@ def _wide(values: Array) -> Array:
 
 def _no_sums(g: Array, k: Array, v: Array) -> tuple[Array, ...]:
     """Zeros in the shapes of k and v, to begin sums over rows with."""
-    return tuple(zeros_beside((g, k, v), each.shape, accumulator(each.dtype)) for each in (k, v))
+    zeros = (zeros_beside((g, k, v), each.shape, accumulator(each.dtype)) for each in (k, v))
+    return explicit.like((k, v), tuple(zeros))
 
 
 def _added(sums: tuple[Array, ...], terms: tuple[Array, ...]) -> tuple[Array, ...]:

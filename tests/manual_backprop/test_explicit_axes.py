@@ -1,4 +1,4 @@
-"""Under explicit axes, as `jax.make_mesh` makes them, and under automatic ones, every layout gives one device's numbers."""
+"""Under explicit axes, as `jax.make_mesh` makes them, every layout gives one device's numbers."""
 
 from functools import cache
 from typing import Any
