@@ -174,7 +174,7 @@ class _Axis:
 
 @dataclass(frozen=True)
 class _Way:
-    """What is laid out on the way through a network.
+    """The mesh axes that parameters are split over, on the way through a network.
 
     Attributes:
         data: over which every parameter is split, or None.

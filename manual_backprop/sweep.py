@@ -89,11 +89,10 @@ class Sweep(Step):
     def backward(self, layer: Layer, d: Array, own: Any, kept: LayerTrace) -> tuple[Flow, Any]:
         layer.require_like_z("dL/da", d, kept)
         delta = self.rule.delta(layer, own, kept, d)  # (B1) (B2)
-        found = delta if self.reader is None else self._read(layer, own, kept, delta)  # (B3) (B4)
+        found = delta
+        if self.reader is not None:  # (B3) (B4)
+            found = explicit.like(self.rule.params(own), self.reader(layer.factor(kept.saved, delta)))
         return self.rule.transport(layer, own, kept.saved, delta), found  # (B2) (B5)
-
-    def _read(self, layer: Layer, own: Any, kept: LayerTrace, delta: Array) -> Any:
-        return explicit.like(self.rule.params(own), self.reader(layer.factor(kept.saved, delta)))
 
     @override
     def at_use(self, owned: Tree, use: Array) -> Tree:

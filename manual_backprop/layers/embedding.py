@@ -109,7 +109,8 @@ class Lookup(Factor):
 
         ids, delta = self._ids, self._delta
         lies = explicit.lies_as(ids), explicit.lies_as(delta)
-        return Lookup(*explicit.automatic(jax.vmap(of_example), lies, ids, delta), self.rows)
+        ids, delta = explicit.automatic(jax.vmap(of_example), lies, ids, delta)
+        return Lookup(ids, delta, self.rows)
 
     def _table(self, W: Array) -> Table:
         return Table(W.astype(self.delta.dtype))
