@@ -131,8 +131,9 @@ def init_optimizer(optimizer: optax.GradientTransformation, params: Tree) -> Any
     everywhere = NamedSharding(meshes[0], PartitionSpec())
 
     def of_leaf(leaf: Any) -> Any:
-        there = leaf.sharding.device_set == everywhere.device_set
-        return leaf if there else jax.device_put(jnp.array(leaf, copy=True), everywhere)
+        return (
+            leaf if isinstance(leaf.sharding, NamedSharding) else jax.device_put(jnp.array(leaf, copy=True), everywhere)
+        )
 
     return jax.tree.map(of_leaf, state)
 
