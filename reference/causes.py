@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from reference.reductions import Shards, exchanged
+
 _MATCH = 1e-6  # how closely a pattern must hold: far above float64 rounding, far below any real factor
 
 
@@ -21,6 +23,8 @@ class Context:
         counted: whether the regulariser counts that parameter.
         mistakes: by a mistake in words, the value that the leaf would have with it.
         vectors: whether its columns may be eigenvectors, whose sign is open.
+        shards: for a gradient that several devices have computed, makes its parts.
+        blocks: into how many parts such a leaf's axes may be split.
     """
 
     n_examples: int = 1
@@ -29,6 +33,8 @@ class Context:
     counted: bool = False
     mistakes: dict[str, Any] = field(default_factory=dict)
     vectors: bool = False
+    shards: Callable[[], Shards | None] = lambda: None
+    blocks: tuple[int, ...] = ()
 
 
 def of_leaf(context: Context) -> Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[str, str]]:
@@ -121,6 +127,17 @@ def _never_filled_in(leaf: _Difference) -> str | None:
     return None if leaf.manual.any() else "identically zero: this term is never filled in"
 
 
+def _wrong_reduction(leaf: _Difference) -> str | None:
+    """A mistake in the sum over devices, or in the order of their blocks."""
+    context, shards = leaf.context, leaf.context.shards()
+    if shards is None or leaf.manual.size < 2:  # one number can equal anything
+        return None
+    penalised = context.parameter is not None and context.counted
+    penalty = context.lam * np.asarray(context.parameter) if penalised else np.zeros_like(leaf.reference)
+    said = next((words for words, value in shards.mistakes(penalty) if leaf.is_manual(value)), None)
+    return said or exchanged(leaf.manual, leaf.reference, context.blocks, leaf.match * leaf.size)
+
+
 def _wrong_penalty(leaf: _Difference) -> str | None:
     """The difference is a multiple of the parameter."""
     parameter = leaf.context.parameter
@@ -180,6 +197,7 @@ HYPOTHESES: tuple[Callable[[_Difference], str | None], ...] = (
     _not_finite,
     _nothing_to_hold_it_against,
     _never_filled_in,
+    _wrong_reduction,
     _wrong_penalty,
     _known_mistake_in_several_numbers,
     _known_ratio,

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import DTypeLike
 
 import manual_backprop as mb
@@ -16,11 +18,13 @@ from manual_backprop.objective import Objective, Step
 from reference import autodiff, causes, model
 from reference.checks import blind_spots
 from reference.checks.inputs import require_finite, require_something
-from reference.compare import compare_leaf, require_same_structure
+from reference.checks.placement import Layout, Placement, gathered
+from reference.compare import as_float64, compare_leaf, require_same_structure
 from reference.equations.bounds import Arithmetic
 from reference.equations.chain import layer_values
 from reference.equations.rows import Equation, equations
 from reference.masks import masks
+from reference.reductions import Shards
 from reference.report import Report, Row
 from reference.tolerance.formats import require_floats
 from reference.tolerance.rounding import SAMPLES, Measured, measure, require_samples
@@ -47,6 +51,8 @@ def check(
     seed: int = 0,
     compiler_options: dict[str, Any] | None = None,
     generic: bool = True,
+    mesh: Mesh | None = None,
+    layout: Layout = None,
 ) -> Report:
     """Prove one hand-written step right, or say which equation of it is wrong.
 
@@ -75,6 +81,10 @@ def check(
         compiler_options: for XLA, as `jax.jit` takes them.
         generic: whether to move leaves that hide faults (all zeros, all ones, equal entries, a symmetric matrix) to
             seeded values near them. The notes name them; with False, they say what cannot show there.
+        mesh: devices to run the step under test on; its inputs are placed there, and where its results are wrong the
+            report says which reduction over devices is. The reference stays on one device.
+        layout: how inputs lie on the mesh: a name as for `manual_backprop.sharding.specs`, by default "data", or a
+            tree of specs for the parameters, with the batch split over the axis "data" where the mesh has one.
 
     Returns:
         A report with the rows of every equation in the order of computation, then those end to end. The first
@@ -82,7 +92,8 @@ def check(
 
     Raises:
         ValueError, TypeError: no objective, inputs that the objective refuses, values that are nan or inf, weights
-            that are all zero, no precision, samples below 1, or a step of the wrong structure or shapes.
+            that are all zero, no precision, samples below 1, a step of the wrong structure or shapes, a layout without
+            a mesh, or one that does not fit.
     """
     judge = prepare(
         objective,
@@ -96,6 +107,8 @@ def check(
         samples=samples,
         seed=seed,
         generic=generic,
+        mesh=mesh,
+        layout=layout,
     )
     return judge.report(*by_hand(judge, backprop, value_and_grad, compiler_options))
 
@@ -112,8 +125,15 @@ def by_hand(
         return backprop(judge.objective, p, x, y, **given), value_and_grad(judge.objective)(p, x, y, **given)
 
     given = judge.given if judge.key is None else {**judge.given, "key": judge.key}
+    program = jax.jit(under_test, compiler_options=compiler_options)
     with jax.enable_x64(True):
-        return jax.device_get(jax.jit(under_test, compiler_options=compiler_options)(*judge.inputs, given))
+        if judge.placement is None:
+            return jax.device_get(program(*judge.inputs, given))
+        inputs, given = judge.placement.place(judge.inputs, given)
+        with jax.set_mesh(judge.placement.mesh):
+            step, pair = program(*inputs, given)
+    known = judge.measured.value
+    return gathered(step, known), gathered(pair, (known.value, known.gradients))
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +149,7 @@ class Judge:
         notes: on parameters that hide faults, or that were moved since they did.
         key: of what the step draws, if it was given.
         masks: what dropout draws with it, by the reference.
+        placement: where the step under test runs, if on several devices.
     """
 
     objective: Objective
@@ -139,19 +160,43 @@ class Judge:
     notes: tuple[str, ...] = ()
     key: Any = None
     masks: Tree | None = None
+    placement: Placement | None = None
 
     def report(self, step: Step, value_and_grad: tuple[Any, Any] | None = None) -> Report:
         """The verdict on a step, and on a value and gradient if given."""
         n, lam = model.examples(self.inputs[1]), self._coefficient()
-        context = causes.Context(n, lam or 0.0)
+        context = causes.Context(n, lam or 0.0, blocks=() if self.placement is None else self.placement.sizes)
         rows = [*self._equation_rows(step, context), *self._end_to_end_rows(step, value_and_grad, context)]
-        notes = (*self.notes, *blind_spots.of_batch(n, self.given.get("weights"), lam))
+        where = () if self.placement is None else (self.placement.words,)
+        notes = (*where, *self.notes, *blind_spots.of_batch(n, self.given.get("weights"), lam))
         return Report(tuple(rows), self.dtype, str(self.objective.net), n, lam or 0.0, notes)
+
+    @cached_property
+    def _by_shard(self) -> dict[str, Shards]:
+        """What every shard's rows add to the gradient of L, by the place of its leaf; nothing on one device."""
+        placed = self.placement
+        if placed is None or placed.shards == 1:
+            return {}
+        n = model.examples(self.inputs[1])
+        weights = np.asarray(self.given.get("weights", np.full(n, 1 / n)), np.float64)
+        of_shard = np.arange(n) * placed.shards // n
+        plain = replace(self.objective, regularizer=None)
+        with jax.enable_x64(True):
+            inputs = jax.tree.map(lambda leaf: widened(np.asarray(leaf)), (*self.inputs, self.masks))
+            program = jax.jit(lambda *args, weights: autodiff.backprop_at(plain, *args, weights=weights).gradients)
+            each = [program(*inputs, weights=np.where(of_shard == k, weights, 0)) for k in range(placed.shards)]
+        by_path = [dict(_named("gradients", jax.device_get(tree))) for tree in each]
+        return {
+            path: Shards([as_float64(of[path]) for of in by_path], placed.mesh.size) for path in by_path[0]
+        }
 
     def _coefficient(self) -> float | None:
         """Lambda; None without a regulariser, where there is nothing to be hidden."""
         regularizer, lam = self.objective.regularizer, self.given.get("lam")
         return None if regularizer is None else float(regularizer.lam if lam is None else lam)
+
+    def _shards(self, path: str) -> Shards | None:
+        return self._by_shard.get(path)
 
     def _equation_rows(self, step: Step, context: causes.Context) -> Iterator[Row]:
         require_same_structure("gradients", step.gradients, self.measured.value.gradients)
@@ -159,12 +204,13 @@ class Judge:
         arithmetic = Arithmetic.of(self.dtype)
         found = equations(self.objective, *self.inputs, step, arithmetic, **self.given, masks=self.masks)
         for equation in found:
+            shards = partial(self._shards, equation.path)
             yield compare_leaf(
                 equation.path,
                 equation.manual,
                 equation.known.value,
                 equation.known.bound,
-                cause=_cause(equation, context),
+                cause=_cause(equation, replace(context, shards=shards)),
                 kind="equation",
                 equation=equation.tag,
                 layer=equation.layer,
@@ -185,7 +231,8 @@ class Judge:
         parameters = {path: (leaf, counted) for path, leaf, counted in _parameters(self.inputs[0])}
         for (path, ours), (_, theirs), (_, tolerance) in triples:
             leaf, counted = parameters.get(path.partition("gradients")[2], (None, False))
-            cause = causes.of_leaf(replace(context, parameter=leaf, counted=counted))
+            shards = partial(self._shards, path.removeprefix("value_and_grad."))
+            cause = causes.of_leaf(replace(context, parameter=leaf, counted=counted, shards=shards))
             yield compare_leaf(path, ours, theirs, tolerance, cause=cause, overflows=overflows)
 
 
@@ -202,6 +249,8 @@ def prepare(
     samples: int = SAMPLES,
     seed: int = 0,
     generic: bool = False,
+    mesh: Mesh | None = None,
+    layout: Layout = None,
 ) -> Judge:
     """The reference's side of `check`, for callers that check many steps; arguments as there.
 
@@ -209,6 +258,8 @@ def prepare(
     step at the judge's `inputs`.
     """
     Objective.required(objective)
+    if mesh is None and layout is not None:
+        raise ValueError("a layout says how inputs lie on a mesh: give mesh= too, as from jax.make_mesh")
     require_samples(samples)
     require_floats(dtype)
     with jax.enable_x64(True):
@@ -220,11 +271,14 @@ def prepare(
         def step(p: Tree, x: Any, y: Any, drawn: Tree | None, given: dict[str, Any]) -> Step:
             return autodiff.backprop_at(objective, p, x, y, drawn, **given)
 
+        placement = None if mesh is None else Placement.of(objective.net, params, mesh, layout or "data")
+        if placement is not None:
+            placement.place((params, x, y), given)  # refused before the reference is at work
         drawn = jax.device_get(masks(objective.net, params, x, None if key is None else typed(key)))
         wide = jax.tree.map(lambda leaf: widened(np.asarray(leaf)), (params, x, y, drawn, given))
         measured = measure(step, *wide, dtype=dtype, samples=samples, seed=seed)
     notes = tuple(blind_spots.of_parameters(hiding, generic))
-    return Judge(objective, (params, x, y), given, str(jnp.dtype(dtype)), measured, notes, key, drawn)
+    return Judge(objective, (params, x, y), given, str(jnp.dtype(dtype)), measured, notes, key, drawn, placement)
 
 
 def _checked(

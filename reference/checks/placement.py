@@ -1,0 +1,112 @@
+"""A step under test on several devices: where its inputs lie, and how its results are taken from the devices."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import manual_backprop as mb
+from manual_backprop.node import Node
+from reference.compare import as_float64
+
+Tree = Any
+Layout = Any
+"""The name of a layout (`manual_backprop.sharding.LAYOUTS`), or a tree of specs that mirrors the parameters."""
+
+
+@dataclass(frozen=True, eq=False)
+class Placement:
+    """A mesh, and how parameters and examples lie on it.
+
+    Attributes:
+        mesh: the devices.
+        params: a spec for every parameter.
+        batch: the spec of x, y and weights.
+        words: what a report says of it.
+    """
+
+    mesh: Mesh
+    params: Tree
+    batch: PartitionSpec
+    words: str
+
+    @classmethod
+    def of(cls, net: Node, params: Tree, mesh: Mesh, layout: Layout, data: str = "data") -> "Placement":
+        """The placement of a layout.
+
+        Raises:
+            ValueError, TypeError: as from `manual_backprop.sharding.specs`; a tree that does not mirror the parameters.
+        """
+        named = isinstance(layout, str)
+        if named:
+            specs, batch = mb.sharding.specs(net, params, layout, mesh, data=data), mb.sharding.batch_spec(layout)
+        else:
+            specs, batch = layout, PartitionSpec(data) if data in mesh.shape else PartitionSpec()
+        axes = " x ".join(f"{name}={size}" for name, size in mesh.shape.items())
+        said = f'layout "{layout}"' if named else "a layout of specs"
+        return cls(mesh, specs, batch, f"on {mesh.size} devices, {axes}, {said}")
+
+    @property
+    def shards(self) -> int:
+        """The number of parts that the batch is split into."""
+        names = [name for axes in self.batch for name in ((axes,) if isinstance(axes, str) else axes or ())]
+        return int(np.prod([self.mesh.shape[name] for name in names], dtype=int))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Into how many parts an axis may be split: the sizes of the mesh's axes, and their product."""
+        return tuple(dict.fromkeys((*self.mesh.shape.values(), self.mesh.size)))
+
+    def place(self, inputs: tuple[Tree, Any, Any], given: dict[str, Any]) -> tuple[tuple[Tree, Any, Any], dict]:
+        """The inputs on the devices.
+
+        Raises:
+            ValueError: an axis that its devices do not divide; says which.
+        """
+        params, x, y = inputs
+        whole = PartitionSpec()
+        x, y = (mb.sharding.place({name: leaf}, self.mesh, self.batch)[name] for name, leaf in (("x", x), ("y", y)))
+        placed = {
+            name: mb.sharding.place(value, self.mesh, self.batch if name == "weights" else whole)
+            for name, value in given.items()
+        }
+        return (mb.sharding.place(params, self.mesh, self.params), x, y), placed
+
+
+def gathered(tree: Tree, expected: Tree) -> Tree:
+    """Results as NumPy arrays; where devices disagree on what they hold in common, the copy that is farthest off.
+
+    A result that every device holds is taken from the first, so that a sum over devices which only the others lack
+    would never be seen.
+
+    Args:
+        tree: of arrays on devices.
+        expected: the values by the reference. A tree of another structure is refused elsewhere, and here counts as
+            unknown: the copy is then taken that is farthest from the first.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    known = jax.tree.leaves(expected) if jax.tree.structure(expected) == structure else leaves
+    return jax.tree.unflatten(structure, [_farthest(*both) for both in zip(leaves, known, strict=True)])
+
+
+def _farthest(leaf: Any, expected: Any) -> np.ndarray:
+    value = np.array(jax.device_get(leaf))
+    if not isinstance(getattr(leaf, "sharding", None), NamedSharding):
+        return value
+    truth = as_float64(expected)
+    if truth.shape != value.shape:
+        return value
+    copies: dict[str, list[Any]] = {}
+    for shard in leaf.addressable_shards:
+        copies.setdefault(str(shard.index), []).append(shard)
+    for same in copies.values():
+        at = same[0].index
+        held = [np.asarray(shard.data) for shard in same]
+        if all(np.array_equal(one, held[0], equal_nan=True) for one in held[1:]):
+            continue
+        with np.errstate(invalid="ignore"):
+            off = [np.max(np.abs(as_float64(one) - truth[at]), initial=0) for one in held]
+        value[at] = held[int(np.argmax(off))]
+    return value

@@ -1,0 +1,134 @@
+"""Checks of programs on several devices: ours pass in every layout, and a wrong reduction is named."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import generic
+from jax.sharding import AxisType, PartitionSpec
+
+import manual_backprop as mb
+import reference
+
+RNG = np.random.default_rng(0)
+NET = mb.mlp((6, 8, 8, 4), activation="tanh")
+OBJECTIVE = mb.Objective(NET, mb.softmax_cross_entropy, mb.Frobenius(0.05))
+PARAMS = generic(NET)
+X, Y = RNG.normal(size=(12, 6)), RNG.integers(0, 4, 12)
+MESH = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
+WHOLE, ROWS = PartitionSpec(), PartitionSpec("data")
+
+
+@pytest.mark.parametrize("layout", mb.sharding.LAYOUTS)
+def test_our_step_is_proven_in_every_layout(layout):
+    report = reference.check(OBJECTIVE, PARAMS, X, Y, mesh=MESH, layout=layout, weights=RNG.uniform(size=12))
+    report.raise_if_failed()
+    assert report.notes[0] == f'on 8 devices, data=4 x model=2, layout "{layout}"'
+
+
+def test_the_program_under_test_runs_on_all_devices():
+    """Its results lie on the mesh: a check of a program on one device would prove nothing about eight."""
+    seen = []
+
+    def spy(objective: mb.Objective) -> Callable[..., Any]:
+        def run(params: Any, x: Any, y: Any) -> Any:
+            jax.debug.inspect_array_sharding(x, callback=seen.append)
+            return mb.value_and_grad(objective)(params, x, y)
+
+        return run
+
+    reference.check(OBJECTIVE, PARAMS, X, Y, mesh=MESH, value_and_grad=spy).raise_if_failed()
+    assert len(seen[0].device_set) == 8
+    assert seen[0].shard_shape(X.shape) == (3, 6)
+
+
+Mean = Callable[[Any], Any]
+
+
+def on_shards(reduced: Callable[[Any, Any, int], Any]) -> Callable[..., Any]:
+    """A gradient by hand in shard_map: `reduced(the shard's mean gradient without penalty, its penalty, n)`."""
+
+    def value_and_grad(objective: mb.Objective) -> Callable[..., Any]:
+        plain = mb.Objective(objective.net, objective.loss)
+
+        def on_a_shard(params: Any, x: Any, y: Any) -> Any:
+            J, gradient = mb.value_and_grad(plain)(params, x, y)
+            penalty = objective.regularizer.add_gradient(jax.tree.map(jnp.zeros_like, params), params, None)
+            J = jax.lax.pmean(J, "data") + objective.regularizer.penalty(params, None)
+            return J, jax.tree.map(lambda g, p: reduced(g, p, 4), gradient, penalty)
+
+        return jax.shard_map(
+            on_a_shard, mesh=MESH, in_specs=(WHOLE, ROWS, ROWS), out_specs=(WHOLE, WHOLE), check_vma=False
+        )
+
+    return value_and_grad
+
+
+def mean(g: Any) -> Any:
+    return jax.lax.pmean(g, "data")
+
+
+def total(g: Any) -> Any:
+    return jax.lax.psum(g, "data")
+
+
+def of(k: int, g: Any) -> Any:
+    """The gradient on shard k, zero elsewhere."""
+    return jnp.where(jax.lax.axis_index("data") == k, g, jnp.zeros_like(g))
+
+
+def swapped(g: Any) -> Any:
+    """The right gradient with the halves of its first axis exchanged."""
+    return jnp.roll(g, g.shape[0] // 2, axis=0)
+
+
+FAULTS: dict[str, tuple[Callable[[Any, Any, int], Any], str]] = {
+    "never reduced": (lambda g, p, n: g + p, "alone: the sum over the shards of the batch is missing"),
+    "one device lacks the sum": (
+        lambda g, p, n: jnp.where(jax.lax.axis_index("data") == 2, g, mean(g)) + p,
+        "the rows of shard 2 alone",
+    ),
+    "sum for mean": (lambda g, p, n: total(g) + p, "4 times over: a sum over devices where a mean is meant"),
+    "reduced twice": (lambda g, p, n: total(mean(g)) + p, "4 times over: a sum over devices where a mean is meant"),
+    "mean of a share": (lambda g, p, n: mean(g / n) + p, "divided by 4 once too often: a mean over devices"),
+    "penalty before the sum": (lambda g, p, n: total(g / n + p), "the penalty 4 times over: every device adds it"),
+    "penalty averaged": (lambda g, p, n: mean(g) + p / n, "the penalty divided by 4"),
+    "all of it summed again": (lambda g, p, n: total(mean(g) + p), "4 times over, penalty and all"),
+    "a shard's rows missing": (lambda g, p, n: mean(g - of(1, g)) + p, "the rows of shard 1 are missing"),
+    "a mean over three": (lambda g, p, n: total((g - of(3, g)) / 3) + p, "the rows of shard 3 are missing"),
+    "a shard's rows twice": (lambda g, p, n: mean(g + of(0, g)) + p, "the rows of shard 0 are counted twice"),
+    "largest for mean": (
+        lambda g, p, n: jax.lax.pmax(g, "data") + p,
+        "the largest over the shards where their mean is meant",
+    ),
+    "blocks exchanged": (lambda g, p, n: swapped(mean(g) + p), "the blocks of axis 0 stand in the order"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_wrong_reduction_is_named(fault):
+    reduced, named = FAULTS[fault]
+    report = reference.check(OBJECTIVE, PARAMS, X, Y, mesh=MESH, value_and_grad=on_shards(reduced))
+    wrong = [row for row in report.rows if not row.passed]
+    assert wrong
+    assert all(row.path.startswith("value_and_grad.gradients") for row in wrong)
+    of_weights = [row for row in wrong if row.path.endswith(".W")]
+    assert of_weights
+    assert all(named in row.cause for row in of_weights), [row.cause for row in of_weights]
+
+
+def test_the_right_reduction_passes():
+    right = on_shards(lambda g, p, n: mean(g) + p)
+    reference.check(OBJECTIVE, PARAMS, X, Y, mesh=MESH, value_and_grad=right).raise_if_failed()
+
+
+def test_what_does_not_fit_is_refused(without_hook):
+    with pytest.raises(ValueError, match="a layout says how inputs lie on a mesh: give mesh= too"):
+        reference.check(OBJECTIVE, PARAMS, X, Y, layout="fsdp")
+    with pytest.raises(ValueError, match="layout must be one of"):
+        reference.check(OBJECTIVE, PARAMS, X, Y, mesh=MESH, layout="rows")
+    with pytest.raises(ValueError, match="splits an axis of 10 into 4 parts"):
+        reference.check(OBJECTIVE, PARAMS, X[:10], Y[:10], mesh=MESH)
