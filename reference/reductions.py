@@ -57,9 +57,7 @@ def exchanged(manual: np.ndarray, reference: np.ndarray, counts: Sequence[int], 
             if not 1 < count <= MOST_BLOCKS or size % count:
                 continue
             ours, theirs = (np.split(leaf, count, axis) for leaf in (manual, reference))
-            order = [
-                next((j for j in range(count) if np.all(np.abs(own - theirs[j]) <= near)), None) for own in ours
-            ]
+            order = [next((j for j in range(count) if np.all(np.abs(own - theirs[j]) <= near)), None) for own in ours]
             if None in order or order == list(range(count)):
                 continue
             if len(set(order)) == 1:
@@ -67,4 +65,3 @@ def exchanged(manual: np.ndarray, reference: np.ndarray, counts: Sequence[int], 
             if len(set(order)) == count:
                 return f"the blocks of axis {axis} stand in the order {', '.join(map(str, order))}"
     return None
-

@@ -15,6 +15,7 @@ import numpy as np
 import manual_backprop as mb
 from reference import model
 from reference.catalogue import networks, published, sequences
+from reference.catalogue.on_devices import Way, ways
 from reference.checks.step import Judge, by_hand, prepare
 from reference.equations.chain import written_out
 from reference.reports.run import NetworkResult, Pictures
@@ -34,11 +35,13 @@ class Task:
         name: its name in reports.
         build: the network and its data, built when it is its turn.
         redraw: seed -> the same network with other parameters and examples; None if these are fixed.
+        way: how it lies on several devices; None is one device.
     """
 
     name: str
     build: Callable[[], networks.Case]
     redraw: Callable[[int], networks.Case] | None = None
+    way: Way | None = None
 
 
 def tasks(plans: list[Plan], examples: list[published.Example]) -> list[Task]:
@@ -46,6 +49,16 @@ def tasks(plans: list[Plan], examples: list[published.Example]) -> list[Task]:
     return [
         *(Task(plan.name, partial(plan.drawn, plan.seed), plan.drawn) for plan in plans),
         *(Task(example.name, partial(_of_example, example)) for example in examples),
+    ]
+
+
+def on_devices(plans: list[Plan], devices: int) -> list[Task]:
+    """A task for each network of the catalogue, on so many devices."""
+    every = ways(devices)
+    return [
+        replace(task, name=f"{task.name}; {way.name}", way=way)
+        for i, task in enumerate(tasks(plans, []))
+        for way in (every[i % len(every)],)
     ]
 
 
@@ -66,24 +79,27 @@ def prove(all_tasks: list[Task], pictures: bool, seed: int) -> Iterator[NetworkR
 
 def _proven(task: Task, pictures: bool, seed: int) -> NetworkResult:
     """Prove a network; if rounding leaves it undecided, draw it anew and say so in the report."""
-    result = _once(task.name, task.build(), pictures, seed)
+    result = _once(task, task.build(), pictures, seed)
     for again in range(1, REDRAWN + 1):
         if task.redraw is None or result.verdict != "inconclusive":
             break
-        retried = _once(task.name, task.redraw(REDRAW_SEED * again + seed), pictures, seed)
+        retried = _once(task, task.redraw(REDRAW_SEED * again + seed), pictures, seed)
         note = f"drawn anew, since before it was {result.reason()}"
         result = replace(retried, report=replace(retried.report, notes=(*result.report.notes, note)))
     return result
 
 
-def _once(name: str, case: networks.Case, pictures: bool, seed: int) -> NetworkResult:
+def _once(task: Task, case: networks.Case, pictures: bool, seed: int) -> NetworkResult:
     started = time.perf_counter()
     inputs = (case.params, case.x, case.y)
-    judge = prepare(case.objective, *inputs, lam=case.lam, dtype=case.dtype, seed=seed)
+    way = task.way
+    mesh = None if way is None else way.mesh()
+    layout = None if way is None else way.layout_of(case.objective.net, case.params)
+    judge = prepare(case.objective, *inputs, lam=case.lam, dtype=case.dtype, seed=seed, mesh=mesh, layout=layout)
     step, pair = by_hand(judge, compiler_options=quick())
     report = judge.report(step, pair)
     drawn = _pictures(judge, step, seed) if pictures else None
-    return NetworkResult(name, report, time.perf_counter() - started, case.dataset, drawn)
+    return NetworkResult(task.name, report, time.perf_counter() - started, case.dataset, drawn)
 
 
 def _pictures(judge: Judge, step: mb.Step, seed: int) -> Pictures:

@@ -87,7 +87,8 @@ def gathered(tree: Tree, expected: Tree) -> Tree:
             unknown: the copy is then taken that is farthest from the first.
     """
     leaves, structure = jax.tree.flatten(tree)
-    known = jax.tree.leaves(expected) if jax.tree.structure(expected) == structure else leaves
+    of_expected: Any = jax.tree.structure(expected)
+    known = jax.tree.leaves(expected) if of_expected == structure else leaves
     return jax.tree.unflatten(structure, [_farthest(*both) for both in zip(leaves, known, strict=True)])
 
 

@@ -186,9 +186,7 @@ class Judge:
             program = jax.jit(lambda *args, weights: autodiff.backprop_at(plain, *args, weights=weights).gradients)
             each = [program(*inputs, weights=np.where(of_shard == k, weights, 0)) for k in range(placed.shards)]
         by_path = [dict(_named("gradients", jax.device_get(tree))) for tree in each]
-        return {
-            path: Shards([as_float64(of[path]) for of in by_path], placed.mesh.size) for path in by_path[0]
-        }
+        return {path: Shards([as_float64(of[path]) for of in by_path], placed.mesh.size) for path in by_path[0]}
 
     def _coefficient(self) -> float | None:
         """Lambda; None without a regulariser, where there is nothing to be hidden."""

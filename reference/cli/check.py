@@ -13,7 +13,8 @@ import jax
 
 from reference.catalogue import networks, published, sequences
 from reference.catalogue.mutating import catalogue_mutation, subjects
-from reference.catalogue.proving import Plan, Task, prove, tasks
+from reference.catalogue.on_devices import in_a_process_with, ways
+from reference.catalogue.proving import Plan, Task, on_devices, prove, tasks
 from reference.catalogue.subject import Subject
 from reference.checks.step import check
 from reference.cli.files import BadInput, require_writable
@@ -28,9 +29,10 @@ from reference.xla import quick
 
 SHOWN_FAILURES = 10
 FORMATS = ("json", "junit", "markdown", "html")
+AGAIN = "MANUAL_BACKPROP_VIRTUAL_DEVICES"  # tells a process that it was started with virtual devices
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 OF_A_TARGET = ("args", "gradient", "raw", "argnums", "dtype", "approximation", "thorough", "witnesses")
-OF_THE_CATALOGUE = ("imports", "only", "quick", "mutate", "list")
+OF_THE_CATALOGUE = ("imports", "only", "quick", "mutate", "list", "devices")
 
 
 def run(arguments: Namespace) -> int:
@@ -41,6 +43,8 @@ def run(arguments: Namespace) -> int:
             target that cannot be checked, a module that cannot be imported or that adds nothing to the catalogue.
     """
     _require_consistent(arguments)
+    if arguments.devices is not None and jax.device_count() < arguments.devices:
+        return _on_virtual_devices(arguments)
     files = {name: getattr(arguments, name) for name in FORMATS}
     for path in files.values():
         if path is not None:
@@ -50,7 +54,7 @@ def run(arguments: Namespace) -> int:
     for name in arguments.imports:
         _add(name)
     if arguments.list:
-        print("\n".join(_broken(arguments) if arguments.mutate else [task.name for task in _tasks(arguments)]))
+        print("\n".join(_broken(arguments) if arguments.mutate else [task.name for task in _matching(arguments)[0]]))
         return 0
     started = time.perf_counter()
     if arguments.target:
@@ -85,8 +89,21 @@ def _require_consistent(arguments: Namespace) -> None:
         refuse(arguments, OF_THE_CATALOGUE, why)
     else:
         refuse(arguments, OF_A_TARGET, "cannot go without a TARGET, module:name of a function of yours: give it first")
+    if arguments.mutate:
+        refuse(arguments, ["devices"], "cannot go with --mutate, which breaks programs on one device")
     if arguments.list:
         refuse(arguments, FORMATS, "cannot go with --list, which names the networks and has no results to write")
+
+
+def _on_virtual_devices(arguments: Namespace) -> int:
+    """Start again with as many virtual devices as are asked for, unless that was done already."""
+    if os.environ.get(AGAIN):
+        raise BadInput(
+            f"--devices {arguments.devices}: JAX has {jax.device_count()} devices of {jax.default_backend()} even with"
+            " XLA_FLAGS=--xla_force_host_platform_device_count; set the flag and JAX_PLATFORMS=cpu yourself"
+        )
+    os.environ[AGAIN] = "1"
+    return in_a_process_with(arguments.devices, arguments.words)
 
 
 class _Found:
@@ -123,15 +140,17 @@ def _imported_before(name: str) -> bool:
     return any(f"{kind.__module__}.".startswith(f"{name}.") for kind in kinds)
 
 
-def _matching(arguments: Namespace) -> tuple[list[Plan], list[published.Example]]:
-    pattern = _pattern(arguments)
-    every = (plan for of in (networks, sequences) for plan in of.plans(arguments.seed, arguments.quick))
-    plans = [plan for plan in every if _matches(plan.name, pattern)]
+def _matching(arguments: Namespace) -> tuple[list[Task], list[published.Example]]:
+    """The networks to prove, and the published examples among them, which have too few rows for several devices."""
+    pattern, devices = _pattern(arguments), arguments.devices
+    plans: list[Plan] = [plan for of in (networks, sequences) for plan in of.plans(arguments.seed, arguments.quick)]
     with jax.enable_x64(True):
-        examples = [e for e in published.examples() if _matches(e.name, pattern)]
-    if not plans and not examples:
+        examples = [] if devices else [e for e in published.examples() if _matches(e.name, pattern)]
+    every = on_devices(plans, devices) if devices else tasks(plans, examples)
+    found = [task for task in every if _matches(task.name, pattern)]
+    if not found:
         raise BadInput(f"no network is called like {pattern!r}; `manual-backprop check --list` names them")
-    return plans, examples
+    return found, examples
 
 
 def _pattern(arguments: Namespace) -> str | None:
@@ -151,10 +170,6 @@ def _broken(arguments: Namespace) -> dict[str, Subject]:
     return chosen
 
 
-def _tasks(arguments: Namespace) -> list[Task]:
-    return tasks(*_matching(arguments))
-
-
 def _matches(name: str, pattern: str | None) -> bool:
     """Whether a name matches a shell pattern or contains it as plain text."""
     return pattern is None or fnmatch(name, pattern) or pattern in name
@@ -162,14 +177,13 @@ def _matches(name: str, pattern: str | None) -> bool:
 
 def _catalogue(arguments: Namespace) -> _Found:
     """Check every network of the catalogue, and the published examples with their printed digits."""
-    plans, examples = _matching(arguments)
+    everything, examples = _matching(arguments)
     found = _Found()
     with jax.enable_x64(True):
         figures = {example.name: published.figures(example) for example in examples}
     found.published = [
         Published(name, f.name, f.printed, f.ours, f.passed) for name, group in figures.items() for f in group
     ]
-    everything = tasks(plans, examples)
     try:
         with progress("networks checked", len(everything)) as advance:
             for result in prove(everything, pictures=arguments.html is not None, seed=arguments.seed):
@@ -179,7 +193,7 @@ def _catalogue(arguments: Namespace) -> _Found:
         found.partial = True
     order = {task.name: i for i, task in enumerate(everything)}
     found.networks.sort(key=lambda result: order[result.name])
-    _print(found.networks, figures)
+    _print(found.networks, figures, arguments.devices)
     return found
 
 
@@ -223,14 +237,20 @@ def _users(arguments: Namespace) -> _Found:
     return found
 
 
-def _print(results: Sequence[NetworkResult], figures: dict[str, list[published.Figure]]) -> None:
-    """Print one line for every precision and every published example, then everything that is not a pass."""
+def _print(
+    results: Sequence[NetworkResult], figures: dict[str, list[published.Figure]], devices: int | None = None
+) -> None:
+    """Print one line for every precision, or layout, and every published example, then all that is not a pass."""
     rows = []
-    for dtype in networks.DTYPES:
+    for dtype in networks.DTYPES if devices is None else ():
         group = [result for result in results if result.dataset and result.report.dtype == dtype]
         if group:
             datasets = ", ".join(sorted({result.dataset for result in group}))
             rows.append((f"{dtype} on {datasets}", *_worst(group)))
+    for way in ways(devices) if devices else ():
+        group = [result for result in results if result.name.endswith(way.name)]
+        if group:
+            rows.append((way.name, *_worst(group)))
     for result in results:
         printed = figures.get(result.name, [])
         if printed:
@@ -242,7 +262,8 @@ def _print(results: Sequence[NetworkResult], figures: dict[str, list[published.F
                 (f"published: {result.name}", "1", f"{own[1]} + {len(printed)} printed", f"{used:.2g}", "", where)
             )
     header = ("what", "networks", "checks", "of tolerance", "would see", "where")
-    print_table("Hand-written gradients against jax.grad", header, rows)
+    title = "Hand-written gradients" if devices is None else f"Hand-written gradients on {devices} devices"
+    print_table(f"{title} against jax.grad", header, rows)
     print()
     anew = sum(any(note.startswith("drawn anew") for note in result.report.notes) for result in results)
     if anew:

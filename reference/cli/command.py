@@ -132,6 +132,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--quick", action="store_true", help="every feature once, instead of every pair")
     check.add_argument("--mutate", action="store_true", help="break our gradients everywhere: does the check see it?")
+    check.add_argument(
+        "--devices",
+        type=int,
+        choices=(2, 4, 8),
+        help="prove the catalogue's programs on so many devices, in every layout; on a CPU they are virtual",
+    )
     check.add_argument("--only", metavar="PATTERN", help="networks whose name contains or matches PATTERN")
     check.add_argument("--list", action="store_true", help="name the networks and stop")
     check.add_argument("--seed", type=_natural, default=0, help="draws networks, parameters and rows (default 0)")
@@ -215,6 +221,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return the exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     arguments = _parser().parse_args(words)
+    arguments.words = words
     arguments.command_line = shlex.join(["manual-backprop", *words])
     from reference.cli.files import BadInput
 

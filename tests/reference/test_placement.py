@@ -1,5 +1,9 @@
 """Checks of programs on several devices: ours pass in every layout, and a wrong reduction is named."""
 
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +16,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import manual_backprop as mb
 import reference
+from reference.cli import main
 
 RNG = np.random.default_rng(0)
 NET = mb.mlp((6, 8, 8, 4), activation="tanh")
@@ -132,3 +137,34 @@ def test_what_does_not_fit_is_refused(without_hook):
         reference.check(OBJECTIVE, PARAMS, X, Y, mesh=MESH, layout="rows")
     with pytest.raises(ValueError, match="splits an axis of 10 into 4 parts"):
         reference.check(OBJECTIVE, PARAMS, X[:10], Y[:10], mesh=MESH)
+
+
+def test_the_catalogue_is_proven_on_devices(capsys):
+    assert main(["check", "--devices", "8", "--quick", "--only", "*float64*; data, *"]) == 0
+    printed = capsys.readouterr().out
+    assert "Hand-written gradients on 8 devices against jax.grad" in printed
+    assert re.search(r"^data, explicit axes +\d", printed, re.MULTILINE)
+    assert "ALL PROVEN" in printed
+
+
+@pytest.mark.evidence
+def test_the_whole_catalogue_is_proven_on_devices():
+    assert main(["check", "--devices", "8"]) == 0
+
+
+def test_a_process_with_one_device_starts_another_with_more():
+    alone = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    command = [sys.executable, "-c", "import sys; from reference.cli import main; sys.exit(main(sys.argv[1:]))"]
+    listed = [*command, "check", "--devices", "4", "--quick", "--list"]
+    done = subprocess.run(listed, env=alone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    names = done.stdout.splitlines()
+    assert len(names) > 10
+    assert {name.partition("; ")[2] for name in names} >= {"fsdp, automatic axes", "2d, explicit axes"}
+
+
+def test_devices_do_not_go_with_a_target_or_with_mutants(capsys):
+    assert main(["check", "--devices", "8", "--mutate"]) == 2
+    assert "cannot go with --mutate" in capsys.readouterr().err
+    assert main(["check", "module:name", "--devices", "8"]) == 2
+    assert "--devices cannot go with a TARGET" in capsys.readouterr().err
