@@ -79,14 +79,19 @@ def in_every_row(entries: Array, rows: Array) -> Array:
 
 
 def like(primal: Tree, value: Tree) -> Tree:
-    """The values, each sharded as its primal: a gradient as its parameter, what leaves a block as what entered it."""
+    """The values, each sharded as its primal: a gradient as its parameter, what leaves a block as what entered it.
+
+    Values of another structure, such as a reader's of its own, stay as they are.
+    """
 
     def of_leaf(value: Array, primal: Array) -> Array:
         if spec(value) == spec(primal) or not is_explicit(value, primal):
             return value
         return jax.reshard(value, NamedSharding(_mesh(value, primal), PartitionSpec(*spec(primal))))
 
-    return jax.tree.map(of_leaf, value, primal)
+    of_value: Any = jax.tree.structure(value)
+    of_primal: Any = jax.tree.structure(primal)
+    return jax.tree.map(of_leaf, value, primal) if of_value == of_primal else value
 
 
 def automatic(formula: Callable[..., Any], lies: Tree, *arrays: Tree) -> Any:

@@ -1,4 +1,4 @@
-"""What a gradient looks like when the reduction over devices is wrong: every value that a known mistake gives."""
+"""How a gradient looks when the reduction over devices is wrong: every value that a known mistake gives."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

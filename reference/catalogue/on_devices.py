@@ -1,24 +1,46 @@
-"""The catalogue's networks on several devices: each in one layout, with axes of one kind."""
+"""The catalogue's networks on several devices: each in one layout with axes of one kind, and blocks in a pipeline."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from itertools import cycle
+from typing import Any, Protocol
 
 import jax
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, PartitionSpec
 
 import manual_backprop as mb
 from manual_backprop.node import Node
+from manual_backprop.pipelined.parts import parts
 
+ValueAndGrad = Callable[[mb.Objective], Callable[..., tuple[Any, Any]]]
+MICROBATCHES = 2
 AXES = {"automatic": AxisType.Auto, "explicit": AxisType.Explicit}
 
 
+class Way(Protocol):
+    """How a network is run on devices."""
+
+    @property
+    def name(self) -> str:
+        """The name for --only and in tables."""
+
+    def mesh(self) -> Mesh:
+        """The devices."""
+
+    def layout_of(self, net: Node, params: Any) -> Any:
+        """The layout of its inputs."""
+
+    def value_and_grad(self) -> ValueAndGrad:
+        """The gradient under test."""
+
+
 @dataclass(frozen=True)
-class Way:
-    """How a network lies on the devices.
+class Laid:
+    """A network laid out on the devices.
 
     Attributes:
         layout: one of `manual_backprop.sharding.LAYOUTS`.
@@ -47,10 +69,62 @@ class Way:
             return "data"
         return self.layout
 
+    def value_and_grad(self) -> ValueAndGrad:
+        """That of one device, which XLA splits."""
+        return mb.value_and_grad
+
+
+@dataclass(frozen=True)
+class Piped:
+    """A network whose blocks are split into stages, and its batch along "data".
+
+    Attributes:
+        schedule: a name of `manual_backprop.schedules`.
+        stages: how many.
+        shards: how many parts of the batch.
+    """
+
+    schedule: str
+    stages: int
+    shards: int
+
+    @property
+    def name(self) -> str:
+        """The name for --only and in tables."""
+        return f"pipeline, {self.schedule}"
+
+    def mesh(self) -> Mesh:
+        """As many devices as it needs."""
+        devices = jax.devices()[: self.shards * self.stages]
+        return jax.make_mesh((self.shards, self.stages), ("data", "stage"), devices=devices)
+
+    def layout_of(self, net: Node, params: Any) -> Any:
+        """Parameters on every device: the pipeline takes each stage's part itself."""
+        return jax.tree.map(lambda leaf: PartitionSpec(), params)
+
+    def value_and_grad(self) -> ValueAndGrad:
+        """The pipeline's."""
+        return partial(mb.pipeline, mesh=self.mesh(), microbatches=MICROBATCHES, schedule=self.schedule, data="data")
+
 
 def ways(devices: int) -> tuple[Way, ...]:
     """Every layout with axes of either kind; network i of the catalogue takes way i, counted round."""
-    return tuple(Way(layout, axes, devices) for axes in AXES for layout in mb.sharding.LAYOUTS)
+    return tuple(Laid(layout, axes, devices) for axes in AXES for layout in mb.sharding.LAYOUTS)
+
+
+def pipelines(nets: Sequence[Node], devices: int) -> list[Piped | None]:
+    """For each network the next schedule, with as many stages as share its blocks evenly; None where two do not."""
+    schedules = cycle(mb.schedules.NAMED)
+    return [_piped(net, devices, schedules) for net in nets]
+
+
+def _piped(net: Node, devices: int, schedules: Iterator[str]) -> Piped | None:
+    try:
+        blocks = parts(net).chain.n
+    except ValueError:
+        return None
+    stages = next((n for n in (4, 2) if n <= devices and blocks % n == 0), None)
+    return None if stages is None else Piped(next(schedules), stages, min(2, devices // stages))
 
 
 def in_a_process_with(devices: int, words: Sequence[str]) -> int:

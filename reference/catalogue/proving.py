@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import numpy as np
 import manual_backprop as mb
 from reference import model
 from reference.catalogue import networks, published, sequences
-from reference.catalogue.on_devices import Way, ways
+from reference.catalogue.on_devices import Way, pipelines, ways
 from reference.checks.step import Judge, by_hand, prepare
 from reference.equations.chain import written_out
 from reference.reports.run import NetworkResult, Pictures
@@ -53,13 +54,11 @@ def tasks(plans: list[Plan], examples: list[published.Example]) -> list[Task]:
 
 
 def on_devices(plans: list[Plan], devices: int) -> list[Task]:
-    """A task for each network of the catalogue, on so many devices."""
-    every = ways(devices)
-    return [
-        replace(task, name=f"{task.name}; {way.name}", way=way)
-        for i, task in enumerate(tasks(plans, []))
-        for way in (every[i % len(every)],)
-    ]
+    """A task for each network of the catalogue in a layout, and one for each that can be a pipeline."""
+    every = tasks(plans, [])
+    piped = pipelines([task.build().objective.net for task in every], devices)
+    pairs = [*zip(every, cycle(ways(devices)), strict=False), *zip(every, piped, strict=True)]
+    return [replace(task, name=f"{task.name}; {way.name}", way=way) for task, way in pairs if way is not None]
 
 
 def _of_example(of: published.Example) -> networks.Case:
@@ -96,7 +95,8 @@ def _once(task: Task, case: networks.Case, pictures: bool, seed: int) -> Network
     mesh = None if way is None else way.mesh()
     layout = None if way is None else way.layout_of(case.objective.net, case.params)
     judge = prepare(case.objective, *inputs, lam=case.lam, dtype=case.dtype, seed=seed, mesh=mesh, layout=layout)
-    step, pair = by_hand(judge, compiler_options=quick())
+    value_and_grad = mb.value_and_grad if way is None else way.value_and_grad()
+    step, pair = by_hand(judge, value_and_grad=value_and_grad, compiler_options=quick())
     report = judge.report(step, pair)
     drawn = _pictures(judge, step, seed) if pictures else None
     return NetworkResult(task.name, report, time.perf_counter() - started, case.dataset, drawn)

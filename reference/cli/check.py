@@ -13,7 +13,7 @@ import jax
 
 from reference.catalogue import networks, published, sequences
 from reference.catalogue.mutating import catalogue_mutation, subjects
-from reference.catalogue.on_devices import in_a_process_with, ways
+from reference.catalogue.on_devices import in_a_process_with
 from reference.catalogue.proving import Plan, Task, on_devices, prove, tasks
 from reference.catalogue.subject import Subject
 from reference.checks.step import check
@@ -247,10 +247,8 @@ def _print(
         if group:
             datasets = ", ".join(sorted({result.dataset for result in group}))
             rows.append((f"{dtype} on {datasets}", *_worst(group)))
-    for way in ways(devices) if devices else ():
-        group = [result for result in results if result.name.endswith(way.name)]
-        if group:
-            rows.append((way.name, *_worst(group)))
+    for way in dict.fromkeys(result.name.partition("; ")[2] for result in results) if devices else ():
+        rows.append((way, *_worst([result for result in results if result.name.endswith(f"; {way}")])))
     for result in results:
         printed = figures.get(result.name, [])
         if printed:
