@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jax.sharding import AxisType, Mesh, PartitionSpec
@@ -21,6 +21,7 @@ MICROBATCHES = 2
 AXES = {"automatic": AxisType.Auto, "explicit": AxisType.Explicit}
 
 
+@runtime_checkable
 class Way(Protocol):
     """How a network is run on devices."""
 

@@ -173,7 +173,7 @@ class Judge:
 
     @cached_property
     def _by_shard(self) -> dict[str, Shards]:
-        """What every shard's rows add to the gradient of L, by the place of its leaf; nothing on one device."""
+        """The part of the gradient of L that each shard's rows add, by the leaf's place; nothing on one device."""
         placed = self.placement
         if placed is None or placed.shards == 1:
             return {}

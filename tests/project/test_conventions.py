@@ -185,6 +185,8 @@ def test_only_the_check_and_what_stands_above_it_call_both_programs():
         "broken_sequences.py",
         "broken_curvature.py",
         "subject.py",
+        "on_devices.py",
+        "placement.py",
         "train.py",
         "train_text.py",
         "text_network.py",
