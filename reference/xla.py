@@ -8,6 +8,10 @@ from typing import Any
 
 import jax
 
+# How many threads XLA starts, by the variable NPROC. On a few cores it starts one for each virtual device, and two sums
+# over devices at once then wait for each other until it ends the process.
+THREADS = "32"
+
 # A check compiles a program and runs it once, so code that compiles fast beats fast code.
 QUICK = {
     "xla_backend_optimization_level": 0,

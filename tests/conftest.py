@@ -18,6 +18,7 @@ pytest_plugins = "pytester"
 if "PYTEST_XDIST_WORKER" not in os.environ:
     eight = "--xla_force_host_platform_device_count=8"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {eight} {xla.flags()}"
+    os.environ["NPROC"] = xla.THREADS
 
 # They compile the same programs again and again: in other tests, in other workers, in the processes that they start.
 # What one has compiled is kept for all, and for the next run.

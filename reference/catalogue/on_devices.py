@@ -15,6 +15,7 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 import manual_backprop as mb
 from manual_backprop.node import Node
 from manual_backprop.pipelined.parts import parts
+from reference.xla import THREADS
 
 ValueAndGrad = Callable[[mb.Objective], Callable[..., tuple[Any, Any]]]
 MICROBATCHES = 2
@@ -134,6 +135,6 @@ def in_a_process_with(devices: int, words: Sequence[str]) -> int:
     XLA reads the number when JAX starts, so it cannot be changed in this one.
     """
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": THREADS}
     command = [sys.executable, "-c", "import sys; from reference.cli import main; sys.exit(main())", *words]
     return subprocess.run(command, env=environment, check=False).returncode

@@ -140,7 +140,7 @@ def test_what_does_not_fit_is_refused(without_hook):
 
 
 def test_the_catalogue_is_proven_on_devices(capsys):
-    assert main(["check", "--devices", "8", "--quick", "--only", "*float64*; data, *"]) == 0
+    assert main(["check", "--devices", "8", "--quick", "--only", "; data, explicit axes"]) == 0
     printed = capsys.readouterr().out
     assert "Hand-written gradients on 8 devices against jax.grad" in printed
     assert re.search(r"^data, explicit axes +\d", printed, re.MULTILINE)
