@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
+from jax.sharding import AbstractMesh
 from matplotlib.colors import BoundaryNorm
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 import manual_backprop as mb
 import reference
@@ -106,6 +108,54 @@ def error_terms(theme: str) -> str:
     return text(figure, theme)
 
 
+def schedules(theme: Any) -> str:
+    """1F1B above zero-bubble: four stages, eight microbatches."""
+    both = mb.schedules.one_forward_one_backward(4, 8), mb.schedules.zero_bubble(4, 8)
+    most = max(schedule.ticks for schedule in both)
+    figure = Figure(figsize=(8.6, 3.6), layout="constrained")
+    colours = COLOURS[theme]
+    of_kind = dict(zip("FBW", SERIES[theme], strict=False))
+    for axes, name, schedule in zip(figure.subplots(2, 1), ("1f1b", "zero_bubble"), both, strict=True):
+        for stage, row in enumerate(schedule.rows):
+            for tick, cell in enumerate(row):
+                paper = of_kind[cell.kind] if cell else colours["paper"]
+                box = Rectangle((tick, stage), 1, 1, facecolor=paper, edgecolor=colours["paper"], lw=0.8)
+                axes.add_patch(box)
+                if cell:
+                    axes.text(
+                        tick + 0.5, stage + 0.5, str(cell), size=7, color=colours["paper"], ha="center", va="center"
+                    )
+        axes.set(xlim=(0, most), ylim=(schedule.stages, 0), xticks=[], yticks=np.arange(schedule.stages) + 0.5)
+        axes.set_yticklabels([f"stage {stage}" for stage in range(schedule.stages)])
+        axes.set_title(f"{name}: {schedule.ticks} ticks, {schedule.idle_share:.0%} idle", fontsize=10)
+    return text(figure, theme)
+
+
+def layouts(theme: str) -> str:
+    """The part of every W, and of the batch, that the first of 4 x 2 devices holds, by layout."""
+    net = mb.Serial((mb.Dense(8, 16, "tanh"), mb.Dense(16, 8, "tanh"), mb.Dense(8, 8)))
+    mesh = AbstractMesh((4, 2), ("data", "model"))
+    params = jax.eval_shape(lambda: net.init(jax.random.key(0)))
+    figure = Figure(figsize=(8.6, 5.2), layout="constrained")
+    colours = COLOURS[theme]
+    rows = figure.subplots(4, 4, height_ratios=(16, 16, 8, 8))
+    for column, layout in enumerate(mb.sharding.LAYOUTS):
+        specs = mb.sharding.specs(net, params, layout, mesh)
+        arrays = [(f"$W^{{({i + 1})}}$", params[i].W.shape, specs[i].W) for i in range(3)]
+        for row, (name, shape, spec) in enumerate([("x", (16, 8), mb.sharding.batch_spec(layout)), *arrays]):
+            parts = [mesh.shape[axis] if axis else 1 for axis in (*spec, None, None)][:2]
+            axes = rows[row, column]
+            height, width = shape
+            axes.add_patch(Rectangle((0, 0), width / parts[1], height / parts[0], facecolor=SERIES[theme][0]))
+            for lines, of, to in ((axes.axhline, height, parts[0]), (axes.axvline, width, parts[1])):
+                for cut in range(1, to):
+                    lines(cut * of / to, color=colours["frame"], lw=0.8)
+            axes.set(xlim=(0, width), ylim=(height, 0), xticks=[], yticks=[], aspect="equal")
+            axes.set_ylabel(name if column == 0 else "", rotation=0, labelpad=16, va="center")
+            axes.set_title(layout if row == 0 else "", fontsize=10)
+    return text(figure, theme)
+
+
 def text(figure: Figure, theme: str) -> str:
     """A figure as SVG, in the theme's ink and paper."""
     colours = COLOURS[theme]
@@ -131,6 +181,8 @@ PICTURES: dict[str, Callable[[Any], str]] = {
     "gate_graph": gate_graph,
     "heat_map": heat_map,
     "error_terms": error_terms,
+    "schedules": schedules,
+    "layouts": layouts,
 }
 
 

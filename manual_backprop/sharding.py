@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from manual_backprop import validate
 from manual_backprop.layers.base import Layer
@@ -36,7 +36,9 @@ Split = Any
 """Whether the features of a signal are split over the model's axis; a tuple where it has several parts."""
 
 
-def specs(net: Node, params: Tree, layout: str, mesh: Mesh, *, data: str = "data", model: str = "model") -> Tree:
+def specs(
+    net: Node, params: Tree, layout: str, mesh: Mesh | AbstractMesh, *, data: str = "data", model: str = "model"
+) -> Tree:
     """A `PartitionSpec` for every parameter, in the structure of `params`.
 
     "fsdp" splits each parameter along its largest axis that the devices divide, never along the blocks of a `Repeat`.
@@ -47,7 +49,7 @@ def specs(net: Node, params: Tree, layout: str, mesh: Mesh, *, data: str = "data
         net: a layer or composite.
         params: its parameters, or their shapes as from `jax.eval_shape`.
         layout: one of `LAYOUTS`.
-        mesh: the devices; the layout's axes are among its axes.
+        mesh: the devices, or their axes alone; the layout's axes are among its axes.
         data: the name of the axis for examples, and for parameters in "fsdp" and "2d".
         model: the name of the axis for features, in "tensor" and "2d".
 
@@ -57,7 +59,7 @@ def specs(net: Node, params: Tree, layout: str, mesh: Mesh, *, data: str = "data
         TypeError: no network, or no mesh.
     """
     validate.network(net)
-    _require_mesh(mesh)
+    _require_mesh(mesh, Mesh | AbstractMesh)
     expected = jax.eval_shape(lambda: net.init(jax.random.key(0)))
     validate.same_structure("params", params, "the network's", expected)
     if layout not in LAYOUTS:
@@ -138,8 +140,8 @@ def init_optimizer(optimizer: optax.GradientTransformation, params: Tree) -> Any
     return jax.tree.map(of_leaf, state)
 
 
-def _require_mesh(mesh: Any) -> None:
-    if not isinstance(mesh, Mesh):
+def _require_mesh(mesh: Any, kind: Any = Mesh) -> None:
+    if not isinstance(mesh, kind):
         raise TypeError(f"mesh must be a jax.sharding.Mesh, as from jax.make_mesh, got {came(mesh)}")
 
 
