@@ -179,6 +179,18 @@ def _signs_of_columns(leaf: _Difference) -> str | None:
     )
 
 
+def _ratio_of_devices(leaf: _Difference) -> str | None:
+    """A number, such as J, that is as many times too large or too small as there are devices along an axis."""
+    if (ratio := leaf.ratio) is None:
+        return None
+    for count in leaf.context.blocks:
+        if count > 1 and _close(ratio, float(count), leaf.match):
+            return f"{count} times over: a sum over devices where a mean is meant, or a second sum"
+        if count > 1 and _close(ratio * count, 1.0, leaf.match * count):
+            return f"divided by {count} once too often: a mean over devices where the sum is meant"
+    return None
+
+
 def _any_ratio(leaf: _Difference) -> str | None:
     return None if leaf.ratio is None else _cause_of_ratio(leaf.ratio, leaf.context.n_examples, leaf.match)
 
@@ -204,6 +216,7 @@ HYPOTHESES: tuple[Callable[[_Difference], str | None], ...] = (
     _known_mistake,  # after the named ratios, since one number can equal anything
     _transposed,
     _signs_of_columns,
+    _ratio_of_devices,
     _any_ratio,
     _wrong_without_the_penalty,
 )

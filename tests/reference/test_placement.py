@@ -125,6 +125,19 @@ def test_a_wrong_reduction_is_named(fault):
     assert all(named in row.cause for row in of_weights), [row.cause for row in of_weights]
 
 
+def test_a_value_that_is_summed_for_a_mean_is_named():
+    def summed(objective: mb.Objective) -> Callable[..., Any]:
+        def run(params: Any, x: Any, y: Any) -> Any:
+            J, gradient = mb.value_and_grad(objective)(params, x, y)
+            return 4 * J, gradient
+
+        return run
+
+    (wrong,) = reference.check(OBJECTIVE, PARAMS, X, Y, mesh=MESH, value_and_grad=summed).failures
+    assert wrong.path == "value_and_grad.value"
+    assert wrong.cause.startswith("4 times over: a sum over devices")
+
+
 def test_the_right_reduction_passes():
     right = on_shards(lambda g, p, n: mean(g) + p)
     reference.check(OBJECTIVE, PARAMS, X, Y, mesh=MESH, value_and_grad=right).raise_if_failed()
