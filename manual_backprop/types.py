@@ -3,6 +3,8 @@
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+import jax
+import numpy as np
 from jaxtyping import Array, Float, Shaped
 
 if TYPE_CHECKING:
@@ -45,6 +47,32 @@ def came(value: Any) -> str:
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return f"an array {value.dtype}{list(value.shape)}"
     return f"the function {name}" if callable(value) and isinstance(name, str) else type(value).__name__
+
+
+def values_here(array: Array | np.ndarray) -> np.ndarray:
+    """The entries that lie on devices of this process, in one row where others have the rest.
+
+    Where no process holds an array whole, each looks at its own part, so that together they look at every entry. An
+    array that is being traced has no values to look at, and must not be given.
+    """
+    if not isinstance(array, jax.Array) or array.is_fully_addressable:
+        return np.asarray(array)
+    shards = [np.asarray(shard.data).reshape(-1) for shard in array.addressable_shards]
+    return np.concatenate([np.empty(0, array.dtype), *shards])
+
+
+def require_whole(what: str, tree: Any) -> None:
+    """Refuse arrays of which other processes hold a part.
+
+    Raises:
+        ValueError: says how to bring them here.
+    """
+    for leaf in jax.tree.leaves(tree):
+        if isinstance(leaf, jax.Array) and not (isinstance(leaf, jax.core.Tracer) or leaf.is_fully_addressable):
+            raise ValueError(
+                f"{what} needs whole arrays, but a part of {came(leaf)} lies on devices of other processes: gather it"
+                " first, in every process, by jax.experimental.multihost_utils.process_allgather(tree, tiled=True)"
+            )
 
 
 def require_number(name: str, value: Any) -> None:

@@ -13,7 +13,7 @@ from manual_backprop import validate
 from manual_backprop.drawing import typed
 from manual_backprop.losses import Loss
 from manual_backprop.objective import Objective, Step, backprop
-from manual_backprop.types import Tree
+from manual_backprop.types import Tree, require_whole
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def values_of(objective: Objective, params: Tree, x: Any, y: Any, key: Any) -> t
         raise ValueError(f"a graph with values needs params, x and y, got only {' and '.join(given)}")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, x, y, key))):
         raise ValueError("a graph shows values, which are not known under jit, vmap or grad; draw it outside of them")
+    require_whole("a graph with values", (params, x, y))
     params = validate.params(objective.net, params)
     if key is not None:
         key = typed(key)

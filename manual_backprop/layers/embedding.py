@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, DTypeLike, Float, Integer, PRNGKeyArray
 
@@ -15,7 +14,7 @@ from manual_backprop.activations import Activation
 from manual_backprop.layers.base import AffineLayer, Parameters, require_widths
 from manual_backprop.layers.factor import Factor
 from manual_backprop.precision import accumulator
-from manual_backprop.types import Flow, Leaf, Shape, Tree, override
+from manual_backprop.types import Flow, Leaf, Shape, Tree, override, values_here
 
 
 @jax.tree_util.register_dataclass
@@ -206,8 +205,8 @@ class Embedding(AffineLayer):
             )
         if isinstance(a_in, jax.core.Tracer | jax.ShapeDtypeStruct):
             return
-        ids = np.asarray(a_in)
-        if not np.all((ids >= 0) & (ids < self.vocab)):
+        ids = values_here(a_in)
+        if not ((ids >= 0) & (ids < self.vocab)).all():
             raise ValueError(
                 f"{self}: ids must lie in 0..{self.vocab - 1}, got {ids.min()} to {ids.max()}; give padding an id of"
                 " its own, and leave it out by a weight or in the loss"

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
 from manual_backprop import explicit
 from manual_backprop.precision import accumulator
-from manual_backprop.types import came
+from manual_backprop.types import came, values_here
 
 Outputs = Float[Array, "N *outputs"]
 Targets = Shaped[Array, "N *targets"]
@@ -198,7 +198,7 @@ def check_range(loss: Loss, what: str, y: Array | np.ndarray, top: int) -> None:
     """Refuse targets outside 0..top, where their values are known: not for a y that is being traced."""
     if isinstance(y, jax.core.Tracer):
         return
-    values = np.asarray(y)
+    values = values_here(y)
     if not np.all((values >= 0) & (values <= top)):
         raise ValueError(f"{loss}: {what} must lie in 0..{top}, got {values.min()} to {values.max()}")
 

@@ -22,7 +22,7 @@ from manual_backprop.losses.base import (
     widened,
 )
 from manual_backprop.precision import compiled
-from manual_backprop.types import came, require_number
+from manual_backprop.types import came, require_number, values_here
 
 
 @dataclass(frozen=True, repr=False)
@@ -186,7 +186,7 @@ class SoftmaxCrossEntropy(Loss):
             )
         known: Array | np.ndarray = y
         if not isinstance(y, jax.core.Tracer):
-            known = np.asarray(y)  # of NumPy, which knows the values of constants under jit too
+            known = values_here(y)  # of NumPy, which knows the values of constants under jit too
             counts = self._counts(known)
             known = known if counts is None else known[counts]
         check_range(self, f"labels for {o.shape[-1]} logits", known, o.shape[-1] - 1)
@@ -213,9 +213,12 @@ class SoftmaxCrossEntropy(Loss):
         return mass + 2 * self.z_loss * _log_sum_exp(o) if self.z_loss else mass
 
     def _require_root(self, mass: Array) -> None:
-        if self.z_loss and not isinstance(mass, jax.core.Tracer) and np.any(np.asarray(mass) < 0):
+        if not self.z_loss or isinstance(mass, jax.core.Tracer):
+            return
+        least = np.min(values_here(mass), initial=np.inf)
+        if least < 0:
             raise ValueError(
-                f"{self} has no real hessian_root here: 1 + 2 z_loss log sum exp(o) falls to {np.min(mass):.3g}, and"
+                f"{self} has no real hessian_root here: 1 + 2 z_loss log sum exp(o) falls to {least:.3g}, and"
                 " below 0 the Hessian has a negative eigenvalue; take hessian_product, or a smaller z_loss"
             )
 

@@ -15,6 +15,7 @@ import manual_backprop as mb
 from manual_backprop.drawing import typed
 from manual_backprop.layers import Parameters
 from manual_backprop.objective import Objective, Step
+from manual_backprop.types import require_whole
 from reference import autodiff, causes, model
 from reference.checks import blind_spots
 from reference.checks.inputs import require_finite, require_something
@@ -260,6 +261,7 @@ def prepare(
         raise ValueError("a layout says how inputs lie on a mesh: give mesh= too, as from jax.make_mesh")
     require_samples(samples)
     require_floats(dtype)
+    require_whole("a check", (params, x, y, lam, weights))
     with jax.enable_x64(True):
         (params, x, y), given = _checked(objective, (params, x, y), {"lam": lam, "weights": weights}, dtype)
         hiding = blind_spots.degenerate_leaves(params)

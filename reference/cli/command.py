@@ -169,6 +169,31 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--seed", type=_natural, default=0, help="draws split, parameters and order (default 0)")
     train.add_argument("--save", metavar="FILE.npz", help="write the trained network")
     train.add_argument("--load", metavar="FILE.npz", help="start from a network that --save wrote")
+    kept = train.add_argument_group(
+        "checkpoints",
+        "Of the run by hand and of that by jax.grad, each in a folder of its own in DIR: the parameters, the state of"
+        " the optimizer and the losses so far. Stopped at any moment, a run ends with --resume in the same numbers, bit"
+        " for bit.",
+    )
+    kept.add_argument("--checkpoint", metavar="DIR", help="keep checkpoints in DIR")
+    kept.add_argument(
+        "--every", type=_positive, metavar="N", help="epochs from one to the next (default 1; steps with --text: 50)"
+    )
+    kept.add_argument("--keep", type=_positive, metavar="K", help="of each run, the last K (default 3)")
+    kept.add_argument("--resume", action="store_true", help="go on from the last one in DIR, if there is any")
+    several = train.add_argument_group(
+        "several processes",
+        "Every batch is divided among them, and they end in the numbers of one to rounding. --processes starts them"
+        " on this machine; the other flags, or MANUAL_BACKPROP_COORDINATOR, _PROCESS_COUNT and _PROCESS_ID in the"
+        " environment, are for a launcher that starts the command once on every host.",
+    )
+    several.add_argument("--processes", type=_positive, metavar="N", help="how many to start on this machine")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached by all")
+    several.add_argument("--process-count", type=_positive, metavar="N", help="how many there are")
+    several.add_argument("--process-id", type=_natural, metavar="I", help="which one this is, from 0")
+    several.add_argument(
+        "--join-timeout", type=_positive, metavar="S", help="seconds to wait for the others (default 300)"
+    )
     text = train.add_argument_group(
         "with --text",
         "A GPT, trained by AdamW to predict every next character; the last tenth of the text is held out. --batch,"
@@ -223,6 +248,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(words)
     arguments.words = words
     arguments.command_line = shlex.join(["manual-backprop", *words])
+    return answered(arguments)
+
+
+def answered(arguments: argparse.Namespace) -> int:
+    """Run the command of these arguments and return the exit status."""
     from reference.cli.files import BadInput
 
     try:
@@ -230,6 +260,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from reference.cli.check import run
         elif arguments.command == "graph":
             from reference.cli.graph import run
+        elif arguments.processes is not None:
+            from reference.cli.launch import run
         elif arguments.text is not None:
             from reference.cli.train_text import run
         else:

@@ -15,7 +15,7 @@ import optax
 import manual_backprop as mb
 from reference import autodiff
 from reference.catalogue import data
-from reference.cli import text_network
+from reference.cli import checkpoints, processes, spread, text_network
 from reference.cli.files import BadInput, read_arrays, require_writable, write_arrays
 from reference.cli.flags import fill, refuse
 from reference.cli.terminal import Advance, print_table, progress
@@ -63,11 +63,42 @@ def run(arguments: Namespace) -> int:
     Raises:
         BadInput: a file or an argument that cannot be used.
     """
+    with processes.joined(arguments):
+        return _run(arguments)
+
+
+def _run(arguments: Namespace) -> int:
+    save = None if arguments.save is None else Path(arguments.save)
+    dataset, split, net, params = processes.together(lambda: _prepared(arguments, save))
+    loss = mb.softmax_cross_entropy if split.classes else mb.squared_error
+    objective = mb.Objective(net, loss, mb.Frobenius(arguments.lam))
+    plan = checkpoints.Plan(_described(arguments, objective, dataset, params), (arguments.epochs,) * 2, "epoch", 1)
+    processes.require_same({**plan.run, "--epochs": arguments.epochs, "--process-count": arguments.process_count})
+
+    print(f"{net}\n{len(split.x)} examples of {dataset.name} to train on, {len(split.x_held)} held out\n")
+    with checkpoints.opened(arguments, plan) as (kept, kept_theirs):
+        left = 2 * arguments.epochs - len(kept.curve) - len(kept_theirs.curve)
+        with progress("epochs", left) as advance:
+            by_hand, by_jax = (lambda note, who=who: advance(f"{who}, {note}") for who in checkpoints.FOLDERS)
+            ours, curve = train(arguments, objective, params, split, mb.value_and_grad, by_hand, kept)
+            theirs, their_curve = train(
+                arguments, objective, params, split, autodiff.value_and_grad, by_jax, kept_theirs
+            )
+    if not processes.first():
+        return 0
+    agree = _print(objective, split, (params, ours, theirs), (curve, their_curve))
+    if save is not None:
+        save_network(save, Network(net, ours, split.mean, split.deviation))
+        print(f"network written to {save}")
+    return 0 if agree else 1
+
+
+def _prepared(arguments: Namespace, save: Path | None) -> tuple[data.Dataset, Split, mb.Serial, Any]:
+    """The data as they are and split, the network, and its parameters to begin with."""
     refuse(
         arguments, OF_A_TEXT, "cannot go without --text, which trains a GPT on characters: add it, or leave them out"
     )
     fill(arguments, DEFAULTS)
-    save = None if arguments.save is None else Path(arguments.save)
     if save is not None:
         require_writable(save)
         if arguments.data is not None and save.resolve() == Path(arguments.data).resolve():
@@ -79,21 +110,21 @@ def run(arguments: Namespace) -> int:
         refuse(arguments, ["hidden", "activation"], f"cannot go with --load, which brings its own network: {held}")
     split = _split(dataset, arguments.seed, loaded)
     net, params = (loaded.net, loaded.params) if loaded else _fresh(arguments, split)
-    loss = mb.softmax_cross_entropy if split.classes else mb.squared_error
-    objective = mb.Objective(net, loss, mb.Frobenius(arguments.lam))
     if loaded:
         _require_fit(loaded, split)
+    return dataset, split, net, params
 
-    print(f"{net}\n{len(split.x)} examples of {dataset.name} to train on, {len(split.x_held)} held out\n")
-    with progress("epochs", 2 * arguments.epochs) as advance:
-        by_hand, by_jax = (lambda note, who=who: advance(f"{who}, {note}") for who in ("by hand", "by jax.grad"))
-        ours, curve = train(arguments, objective, params, split, mb.value_and_grad, by_hand)
-        theirs, their_curve = train(arguments, objective, params, split, autodiff.value_and_grad, by_jax)
-    agree = _print(objective, split, (params, ours, theirs), (curve, their_curve))
-    if save is not None:
-        save_network(save, Network(net, ours, split.mean, split.deviation))
-        print(f"network written to {save}")
-    return 0 if agree else 1
+
+def _described(arguments: Namespace, objective: mb.Objective, dataset: data.Dataset, params: Any) -> dict[str, Any]:
+    """What makes the run what it is, but for the number of its epochs."""
+    said = {name: getattr(arguments, name) for name in ("optimizer", "learning_rate", "batch", "lam", "seed")}
+    return {
+        "the network": str(objective.net),
+        "the loss": str(objective.loss),
+        **{f"--{name.replace('_', '-')}": value for name, value in said.items()},
+        "the data": checkpoints.digest((dataset.x, dataset.y)),
+        "--load": arguments.load and checkpoints.digest(params),
+    }
 
 
 def train(
@@ -103,19 +134,21 @@ def train(
     split: Split,
     value_and_grad: mb.training.ValueAndGrad,
     advance: Advance,
+    kept: checkpoints.Nowhere = checkpoints.Nowhere(),  # noqa: B008
 ) -> tuple[Any, np.ndarray]:
-    """(trained parameters, mean J of every epoch), from `params`, by gradients of `value_and_grad`."""
+    """(trained parameters, mean J of every epoch), from `params` or what is kept, by gradients of `value_and_grad`."""
     optimizer = OPTIMIZERS[arguments.optimizer](arguments.learning_rate)
-    epoch = mb.training.make_epoch(objective, optimizer, arguments.batch, value_and_grad=value_and_grad)
+    epoch = spread.make_epoch(objective, optimizer, arguments.batch, value_and_grad)
     params = jax.tree.map(jnp.array, params)  # a copy, since the epoch donates its arguments' memory
-    state = optimizer.init(params)
+    params, state = spread.everywhere(kept.restored((params, optimizer.init(params))))
     key = jax.random.key(arguments.seed)
-    curve = []
-    for number in range(arguments.epochs):
+    curve = list(kept.curve)
+    for number in range(len(curve), arguments.epochs):
         params, state, values = epoch(params, state, jax.random.fold_in(key, number), split.x, split.y)
         curve.append(float(values.mean()))
         advance(f"J {curve[-1]:.4f}")
-    return params, np.asarray(curve)
+        kept.keep((params, state), curve, last=number + 1 == arguments.epochs)
+    return spread.here(params), np.asarray(curve)
 
 
 def score(objective: mb.Objective, params: Any, x: np.ndarray, y: np.ndarray) -> float:

@@ -14,7 +14,7 @@ import optax
 
 import manual_backprop as mb
 from reference import autodiff, text
-from reference.cli import curves
+from reference.cli import checkpoints, curves, processes, spread
 from reference.cli.files import BadInput, require_writable, write_atomically
 from reference.cli.flags import fill, refuse
 from reference.cli.terminal import Advance, print_table, progress
@@ -35,28 +35,28 @@ def run(arguments: Namespace) -> int:
     Raises:
         BadInput: a file or an argument that cannot be used.
     """
-    _require_consistent(arguments)
+    with processes.joined(arguments):
+        return _run(arguments)
+
+
+def _run(arguments: Namespace) -> int:
     save, picture = (None if name is None else Path(name) for name in (arguments.save, arguments.picture))
-    _require_files(arguments, save, picture)
-    words = _text(arguments.text)
-    loaded = None if arguments.load is None else load_text_network(Path(arguments.load))
-    if loaded:
-        refuse(arguments, tuple(OF_THE_NETWORK), f"cannot go with --load, which brings its own: {loaded.sizes}")
-    fill(arguments, DEFAULTS)
-    sizes = loaded.sizes if loaded else _sizes(arguments)
-    _require_length(words, sizes.length)
-    corpus = text.corpus(words, loaded.characters if loaded else None)
-    start = loaded or _fresh(sizes, corpus.characters, arguments.seed)
-    _require_known(arguments.prompt, corpus.characters)
+    start, corpus = processes.together(lambda: _prepared(arguments, save, picture))
+    compared = min(COMPARED, arguments.steps)
+    plan = checkpoints.Plan(_described(arguments, start, corpus), (arguments.steps, compared), "step", 50)
+    processes.require_same({**plan.run, "--process-count": arguments.process_count})
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # a console with a one-byte encoding cannot print every sample
         sys.stdout.reconfigure(encoding="utf-8")
     _introduce(start, corpus, "Python's documentation" if arguments.text is True else Path(arguments.text).name)
-    compared = min(COMPARED, arguments.steps)
-    with progress("steps", arguments.steps + compared) as advance:
-        by_hand, by_jax = (lambda note, who=who: advance(f"{who}, {note}") for who in ("by hand", "by jax.grad"))
-        trained, ours = train(arguments, start, corpus, mb.value_and_grad, arguments.steps, by_hand)
-        _, theirs = train(arguments, start, corpus, autodiff.value_and_grad, compared, by_jax)
+    with checkpoints.opened(arguments, plan) as (kept, kept_theirs):
+        left = arguments.steps + compared - len(kept.curve) - len(kept_theirs.curve)
+        with progress("steps", left) as advance:
+            by_hand, by_jax = (lambda note, who=who: advance(f"{who}, {note}") for who in checkpoints.FOLDERS)
+            trained, ours = train(arguments, start, corpus, mb.value_and_grad, arguments.steps, by_hand, kept)
+            _, theirs = train(arguments, start, corpus, autodiff.value_and_grad, compared, by_jax, kept_theirs)
+    if not processes.first():
+        return 0
     agree = _print(start, trained, corpus, ours, theirs)
     if picture is not None:
         content = curves.loss_curves(ours, theirs, picture.suffix.removeprefix("."))
@@ -70,6 +70,34 @@ def run(arguments: Namespace) -> int:
     return 0 if agree else 1
 
 
+def _prepared(arguments: Namespace, save: Path | None, picture: Path | None) -> tuple[TextNetwork, text.Corpus]:
+    """The network to begin with and the text as it reads it."""
+    _require_consistent(arguments)
+    _require_files(arguments, save, picture)
+    words = _text(arguments.text)
+    loaded = None if arguments.load is None else load_text_network(Path(arguments.load))
+    if loaded:
+        refuse(arguments, tuple(OF_THE_NETWORK), f"cannot go with --load, which brings its own: {loaded.sizes}")
+    fill(arguments, DEFAULTS)
+    sizes = loaded.sizes if loaded else _sizes(arguments)
+    _require_length(words, sizes.length)
+    corpus = text.corpus(words, loaded.characters if loaded else None)
+    start = loaded or _fresh(sizes, corpus.characters, arguments.seed)
+    _require_known(arguments.prompt, corpus.characters)
+    return start, corpus
+
+
+def _described(arguments: Namespace, start: TextNetwork, corpus: text.Corpus) -> dict[str, Any]:
+    """What makes the run what it is; the rate follows the number of steps, so that belongs to it."""
+    said = {name: getattr(arguments, name) for name in ("steps", "learning_rate", "batch", "seed")}
+    return {
+        "the network": str(start.sizes),
+        **{f"--{name.replace('_', '-')}": value for name, value in said.items()},
+        "the text": checkpoints.digest((corpus.characters, corpus.train, corpus.held)),
+        "--load": arguments.load and checkpoints.digest(start.params),
+    }
+
+
 def train(
     arguments: Namespace,
     start: TextNetwork,
@@ -77,20 +105,25 @@ def train(
     value_and_grad: mb.training.ValueAndGrad,
     steps: int,
     advance: Advance,
+    kept: checkpoints.Nowhere = checkpoints.Nowhere(),  # noqa: B008
 ) -> tuple[TextNetwork, np.ndarray]:
     """(trained network, loss before each step in nats a character), by the first `steps` of those asked for."""
     length, batch = start.sizes.length, arguments.batch
-    step = mb.training.make_step(objective(start), optimizer(arguments), value_and_grad=value_and_grad)
+    step = spread.make_step(objective(start), optimizer(arguments), value_and_grad)
     params = jax.tree.map(jnp.array, start.params)  # a copy, since the step donates its arguments' memory
-    state = optimizer(arguments).init(params)
-    weights = jnp.full(batch, 1 / (batch * length), jnp.float32)  # of an example's sum over its characters
-    rng, curve = np.random.default_rng(arguments.seed), []
-    for _ in range(steps):
-        x, y = text.windows(corpus.train, rng.integers(0, len(corpus.train) - length, batch), length)
+    params, state = spread.everywhere(kept.restored((params, optimizer(arguments).init(params))))
+    weights = spread.rows(np.full(batch, 1 / (batch * length), np.float32))  # of an example's sum over its characters
+    rng, curve = np.random.default_rng(arguments.seed), list(kept.curve)
+    for number in range(steps):
+        starts = rng.integers(0, len(corpus.train) - length, batch)
+        if number < len(kept.curve):  # drawn, so that the next are those of a run that was never stopped
+            continue
+        x, y = map(spread.rows, text.windows(corpus.train, starts, length))
         params, state, J = step(params, state, x, y, weights=weights)
         curve.append(float(J))
         advance(f"{curve[-1]:.4f} nats a character")
-    return replace(start, params=params), np.asarray(curve)
+        kept.keep((params, state), curve, last=number + 1 == steps)
+    return replace(start, params=spread.here(params)), np.asarray(curve)
 
 
 def objective(of: TextNetwork) -> mb.Objective:
