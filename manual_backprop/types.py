@@ -61,20 +61,6 @@ def values_here(array: Array | np.ndarray) -> np.ndarray:
     return np.concatenate([np.empty(0, array.dtype), *shards])
 
 
-def require_whole(what: str, tree: Any) -> None:
-    """Refuse arrays of which other processes hold a part.
-
-    Raises:
-        ValueError: says how to bring them here.
-    """
-    for leaf in jax.tree.leaves(tree):
-        if isinstance(leaf, jax.Array) and not (isinstance(leaf, jax.core.Tracer) or leaf.is_fully_addressable):
-            raise ValueError(
-                f"{what} needs whole arrays, but a part of {came(leaf)} lies on devices of other processes: gather it"
-                " first, in every process, by jax.experimental.multihost_utils.process_allgather(tree, tiled=True)"
-            )
-
-
 def require_number(name: str, value: Any) -> None:
     """Refuse anything but a number or a scalar array.
 

@@ -13,7 +13,7 @@ from manual_backprop import validate
 from manual_backprop.drawing import typed
 from manual_backprop.losses import Loss
 from manual_backprop.objective import Objective, Step, backprop
-from manual_backprop.types import Tree, require_whole
+from manual_backprop.types import Tree
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ def values_of(objective: Objective, params: Tree, x: Any, y: Any, key: Any) -> t
 
     Raises:
         TypeError: a key that is none.
-        ValueError: some of params, x and y, but not all; a key without these; or values that are being traced by JAX.
+        ValueError: some of params, x and y, but not all; a key without these; or values that are being traced by JAX,
+            or that other processes hold.
     """
     given = [name for name, value in (("params", params), ("x", x), ("y", y)) if value is not None]
     if not given:
@@ -47,7 +48,11 @@ def values_of(objective: Objective, params: Tree, x: Any, y: Any, key: Any) -> t
         raise ValueError(f"a graph with values needs params, x and y, got only {' and '.join(given)}")
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, x, y, key))):
         raise ValueError("a graph shows values, which are not known under jit, vmap or grad; draw it outside of them")
-    require_whole("a graph with values", (params, x, y))
+    if any(isinstance(leaf, jax.Array) and not leaf.is_fully_addressable for leaf in jax.tree.leaves((params, x, y))):
+        raise ValueError(
+            "a graph shows values of whole arrays, and a part of these lies on devices of other processes: gather them"
+            " first, in every process, by jax.experimental.multihost_utils.process_allgather(tree, tiled=True)"
+        )
     params = validate.params(objective.net, params)
     if key is not None:
         key = typed(key)

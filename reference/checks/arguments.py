@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import DTypeLike
 
-from manual_backprop.types import require_whole
+from reference.checks.inputs import require_whole
 from reference.tolerance.formats import require_floats
 
 Tree = Any
@@ -68,7 +68,7 @@ class Arguments:
         Raises:
             ValueError: names the leaf and its first entry that is nan or inf.
         """
-        require_whole("a check", self.leaves)
+        require_whole(self.leaves)
         for path, leaf in zip(self.moving_paths, self.fresh("moving"), strict=True):
             bad = np.argwhere(~np.isfinite(np.asarray(leaf, np.float64)))
             if len(bad):

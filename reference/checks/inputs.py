@@ -1,4 +1,4 @@
-"""Refuse inputs at which nothing can be shown: values that are not finite, and batches without a number in them."""
+"""Refuse inputs at which nothing can be shown: values that are not finite or not here, and batches without a number."""
 
 from typing import Any
 
@@ -33,6 +33,21 @@ def require_finite(name: str, given: Tree, rounded: Tree, dtype: str) -> None:
             raise ValueError(
                 f"{name}{jax.tree_util.keystr(path)}{at} is {number:g}{rounding}: {len(bad)} of {np.size(kept)} entries"
                 " are not finite; check at finite values"
+            )
+
+
+def require_whole(given: Tree) -> None:
+    """Refuse arrays of which other processes hold a part.
+
+    Raises:
+        ValueError: says how to bring them here.
+    """
+    for leaf in jax.tree.leaves(given):
+        if isinstance(leaf, jax.Array) and not (isinstance(leaf, jax.core.Tracer) or leaf.is_fully_addressable):
+            raise ValueError(
+                f"a check needs whole arrays, and a part of one of {list(leaf.shape)} lies on devices of other"
+                " processes: gather it first, in every process, by"
+                " jax.experimental.multihost_utils.process_allgather(tree, tiled=True)"
             )
 
 

@@ -15,10 +15,9 @@ import manual_backprop as mb
 from manual_backprop.drawing import typed
 from manual_backprop.layers import Parameters
 from manual_backprop.objective import Objective, Step
-from manual_backprop.types import require_whole
 from reference import autodiff, causes, model
 from reference.checks import blind_spots
-from reference.checks.inputs import require_finite, require_something
+from reference.checks.inputs import require_finite, require_something, require_whole
 from reference.checks.placement import Layout, Placement, gathered
 from reference.compare import as_float64, compare_leaf, require_same_structure
 from reference.equations.bounds import Arithmetic
@@ -261,7 +260,7 @@ def prepare(
         raise ValueError("a layout says how inputs lie on a mesh: give mesh= too, as from jax.make_mesh")
     require_samples(samples)
     require_floats(dtype)
-    require_whole("a check", (params, x, y, lam, weights))
+    require_whole((params, x, y, lam, weights))
     with jax.enable_x64(True):
         (params, x, y), given = _checked(objective, (params, x, y), {"lam": lam, "weights": weights}, dtype)
         hiding = blind_spots.degenerate_leaves(params)

@@ -22,7 +22,7 @@ OPTIONS = ("every", "keep", "resume")
 KEPT = 3
 FOLDERS = {"by hand": "by_hand", "by jax.grad": "by_jax_grad"}
 Described = Mapping[str, Any]
-"""What a run is: names of arguments and their values, as JSON has them."""
+"""A run in words: names of arguments and their values, as JSON has them."""
 
 
 class Nowhere:

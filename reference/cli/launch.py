@@ -1,13 +1,11 @@
 """`train --processes N`: the same command in N processes of this machine, and an eye on all of them."""
 
 import json
-import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -18,7 +16,7 @@ from reference.cli.flags import refuse
 
 OF_ONE = ("coordinator", "process_count", "process_id")
 GRACE = 5.0  # seconds that all processes have to end after one has refused its input
-BEGIN = "import sys; from reference.cli.launch import begin; sys.exit(begin(sys.argv[1]))"
+BEGIN = "import sys; from reference.cli.command import begin; sys.exit(begin(sys.argv[1]))"
 
 
 def run(arguments: Namespace) -> int:
@@ -61,22 +59,10 @@ def run(arguments: Namespace) -> int:
         return 128 - status if status < 0 else status
 
 
-def begin(words: str) -> int:
-    """Be one of the processes: run the command, and end when the process that started this one has ended."""
-    from reference.cli.command import answered
-
-    def end_with_parent() -> None:
-        os.read(0, 1)  # nothing is ever written: it returns when the other end is closed
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    return answered(Namespace(**json.loads(words)))
-
-
 def _first_dead(children: Sequence[subprocess.Popen]) -> int | None:
     """Wait; return the number of a process that died before the others, or None where all have ended in good order."""
     refused: float | None = None
-    while any(child.poll() is None for child in children):
+    while None in [child.poll() for child in children]:  # every one is asked, each time
         for number, child in enumerate(children):
             status = child.returncode
             if status is None or status == 0:

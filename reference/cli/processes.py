@@ -132,7 +132,7 @@ def require_same(described: Mapping[str, Any]) -> None:
 
 
 def differing(left: Mapping[str, Any], right: Mapping[str, Any], here: str, there: str) -> str:
-    """What differs between two runs, in words; "" where nothing does."""
+    """Say in words where two runs differ; "" where they do not."""
     names = [name for name in {**left, **right} if left.get(name) != right.get(name)]
     return ", ".join(f"{name} is {left.get(name)} {here} and {right.get(name)} {there}" for name in names)
 

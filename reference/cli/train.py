@@ -116,7 +116,7 @@ def _prepared(arguments: Namespace, save: Path | None) -> tuple[data.Dataset, Sp
 
 
 def _described(arguments: Namespace, objective: mb.Objective, dataset: data.Dataset, params: Any) -> dict[str, Any]:
-    """What makes the run what it is, but for the number of its epochs."""
+    """All that the run depends on, but for the number of its epochs."""
     said = {name: getattr(arguments, name) for name in ("optimizer", "learning_rate", "batch", "lam", "seed")}
     return {
         "the network": str(objective.net),

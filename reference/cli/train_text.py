@@ -88,7 +88,7 @@ def _prepared(arguments: Namespace, save: Path | None, picture: Path | None) -> 
 
 
 def _described(arguments: Namespace, start: TextNetwork, corpus: text.Corpus) -> dict[str, Any]:
-    """What makes the run what it is; the rate follows the number of steps, so that belongs to it."""
+    """All that the run depends on; the number of steps as well, since the rate follows it."""
     said = {name: getattr(arguments, name) for name in ("steps", "learning_rate", "batch", "seed")}
     return {
         "the network": str(start.sizes),

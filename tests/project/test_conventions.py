@@ -190,6 +190,7 @@ def test_only_the_check_and_what_stands_above_it_call_both_programs():
         "train.py",
         "train_text.py",
         "text_network.py",
+        "spread.py",
         "graph.py",
     }
     assert both == about_ours | {"layer.py", "layer_quantities.py", "user.py"}
