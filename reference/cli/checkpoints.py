@@ -140,19 +140,19 @@ def opened(arguments: Namespace, plan: Plan) -> Iterator[Sequence[Nowhere]]:
         BadInput: a flag without --checkpoint, no orbax-checkpoint, a folder that cannot be used, checkpoints that are
             there already without --resume, or those of another run.
     """
-    if arguments.checkpoint is None:
-        refuse(arguments, OPTIONS, "cannot go without --checkpoint DIR, the folder to keep checkpoints in: add it")
     with ExitStack() as managers:
-        kept: Sequence[Nowhere] = (Nowhere(), Nowhere())
-        if arguments.checkpoint is not None:
-            kept = processes.together(lambda: _begun(arguments, plan, managers) if processes.first() else kept)
-            curves = json.loads(processes.gathered(json.dumps([one.curve for one in kept]))[0])
-            for one, curve in zip(kept, curves, strict=True):
-                one.curve = tuple(curve)
+        kept = processes.together(lambda: _begun(arguments, plan, managers))
+        curves = json.loads(processes.gathered(json.dumps([one.curve for one in kept]))[0])
+        for one, curve in zip(kept, curves, strict=True):
+            one.curve = tuple(curve)
         yield kept
 
 
-def _begun(arguments: Namespace, plan: Plan, managers: ExitStack) -> list[Checkpoints]:
+def _begun(arguments: Namespace, plan: Plan, managers: ExitStack) -> Sequence[Nowhere]:
+    if arguments.checkpoint is None:
+        refuse(arguments, OPTIONS, "cannot go without --checkpoint DIR, the folder to keep checkpoints in: add it")
+    if arguments.checkpoint is None or not processes.first():
+        return Nowhere(), Nowhere()
     try:
         import orbax.checkpoint as ocp
     except ImportError as error:
@@ -161,6 +161,9 @@ def _begun(arguments: Namespace, plan: Plan, managers: ExitStack) -> list[Checkp
             ' python -m pip install -e ".[checkpoint]"'
         ) from error
     folder, begun = Path(arguments.checkpoint).absolute(), []
+    if not arguments.resume and any(path.name.isdigit() for path in folder.glob("by_*/*")):
+        raise BadInput(f"{folder} holds checkpoints already: add --resume to go on from them, or name another folder")
+    managers.enter_context(_late_readers_unheard())
     for (who, name), rounds in zip(FOLDERS.items(), plan.rounds, strict=True):
         try:
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -175,10 +178,6 @@ def _begun(arguments: Namespace, plan: Plan, managers: ExitStack) -> list[Checkp
             ),
         )
         manager = managers.enter_context(ocp.CheckpointManager(folder / name, options=options))
-        if manager.all_steps() and not arguments.resume:
-            raise BadInput(
-                f"{folder} holds checkpoints already: add --resume to go on from them, or name another folder"
-            )
         begun.append(Checkpoints(folder / name, manager, plan.run, arguments.every or plan.every))
         done = len(begun[-1].curve)
         if done > rounds:
@@ -190,12 +189,29 @@ def _begun(arguments: Namespace, plan: Plan, managers: ExitStack) -> list[Checkp
     return begun
 
 
+@contextmanager
+def _late_readers_unheard() -> Iterator[None]:
+    """Arrays are read side by side; those that fail after the first did would complain that nobody waits for them."""
+    before = sys.unraisablehook
+
+    def hook(found: Any) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            before(found)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
 def digest(tree: Any) -> str:
     """The beginning of the SHA-256 of a tree's arrays: their places, dtypes, shapes and entries."""
     found = hashlib.sha256()
     for name, leaf in sorted(_named(tree).items()):
         array = np.asarray(leaf)
-        found.update(f"{name} {array.dtype} {array.shape}\n".encode() + array.tobytes())
+        found.update(f"{name} {array.dtype} {array.shape}\n".encode())
+        found.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return found.hexdigest()[:16]
 
 

@@ -187,7 +187,9 @@ def _parser() -> argparse.ArgumentParser:
         " on this machine; the other flags, or MANUAL_BACKPROP_COORDINATOR, _PROCESS_COUNT and _PROCESS_ID in the"
         " environment, are for a launcher that starts the command once on every host.",
     )
-    several.add_argument("--processes", type=_positive, metavar="N", help="how many to start on this machine")
+    several.add_argument(
+        "--processes", type=_positive, metavar="N", help="how many to start on this machine, on its CPUs"
+    )
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 can be reached by all")
     several.add_argument("--process-count", type=_positive, metavar="N", help="how many there are")
     several.add_argument("--process-id", type=_natural, metavar="I", help="which one this is, from 0")

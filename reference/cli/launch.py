@@ -1,6 +1,7 @@
 """`train --processes N`: the same command in N processes of this machine, and an eye on all of them."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -45,6 +46,7 @@ def run(arguments: Namespace) -> int:
                     stdin=subprocess.PIPE,
                     stdout=None if number == 0 else subprocess.DEVNULL,
                     stderr=said,
+                    env={"JAX_PLATFORMS": "cpu"} | os.environ,
                     start_new_session=True,
                 )
             )

@@ -25,6 +25,7 @@ VARIABLES = {
     "process_id": "MANUAL_BACKPROP_PROCESS_ID",
 }
 JOIN_TIMEOUT = 300  # seconds
+LEAVE_TIMEOUT = 86400  # seconds that the others wait in the end for process 0, which alone prints, writes and samples
 HEARTBEAT = 10  # seconds without a sign of life after which a process counts as dead, and all others stop
 PACKAGES = ("manual_backprop", "reference")
 Result = TypeVar("Result")
@@ -212,6 +213,7 @@ def _meet(arguments: Namespace) -> None:
             number,
             initialization_timeout=limit + 60,
             heartbeat_timeout_seconds=HEARTBEAT,
+            shutdown_timeout_seconds=LEAVE_TIMEOUT,
         )
         jax.process_count()  # the devices of all processes are known from here on
     finally:

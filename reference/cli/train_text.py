@@ -155,7 +155,7 @@ def held_out_losses(ids: np.ndarray, *networks: TextNetwork) -> tuple[list[float
 def _require_consistent(arguments: Namespace) -> None:
     refuse(arguments, OF_A_TABLE, "cannot go with --text, which trains a GPT on characters: leave one of them out")
     if arguments.steps == 0:
-        refuse(arguments, [*OF_STEPS, "picture"], "cannot go with --steps 0, which trains nothing")
+        refuse(arguments, [*OF_STEPS, "picture", "checkpoint"], "cannot go with --steps 0, which trains nothing")
     if arguments.sample == 0:
         refuse(arguments, ["temperature", "prompt"], "cannot go with --sample 0, which writes nothing")
     if arguments.prompt == "":

@@ -277,7 +277,8 @@ key = jax.random.key(1)
 state = optax.sgd(0.1).init(params)
 one = epoch(copy(), state, key, x, y)
 of_rows = epoch(copy(), state, key, shared(x), shared(y))
-by_command = spread.make_epoch(objective, optax.sgd(0.1), 3, mb.value_and_grad)(spread.everywhere(copy()), state, key, x, y)
+spread_epoch = spread.make_epoch(objective, optax.sgd(0.1), 3, mb.value_and_grad)
+by_command = spread_epoch(spread.everywhere(copy()), state, key, x, y)
 for two in (of_rows, by_command):
     for ours, theirs in zip(jax.tree.leaves((two[0], two[2])), jax.tree.leaves((one[0], one[2])), strict=True):
         assert np.abs(np.asarray(ours) - theirs).max() <= 1e-12 * np.abs(theirs).max()
