@@ -177,7 +177,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     kept.add_argument("--checkpoint", metavar="DIR", help="keep checkpoints in DIR")
     kept.add_argument(
-        "--every", type=_positive, metavar="N", help="epochs from one to the next (default 1; steps with --text: 50)"
+        "--every",
+        type=_positive,
+        metavar="N",
+        help="epochs, with --text steps, from one to the next (default a tenth of the run)",
     )
     kept.add_argument("--keep", type=_positive, metavar="K", help="of each run, the last K (default 3)")
     kept.add_argument("--resume", action="store_true", help="go on from the last one in DIR, if there is any")

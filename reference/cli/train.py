@@ -72,7 +72,7 @@ def _run(arguments: Namespace) -> int:
     dataset, split, net, params = processes.together(lambda: _prepared(arguments, save))
     loss = mb.softmax_cross_entropy if split.classes else mb.squared_error
     objective = mb.Objective(net, loss, mb.Frobenius(arguments.lam))
-    plan = checkpoints.Plan(_described(arguments, objective, dataset, params), (arguments.epochs,) * 2, "epoch", 1)
+    plan = checkpoints.Plan(_described(arguments, objective, dataset, params), (arguments.epochs,) * 2, "epoch")
     processes.require_same({**plan.run, "--epochs": arguments.epochs, "--process-count": arguments.process_count})
 
     print(f"{net}\n{len(split.x)} examples of {dataset.name} to train on, {len(split.x_held)} held out\n")

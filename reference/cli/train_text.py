@@ -43,7 +43,7 @@ def _run(arguments: Namespace) -> int:
     save, picture = (None if name is None else Path(name) for name in (arguments.save, arguments.picture))
     start, corpus = processes.together(lambda: _prepared(arguments, save, picture))
     compared = min(COMPARED, arguments.steps)
-    plan = checkpoints.Plan(_described(arguments, start, corpus), (arguments.steps, compared), "step", 50)
+    plan = checkpoints.Plan(_described(arguments, start, corpus), (arguments.steps, compared), "step")
     processes.require_same({**plan.run, "--process-count": arguments.process_count})
 
     if isinstance(sys.stdout, io.TextIOWrapper):  # a console with a one-byte encoding cannot print every sample

@@ -331,10 +331,19 @@ def test_numbers_below_one_are_refused(capsys, flag):
     assert "must be 1 or more, got 0" in capsys.readouterr().err
 
 
+def test_a_tenth_of_a_run_lies_between_checkpoints_that_nobody_counted(capsys, tmp_path, table):
+    folder = tmp_path / "kept"
+    assert run(capsys, "--data", table, *SMALL[:-1], "35", "--checkpoint", str(folder), "--keep", "99")[0] == 0
+    expected = {str(k) for k in range(3, 36, 3)} | {"35"}
+    assert {path.name for path in (folder / "by_hand").iterdir()} == expected
+    assert {path.name for path in (folder / "by_jax_grad").iterdir()} == expected
+
+
 def test_without_orbax_the_error_says_how_to_install_it(capsys, monkeypatch, tmp_path, table):
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     status, _, err = run(capsys, "--data", table, *SMALL, "--checkpoint", str(tmp_path / "kept"))
     assert status == 2
+    assert "needs orbax-checkpoint, which is not installed" in err
     assert 'python -m pip install -e ".[checkpoint]"' in err
 
 

@@ -371,7 +371,19 @@ def test_a_launcher_loses_a_process_and_the_others_end(tmp_path, table):
 @pytest.mark.evidence
 def test_processes_end_with_the_one_that_started_them(tmp_path, table):
     folder = tmp_path / "kept"
-    arguments = ["--data", table, *SMALL, "--epochs", "5000", "--checkpoint", str(folder), "--processes", "2"]
+    arguments = [
+        "--data",
+        table,
+        *SMALL,
+        "--epochs",
+        "5000",
+        "--checkpoint",
+        str(folder),
+        "--processes",
+        "2",
+        "--every",
+        "10",
+    ]
     command = subprocess.Popen(
         [*COMMAND, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
     )
