@@ -194,6 +194,7 @@ def test_a_process_that_waits_for_others_in_vain_says_so(table):
     assert "--join-timeout sets the limit" in err
 
 
+@pytest.mark.evidence
 def test_bad_input_of_a_run_in_several_processes_is_said_once(table, tmp_path):
     status, out, err = run("--data", f"{table}.none", *SMALL, "--processes", "2")
     assert (status, out) == (2, "")
