@@ -108,6 +108,15 @@ def automatic(formula: Callable[..., Any], lies: Tree, *arrays: Tree) -> Any:
     return jax.sharding.auto_axes(formula, out_sharding=out)(*arrays)
 
 
+def everywhere(formula: Callable[..., Any], *arrays: Tree) -> Any:
+    """The same, where nobody knows what the formula returns: its results lie on every device."""
+    if not is_explicit(*jax.tree.leaves(arrays)):
+        return formula(*arrays)
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays)
+    lies = jax.tree.map(lambda leaf: PartitionSpec(), jax.eval_shape(formula, *shapes))
+    return automatic(formula, lies, *arrays)
+
+
 def _sharding(lies: Iterable[Any], *arrays: Any) -> NamedSharding | None:
     """Results that lie so, or None where no array is split over an explicit axis."""
     if not is_explicit(*arrays):

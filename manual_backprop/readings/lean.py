@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxtyping import Array, PRNGKeyArray
 
+from manual_backprop import explicit
 from manual_backprop.drawing import layer_keys
 from manual_backprop.network.tied_readout import OfBoth
 from manual_backprop.objective import Objective, into_readout
@@ -80,5 +81,15 @@ def _read(
     if split.body is not None:
         of_body, keys = split.of_body(params), None if keys is None else split.of_body(keys)
         _, found = backward_sweep(split.body, of_body, trace, d, reader=below, lean=True, keys=keys)
-    own = OfTiedRows(rows) if split.by_table else rows
-    return losses, split.join(found, lambda: reader(own), lambda lookup: reader(OfBoth(lookup, OfTiedRows(rows))))
+
+    def alone(rows: OfRows) -> Any:
+        return reader(OfTiedRows(rows) if split.by_table else rows)
+
+    def with_lookup(lookup: SharedLookup, rows: OfRows) -> Any:
+        return reader(OfBoth(lookup, OfTiedRows(rows)))
+
+    return losses, split.join(
+        found,
+        lambda: explicit.everywhere(alone, rows),
+        lambda lookup: explicit.everywhere(with_lookup, lookup, rows),
+    )
