@@ -173,7 +173,7 @@ ROWS: dict[str, list[Callable[[], Row]]] = {
         for n, heads, length, size in ((4, 4, 256, 32), (1, 8, 1024, 64), (1, 4, 2048, 64))
         for block in (None, 64, 128)
     ],
-    "readout": [partial(of_readout, 4096, 256, 8192, 256), partial(of_readout, 2048, 512, 32000, 128)],
+    "readout": [partial(of_readout, 4096, 256, 8192, 128), partial(of_readout, 2048, 512, 32000, 128)],
 }
 
 

@@ -82,6 +82,10 @@ def test_every_layout_gives_the_numbers_of_one_device(layout):
 class Checkpointed(mb.Residual):
     """A block that jax.grad runs forward again, as a recomputing `Repeat` does."""
 
+    @classmethod
+    def specimen(cls, block: Any, n: int) -> None:
+        """None: it stays out of the catalogue."""
+
 
 @model.through.register
 def _(node: Checkpointed, at: Any, x: Any, params: Any, *uses: Any) -> Any:
