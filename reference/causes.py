@@ -192,7 +192,10 @@ def _ratio_of_devices(leaf: _Difference) -> str | None:
 
 
 def _any_ratio(leaf: _Difference) -> str | None:
-    return None if leaf.ratio is None else _cause_of_ratio(leaf.ratio, leaf.context.n_examples, leaf.match)
+    """A constant factor; of a number on several devices every fault is one, and the leaves after it say more."""
+    if leaf.ratio is None or (leaf.manual.size == 1 and leaf.context.blocks):
+        return None
+    return _cause_of_ratio(leaf.ratio, leaf.context.n_examples, leaf.match)
 
 
 def _wrong_without_the_penalty(leaf: _Difference) -> str | None:

@@ -28,7 +28,7 @@ class Shards:
         for count in counts:
             more, less = f"{count} times over", f"divided by {count}"
             yield f"{more}: a sum over devices where a mean is meant, or a second sum", count * loss + penalty
-            yield f"{more}, penalty and all: summed over devices that hold the whole already", count * (loss + penalty)
+            yield f"{more}, penalty and all: a sum over devices where a mean is meant", count * (loss + penalty)
             yield f"{less} once too often: a mean over devices where the sum is meant", loss / count + penalty
             if penalty.any():
                 yield f"the penalty {more}: every device adds it before the sum (B6)", loss + count * penalty
@@ -46,6 +46,7 @@ class Shards:
             yield never, part + penalty / n
             lacking = f"the rows of shard {k} are missing in the sum over shards"
             yield lacking, loss - part + penalty
+            yield lacking, loss - part + penalty * (n - 1) / n
             yield lacking, (loss - part) * n / max(n - 1, 1) + penalty
             yield f"the rows of shard {k} are counted twice", loss + part + penalty
 

@@ -94,6 +94,12 @@ def _leave(status: int) -> None:
     os._exit(status)
 
 
+def how_many() -> str:
+    """The processes and devices that take part, in words."""
+    several = f"in {jax.process_count()} processes, " if jax.process_count() > 1 else ""
+    return f"{several}on {jax.device_count()} device{'s' if jax.device_count() > 1 else ''}"
+
+
 def first() -> bool:
     """Whether this process prints and writes."""
     return jax.process_index() == 0

@@ -75,7 +75,8 @@ def _run(arguments: Namespace) -> int:
     plan = checkpoints.Plan(_described(arguments, objective, dataset, params), (arguments.epochs,) * 2, "epoch")
     processes.require_same({**plan.run, "--epochs": arguments.epochs, "--process-count": arguments.process_count})
 
-    print(f"{net}\n{len(split.x)} examples of {dataset.name} to train on, {len(split.x_held)} held out\n")
+    print(f"{net}\n{len(split.x)} examples of {dataset.name} to train on, {len(split.x_held)} held out")
+    print(f"{processes.how_many()}\n")
     with checkpoints.opened(arguments, plan) as (kept, kept_theirs):
         left = 2 * arguments.epochs - len(kept.curve) - len(kept_theirs.curve)
         with progress("epochs", left) as advance:

@@ -103,6 +103,10 @@ FAULTS: dict[str, tuple[Callable[[Any, Any, int], Any], str]] = {
     "penalty averaged": (lambda g, p, n: mean(g) + p / n, "the penalty divided by 4"),
     "all of it summed again": (lambda g, p, n: total(mean(g) + p), "4 times over, penalty and all"),
     "a shard's rows missing": (lambda g, p, n: mean(g - of(1, g)) + p, "the rows of shard 1 are missing"),
+    "a shard's gradient zeroed": (
+        lambda g, p, n: mean(g + p - of(1, g + p)),
+        "the rows of shard 1 are missing",
+    ),
     "a mean over three": (lambda g, p, n: total((g - of(3, g)) / 3) + p, "the rows of shard 3 are missing"),
     "a shard's rows twice": (lambda g, p, n: mean(g + of(0, g)) + p, "the rows of shard 0 are counted twice"),
     "largest for mean": (

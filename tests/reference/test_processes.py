@@ -112,6 +112,7 @@ def test_two_processes_train_what_one_trains_killed_and_resumed_bit_for_bit(caps
     status, out, err = run(*arguments, "--processes", "2", "--save", str(two), devices=2)
     assert status == 0, err
     assert out.splitlines()[0] == alone.splitlines()[0]  # and nothing of what connects the processes
+    assert "\nin 2 processes, on 4 devices\n" in out
     assert out.count("loss curves: equal to rounding") == 1
     assert apart(one, two) < FLOAT32
     losses = [
