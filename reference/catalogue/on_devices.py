@@ -64,12 +64,17 @@ class Laid:
         return jax.make_mesh((self.devices // 2, 2), ("data", "model"), axis_types=(AXES[self.axes],) * 2)
 
     def layout_of(self, net: Node, params: Any) -> str:
-        """The layout; "data" for a network whose widths the devices do not divide."""
+        """The layout."""
+        return self.layout
+
+    def splits(self, net: Node) -> bool:
+        """Whether the devices divide a width of the network that the layout splits; "data" splits none."""
+        params = jax.eval_shape(lambda: net.init(jax.random.key(0)))
         try:
             mb.sharding.specs(net, params, self.layout, self.mesh())
         except ValueError:
-            return "data"
-        return self.layout
+            return False
+        return True
 
     def value_and_grad(self) -> ValueAndGrad:
         """That of one device, which XLA splits."""
@@ -109,9 +114,15 @@ class Piped:
         return partial(mb.pipeline, mesh=self.mesh(), microbatches=MICROBATCHES, schedule=self.schedule, data="data")
 
 
-def ways(devices: int) -> tuple[Way, ...]:
-    """Every layout with axes of either kind; network i of the catalogue takes way i, counted round."""
-    return tuple(Laid(layout, axes, devices) for axes in AXES for layout in mb.sharding.LAYOUTS)
+def layouts(nets: Sequence[Node], devices: int) -> list[Laid]:
+    """For each network a layout that splits it, with axes of either kind: the one that was taken least so far."""
+    ways = [Laid(layout, axes, devices) for axes in AXES for layout in mb.sharding.LAYOUTS]
+    taken = dict.fromkeys(ways, 0)
+    found = []
+    for net in nets:
+        found.append(min((way for way in ways if way.splits(net)), key=taken.__getitem__))
+        taken[found[-1]] += 1
+    return found
 
 
 def pipelines(nets: Sequence[Node], devices: int) -> list[Piped | None]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import cycle
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ import numpy as np
 import manual_backprop as mb
 from reference import model
 from reference.catalogue import networks, published, sequences
-from reference.catalogue.on_devices import Way, pipelines, ways
+from reference.catalogue.on_devices import Way, layouts, pipelines
 from reference.checks.step import Judge, by_hand, prepare
 from reference.equations.chain import written_out
 from reference.reports.run import NetworkResult, Pictures
@@ -56,8 +55,9 @@ def tasks(plans: list[Plan], examples: list[published.Example]) -> list[Task]:
 def on_devices(plans: list[Plan], devices: int) -> list[Task]:
     """A task for each network of the catalogue in a layout, and one for each that can be a pipeline."""
     every = tasks(plans, [])
-    piped = pipelines([task.build().objective.net for task in every], devices)
-    pairs = [*zip(every, cycle(ways(devices)), strict=False), *zip(every, piped, strict=True)]
+    nets = [task.build().objective.net for task in every]
+    ways: list[Way | None] = [*layouts(nets, devices), *pipelines(nets, devices)]
+    pairs = zip((*every, *every), ways, strict=True)
     return [replace(task, name=f"{task.name}; {way.name}", way=way) for task, way in pairs if way is not None]
 
 

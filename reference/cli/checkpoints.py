@@ -51,7 +51,8 @@ class Checkpoints(Nowhere):
         self._arrays = self._newest()
         self.curve = tuple(map(float, self._arrays.pop("curve", ())))
 
-    def restored(self, state: Any) -> Any:  # noqa: D102
+    def restored(self, state: Any) -> Any:
+        """The newest checkpoint in the form of this state; the state itself where there is none."""
         if not self._arrays:
             return state
         expected, found = (
@@ -63,7 +64,8 @@ class Checkpoints(Nowhere):
             raise BadInput(f"{self._folder} holds checkpoints of other arrays: {other}; name another folder")
         return jax.tree.unflatten(jax.tree.structure(state), [jnp.asarray(self._arrays[name]) for name in expected])
 
-    def keep(self, state: Any, curve: Sequence[float], *, last: bool) -> None:  # noqa: D102
+    def keep(self, state: Any, curve: Sequence[float], *, last: bool) -> None:
+        """Write a checkpoint, where one is due or this is the last; a state that stands there is not written again."""
         if len(curve) == len(self.curve) or not (last or len(curve) % self._every == 0):
             return
         import orbax.checkpoint as ocp

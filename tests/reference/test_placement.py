@@ -16,6 +16,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 import manual_backprop as mb
 import reference
+from reference.catalogue.on_devices import layouts
 from reference.cli import main
 
 RNG = np.random.default_rng(0)
@@ -162,6 +163,16 @@ def test_the_catalogue_is_proven_on_devices(capsys):
     assert "Hand-written gradients on 8 devices against jax.grad" in printed
     assert re.search(r"^data, explicit axes +\d", printed, re.MULTILINE)
     assert "ALL PROVEN" in printed
+
+
+def test_a_network_is_named_by_the_layout_that_it_has():
+    """No axis of 10 is split over four devices, so "fsdp" would be "data" by another name."""
+    of_tens = {way.layout for way in layouts([mb.mlp((10, 10, 1))] * 12, 8)}
+    assert of_tens == {"data", "tensor", "2d"}
+    ways = layouts([NET] * 8, 8)
+    assert {(way.layout, way.axes) for way in ways} == {
+        (layout, axes) for layout in mb.sharding.LAYOUTS for axes in ("automatic", "explicit")
+    }
 
 
 @pytest.mark.evidence
