@@ -3,7 +3,8 @@
 import os
 import subprocess
 import sys
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -29,6 +30,19 @@ def in_its_own_process(code: str) -> subprocess.CompletedProcess:
 def by_operation() -> AbstractContextManager[Any]:
     """`jax.jit` leaves functions as they are: single operations are compiled, once for all tests that use them."""
     return mock.patch.object(jax, "jit", lambda function, **options: function)
+
+
+@contextmanager
+def as_a_user() -> Iterator[None]:
+    """JAX as it is where nobody has made it strict."""
+    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def small_gpt(batch: int) -> list[str]:
+    """Options of `train --text` for a network of one block and nine steps."""
+    sizes = {"width": 8, "heads": 2, "layers": 1, "length": 8, "batch": batch, "steps": 9, "sample": 0}
+    return [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
 
 
 def array(values: np.ndarray, dtype: Any = "float64") -> jax.Array:

@@ -9,37 +9,22 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
+from helpers import as_a_user, small_gpt
 
 from reference import cli
 from reference.cli import checkpoints
 
 EPOCHS = 12
 SMALL = ["--hidden", "4", "--batch", "16", "--epochs", str(EPOCHS)]
-GPT = [
-    "--width",
-    "8",
-    "--heads",
-    "2",
-    "--layers",
-    "1",
-    "--length",
-    "8",
-    "--batch",
-    "4",
-    "--steps",
-    "9",
-    "--sample",
-    "0",
-]
+GPT = small_gpt(batch=4)
 COMMAND = "import sys; from reference.cli import main; sys.exit(main())"
 
 
 @pytest.fixture(autouse=True)
 def _as_a_user():
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with as_a_user():
         yield
 
 
@@ -64,7 +49,7 @@ def words(tmp_path_factory):
 def alone(table, tmp_path_factory):
     """What a run writes that nobody stops and that keeps no checkpoints."""
     path = tmp_path_factory.mktemp("alone") / "net.npz"
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with as_a_user():
         assert cli.main(["train", "--data", table, *SMALL, "--save", str(path)]) == 0
     return path
 
@@ -208,7 +193,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_named_and_the_one_before_it_is_ta
 def kept_five(table, tmp_path_factory):
     """The checkpoints of five epochs."""
     folder = tmp_path_factory.mktemp("five") / "kept"
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with as_a_user():
         assert cli.main(["train", "--data", table, *SMALL[:-1], "5", "--checkpoint", str(folder)]) == 0
     return folder
 

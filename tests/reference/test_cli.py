@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import in_its_own_process
+from helpers import as_a_user, in_its_own_process
 
 import manual_backprop as mb
 from reference import cli, compare
@@ -23,7 +23,7 @@ from reference.reports import formats
 @pytest.fixture(autouse=True)
 def _as_a_user():
     """The command runs with JAX's defaults, not with the tests' strictness."""
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with as_a_user():
         yield
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import as_a_user
 
 from benchmarks.elsewhere import functions
 from benchmarks.elsewhere.cases import drawn, itself, rule, within
@@ -20,7 +21,7 @@ from benchmarks.elsewhere.faulty.truth import Truth
 @pytest.fixture(autouse=True)
 def defaults():
     """JAX's own settings, which the functions of others are written for."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.enable_x64(False):
+    with as_a_user():
         yield
 
 

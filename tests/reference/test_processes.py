@@ -8,9 +8,9 @@ import sys
 import time
 from argparse import Namespace
 
-import jax
 import numpy as np
 import pytest
+from helpers import as_a_user, small_gpt
 
 from reference import cli
 from reference.cli import launch, processes
@@ -18,28 +18,13 @@ from reference.cli.files import BadInput
 
 FLOAT32 = 1e-5  # of an array's largest entry, after the steps that are taken here
 SMALL = ["--hidden", "4", "--batch", "17", "--epochs", "3", "--optimizer", "sgd", "--learning-rate", "0.1"]
-GPT = [
-    "--width",
-    "8",
-    "--heads",
-    "2",
-    "--layers",
-    "1",
-    "--length",
-    "8",
-    "--batch",
-    "5",
-    "--steps",
-    "9",
-    "--sample",
-    "0",
-]
+GPT = small_gpt(batch=5)
 COMMAND = [sys.executable, "-c", "import sys; from reference.cli import main; sys.exit(main())", "train"]
 
 
 @pytest.fixture(autouse=True)
 def _as_a_user():
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    with as_a_user():
         yield
 
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import as_a_user
 from jax import lax
 
 from reference.checks.gradient import check_gradient
@@ -19,7 +20,7 @@ QUICK = {"dtype": "float32", "transforms": "eager"}
 @pytest.fixture(autouse=True)
 def defaults():
     """JAX's own settings."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"), jax.enable_x64(False):
+    with as_a_user():
         yield
 
 
