@@ -1,5 +1,6 @@
 """`manual-backprop check`: prove the catalogue, or a user's function, and print the results."""
 
+import gc
 import os
 import platform
 import sys
@@ -30,6 +31,7 @@ from reference.xla import quick
 SHOWN_FAILURES = 10
 FORMATS = ("json", "junit", "markdown", "html")
 AGAIN = "MANUAL_BACKPROP_VIRTUAL_DEVICES"  # tells a process that it was started with virtual devices
+MANY = 100_000  # objects between two collections: tracing makes many, hardly any of them garbage
 EXIT = {"pass": 0, "fail": 1, "inconclusive": 3}
 OF_A_TARGET = ("args", "gradient", "raw", "argnums", "dtype", "approximation", "thorough", "witnesses")
 OF_THE_CATALOGUE = ("imports", "only", "quick", "mutate", "list", "devices")
@@ -43,6 +45,7 @@ def run(arguments: Namespace) -> int:
             target that cannot be checked, a module that cannot be imported or that adds nothing to the catalogue.
     """
     _require_consistent(arguments)
+    gc.set_threshold(MANY, 20, 20)
     if arguments.devices is not None and jax.device_count() < arguments.devices:
         return _on_virtual_devices(arguments)
     files = {name: getattr(arguments, name) for name in FORMATS}
