@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from manual_backprop import explicit
 from manual_backprop.losses.base import (
     Loss,
     Outputs,
@@ -139,7 +140,7 @@ class SoftmaxCrossEntropy(Loss):
         p, mass = _softmax(wide), self._curvature(wide, y)
         self._require_root(self.counted(mass, y))
         unit = jnp.eye(o.shape[-1], dtype=p.dtype).reshape(*(1,) * (o.ndim - 1), *2 * o.shape[-1:])
-        columns = jnp.sqrt(mass * p)[..., None] * (p[..., None, :] - unit)
+        columns = jnp.sqrt(mass * explicit.whole(p, p.ndim - 1))[..., None] * (p[..., None, :] - unit)
         if self.z_loss:
             columns = columns + jnp.sqrt(2 * self.z_loss * p)[..., None] * p[..., None, :]
         columns = self.counted(columns, y)
@@ -158,8 +159,12 @@ class SoftmaxCrossEntropy(Loss):
             )
         check_given(self, o)
         (wide,) = widened(o)
-        labels = jax.random.categorical(key, wide, mode="high")  # "low" is wrong for p < 1e-7 in float32
-        return _less_at(_softmax(wide), labels, 1.0).astype(o.dtype)
+
+        def error(key: PRNGKeyArray, wide: Array) -> Array:
+            labels = jax.random.categorical(key, wide, mode="high")  # "low" is wrong for p < 1e-7 in float32
+            return _less_at(_softmax(wide), labels, 1.0)
+
+        return explicit.automatic(error, explicit.lies_as(wide), key, wide).astype(o.dtype)
 
     def target_derivative(self, o: Outputs, y: Targets) -> Targets:
         """-(1 - s) log softmax(o), for target distributions."""

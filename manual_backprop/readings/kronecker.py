@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from manual_backprop import validate
+from manual_backprop import explicit, validate
 from manual_backprop.layers.base import Layer, LayerTrace, Parameters
 from manual_backprop.layers.dense import OuterProduct
 from manual_backprop.layers.factor import Factor, NoParameters
@@ -119,21 +119,28 @@ def kfac_direction(factors: Tree, gradients: Tree, damping: float | Float[Array,
         if factor is None:
             return gradient
         dW, db = gradient.W, gradient.b
-        joint = dW if db is None else jnp.concatenate([dW, db[..., None]], axis=-1)
-        if factor.A.shape[-1] != joint.shape[-1] or factor.G.shape[-1] != dW.shape[-2] or factor.A.ndim != dW.ndim:
+        columns = dW.shape[-1] + (db is not None)
+        if factor.A.shape[-1] != columns or factor.G.shape[-1] != dW.shape[-2] or factor.A.ndim != dW.ndim:
             raise ValueError(
                 f"factors A {list(factor.A.shape)} and G {list(factor.G.shape)} do not fit the gradient W"
                 f" {list(dW.shape)} {'without' if db is None else 'with'} a bias"
             )
-        of_A, basis_A = jnp.linalg.eigh(factor.A)
-        of_G, basis_G = jnp.linalg.eigh(factor.G)
-        turned = jnp.swapaxes(basis_G, -1, -2) @ joint @ basis_A
-        # eigh may give a tiny negative where the true eigenvalue is 0
-        scales = jnp.maximum(of_G, 0)[..., :, None] * jnp.maximum(of_A, 0)[..., None, :] + bound
-        solved = basis_G @ (turned / scales) @ jnp.swapaxes(basis_A, -1, -2)
-        return type(gradient)(W=solved[..., : dW.shape[-1]], b=None if db is None else solved[..., -1])
+        return explicit.automatic(_damped, jax.tree.map(explicit.lies_as, gradient), factor, gradient, bound)
 
     return jax.tree.map(of_layer, factors, gradients, is_leaf=_is_entry)
+
+
+def _damped(factor: KroneckerFactors, gradient: Any, damping: Array) -> Any:
+    """(A (x) G + damping I)^-1 times the gradient of a layer."""
+    dW, db = gradient.W, gradient.b
+    joint = dW if db is None else jnp.concatenate([dW, db[..., None]], axis=-1)
+    of_A, basis_A = jnp.linalg.eigh(factor.A)
+    of_G, basis_G = jnp.linalg.eigh(factor.G)
+    turned = jnp.swapaxes(basis_G, -1, -2) @ joint @ basis_A
+    # eigh may give a tiny negative where the true eigenvalue is 0
+    scales = jnp.maximum(of_G, 0)[..., :, None] * jnp.maximum(of_A, 0)[..., None, :] + damping
+    solved = basis_G @ (turned / scales) @ jnp.swapaxes(basis_A, -1, -2)
+    return type(gradient)(W=solved[..., : dW.shape[-1]], b=None if db is None else solved[..., -1])
 
 
 def _is_entry(node: Any) -> bool:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, PRNGKeyArray
 
-from manual_backprop import validate
+from manual_backprop import explicit, validate
 from manual_backprop.layers.base import Layer, LayerTrace, Parameters
 from manual_backprop.network import Serial
 from manual_backprop.node import Node, require_key
@@ -76,7 +76,8 @@ class DirectFeedbackAlignment(Rule):
                 f"{layer}: direct feedback goes from position to position, but the error is"
                 f" {list(carried.error.shape)} and z is {list(trace.z.shape)}"
             )
-        return layer.error_term(trace, carried.error @ carried.B)
+        broadcast = explicit.dot(carried.error, carried.B, ((carried.error.ndim - 1,), (0,)))
+        return layer.error_term(trace, broadcast)
 
     @override
     def transport(self, layer: Layer, carried: Broadcast, saved: Tree, delta: Array) -> Any:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
+from manual_backprop import explicit
 from manual_backprop.rules.on_delta import Site
 from manual_backprop.types import require_number
 
@@ -29,7 +30,7 @@ class TopK:
     def __call__(self, site: Site) -> Array:
         """Delta where it is among the k largest, else 0."""
         size = jnp.abs(site.delta)
-        smallest = jnp.sort(size, axis=-1)[..., -min(self.k, size.shape[-1])]
+        smallest = jnp.sort(explicit.whole(size, size.ndim - 1), axis=-1)[..., -min(self.k, size.shape[-1])]
         return jnp.where(size >= smallest[..., None], site.delta, 0)
 
 
@@ -56,7 +57,8 @@ class Noise:
         if site.key is None:
             raise ValueError("Noise draws: give the rule a key, on_delta(Noise(...), key=jax.random.key(0))")
         level = jnp.sqrt(jnp.mean(jnp.square(site.delta), axis=-1, keepdims=True))
-        return site.delta + self.scale * level * jax.random.normal(site.key, site.delta.shape, site.delta.dtype)
+        noise = jax.random.normal(site.key, site.delta.shape, site.delta.dtype)
+        return site.delta + self.scale * level * explicit.like(site.delta, noise)
 
 
 @dataclass(frozen=True)
