@@ -1,5 +1,8 @@
 """Sweeps in which layers draw at random, such as dropout: every use of every layer gets a key of its own.
 
+A sweep over a part of a batch draws what a sweep over the whole batch draws for these examples, where it knows which
+they are (`Part`).
+
 `Drawing` is a step around any other. It takes the keys out of the trees, so that neither the step inside nor a rule,
 a reading or a composite meets one. A block that is run forward again has the same keys, and draws the same.
 """
@@ -12,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray
 
 from manual_backprop.node import Node, Step, require_key
-from manual_backprop.types import Flow, Leaf, Tree, override
+from manual_backprop.types import Flow, Leaf, Part, Tree, override
 
 
 @jax.tree_util.register_dataclass
@@ -35,9 +38,11 @@ class Drawing(Step):
 
     Attributes:
         step: does the work.
+        part: which examples of a batch the sweep is over; None means all of them.
     """
 
     step: Step
+    part: Part | None = None
 
     @property
     @override
@@ -46,7 +51,12 @@ class Drawing(Step):
 
     @override
     def forward(self, layer: Any, x: Flow, own: WithKey) -> tuple[Flow, Any]:
-        return self.step.forward(layer if own.key is None else layer.drawing(own.key), x, own.own)
+        return self.step.forward(self._drawing(layer, own.key), x, own.own)
+
+    def _drawing(self, layer: Any, key: Any) -> Any:
+        if key is None:
+            return layer
+        return layer.drawing(key) if self.part is None else layer.drawing_for(self.part, key)
 
     @override
     def backward(self, layer: Any, d: Flow, own: WithKey, kept: Any) -> tuple[Flow, Any]:
@@ -67,7 +77,7 @@ class Drawing(Step):
     @property
     @override
     def unread(self) -> "Drawing":
-        return Drawing(self.step.unread)
+        return Drawing(self.step.unread, self.part)
 
     @override
     def read(self, block: Node, kept: Tree, found: Tree) -> Tree:
@@ -78,11 +88,11 @@ class Drawing(Step):
         return self.step.joined(layer, kept, found)
 
 
-def drawn(net: Node, step: Step, owned: Tree, keys: Tree | None) -> tuple[Step, Tree]:
+def drawn(net: Node, step: Step, owned: Tree, keys: Tree | None, part: Part | None = None) -> tuple[Step, Tree]:
     """The step to send through a network and the tree to send along; `keys` as from `layer_keys`."""
     if keys is None:
         return step, owned
-    return Drawing(step), net.map(lambda layer, own, key: WithKey(own, key), owned, keys)
+    return Drawing(step, part), net.map(lambda layer, own, key: WithKey(own, key), owned, keys)
 
 
 def draws(net: Node) -> bool:

@@ -15,7 +15,7 @@ from manual_backprop import explicit, validate
 from manual_backprop.drawing import drawn, layer_keys
 from manual_backprop.layers.base import Layer, LayerTrace, LeanTrace
 from manual_backprop.node import Node, Step, Walk, vmapped
-from manual_backprop.types import Examples, Flow, Tree, came, override
+from manual_backprop.types import Examples, Flow, Part, Tree, came, override
 
 Reader = Callable[..., Any]
 """A contraction of a layer's `Factor`, or of its factors in several batches, to the value kept for its parameters."""
@@ -113,10 +113,13 @@ class Sweep(Step):
 
 
 def forward_sweep(
-    net: Node, params: Tree, x: Examples, *, lean: bool = False, keys: Tree | None = None
+    net: Node, params: Tree, x: Examples, *, lean: bool = False, keys: Tree | None = None, part: Part | None = None
 ) -> tuple[Flow, Tree]:
-    """`forward` without checks; `lean` is for callers that need no trace, `keys` are from `layer_keys`."""
-    step, owned = drawn(net, Sweep(lean=lean), params, keys)
+    """`forward` without checks; `lean` is for callers that need no trace, `keys` are from `layer_keys`.
+
+    `part` says which examples of a batch x are, where the keys are to draw what they draw for the batch.
+    """
+    step, owned = drawn(net, Sweep(lean=lean), params, keys, part)
     return net.forward(step, x, owned)
 
 
@@ -130,15 +133,17 @@ def backward_sweep(
     rule: Rule = backpropagation,
     lean: bool = False,
     keys: Tree | None = None,
+    part: Part | None = None,
 ) -> tuple[Flow, Tree]:
     """`backward` without checks; with a reader, its result for every layer takes the place of the deltas.
 
-    `lean` and `keys` are those of a lean forward sweep: blocks that are run forward again are so in the same way.
+    `lean`, `keys` and `part` are those of a lean forward sweep: blocks that are run forward again are run in the same
+    way.
     """
     carried = rule.carried(net, params, trace, d_output)
     if carried is not params:
         _require_mirror(rule, net, params, carried)
-    step, owned = drawn(net, Sweep(reader, rule, lean), carried, keys)
+    step, owned = drawn(net, Sweep(reader, rule, lean), carried, keys, part)
     return net.backward(step, d_output, owned, trace)
 
 

@@ -1,5 +1,6 @@
 """Type names for trees that mirror a network, and for batches, weights and scalars."""
 
+from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,23 @@ Targets = Shaped[Array, "N *targets"]
 Weights = Float[Array, " N"]
 Scalar = Float[Array, ""]
 Coefficient = float | Scalar
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some examples of a batch, one after another.
+
+    Attributes:
+        start: the index of the first in the batch; it may be traced.
+        total: how many examples the batch has.
+    """
+
+    start: Leaf
+    total: int
+
+    def of(self, batch: Array, count: int) -> Array:
+        """The rows of so many of these examples, from those of the batch."""
+        return jax.lax.dynamic_slice_in_dim(batch, self.start, count)
 
 
 def came(value: Any) -> str:

@@ -18,7 +18,7 @@ from manual_backprop import activations
 from manual_backprop.activations import Activation
 from manual_backprop.layers.factor import Difference, Factor, NoParameters
 from manual_backprop.node import Node, Step, Visit, Walk
-from manual_backprop.types import Flow, Leaf, Shape, Tree, override
+from manual_backprop.types import Flow, Leaf, Part, Shape, Tree, override
 
 Operators = tuple[tuple[str, tuple[str, ...]], ...]
 """How a graph draws z^(l) (G1): the sign of each circle, and the names of the parameters that enter it."""
@@ -172,6 +172,19 @@ class Layer(Node):
         It is asked where `draws` is true. The transposes are asked of the layer itself: what they need is in `saved`.
         """
         return self
+
+    def drawing_for(self, part: Part, key: PRNGKeyArray) -> "Layer":
+        """The layer on a sweep over a part of a batch: it draws what it draws for these examples of the whole batch.
+
+        A pipeline asks for it, whose sweeps are over microbatches.
+
+        Raises:
+            NotImplementedError: this layer does not say.
+        """
+        raise NotImplementedError(
+            f"{self} draws at random, and does not say what it draws for a part of a batch; write"
+            " drawing_for(self, part, key), or leave key out"
+        )
 
     @property
     def operators(self) -> Operators:

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from manual_backprop import activations
+from manual_backprop import activations, explicit
 from manual_backprop.activations import Activation
 from manual_backprop.layers.base import ParameterFree
 from manual_backprop.precision import accumulator
-from manual_backprop.types import Shape, Tree, came, override, require_number
+from manual_backprop.types import Part, Shape, Tree, came, override, require_number
 
 Mask = Bool[Array, "N *features"] | tuple[()]
 Rows = Float[Array, "N *features"]
@@ -67,6 +67,10 @@ class Dropout(ParameterFree):
     def drawing(self, key: PRNGKeyArray) -> "Dropout":
         return Drawn(self.rate, self.activation, key)
 
+    @override
+    def drawing_for(self, part: Part, key: PRNGKeyArray) -> "Dropout":
+        return Drawn(self.rate, self.activation, key, part)
+
     def out_shape(self, in_shape: Shape) -> Shape:
         """The shape of the input."""
         if any(isinstance(part, tuple) for part in in_shape):
@@ -110,12 +114,16 @@ class Drawn(Dropout):
 
     Attributes:
         key: the mask is drawn with it.
+        part: of the examples of a batch, whose mask is cut out of the batch's; None means all.
     """
 
     key: Any = None
+    part: Part | None = None
 
     @override
     def net_input(self, params: tuple[()], a_in: Rows) -> tuple[Rows, Tree]:
         # A share in float32 makes the draw the same with x64 and without it.
-        kept = jax.random.bernoulli(self.key, jnp.float32(1 - self.rate), a_in.shape)
+        count = a_in.shape[0] if self.part is None else self.part.total
+        kept = jax.random.bernoulli(self.key, jnp.float32(1 - self.rate), (count, *a_in.shape[1:]))
+        kept = explicit.like(a_in, kept if self.part is None else self.part.of(kept, a_in.shape[0]))
         return self._masked(kept, a_in), kept

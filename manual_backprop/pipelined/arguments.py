@@ -14,7 +14,7 @@ from manual_backprop.node import Node
 from manual_backprop.pipelined.parts import Parts
 from manual_backprop.pipelined.reading import Reading
 from manual_backprop.schedules import NAMED, Schedule
-from manual_backprop.types import Examples, Tree, came
+from manual_backprop.types import Examples, Part, Tree, came
 
 
 def axis_size(mesh: Any, role: str, name: Any) -> int:
@@ -94,18 +94,18 @@ def readings(given: Mapping[str, Reading] | None, shares: bool, net: Node) -> di
     return dict(given)
 
 
-def require_no_draws(net: Node, key: Any) -> None:
-    """Refuse a key where it changes anything: what is drawn for microbatches is not what is drawn for the batch.
+def keys(net: Node, key: Any) -> Tree | None:
+    """A key for every layer that draws at random, as `layer_keys` gives them.
 
     Raises:
-        ValueError: a layer draws.
+        NotImplementedError: a layer that does not say what it draws for a part of a batch.
         TypeError: no key.
     """
-    if layer_keys(net, key) is not None:
-        raise ValueError(
-            "pipeline takes no key for layers that draw at random (Dropout): what they draw for microbatches would not"
-            " be what value_and_grad draws for the batch; leave key out, and they are off"
-        )
+    found = layer_keys(net, key)
+    if found is not None:
+        for layer in filter(lambda layer: layer.draws, net.layers()):
+            layer.drawing_for(Part(0, 1), jax.random.key(0))
+    return found
 
 
 def require_microbatches(examples: int, microbatches: int, shards: int, data: str | None) -> None:

@@ -43,17 +43,16 @@ class Device:
     stages: str
     data: tuple[str, ...]
 
-    def __call__(
-        self, now: Now, params: tuple[Tree, Tree, Tree], x: Tree, y: Array, weights: Array
-    ) -> tuple[Scalar, Found]:
-        """(L, what is found), from the device's column of the timetable, its parameters and its examples.
+    def __call__(self, now: Now, params: Found, x: Tree, y: Array, weights: Array, keys: Found) -> tuple[Scalar, Found]:
+        """(L, what is found), from the device's column of the timetable, its parameters, its examples and its keys.
 
         Until the end nothing is summed over devices; L and the gradients of the parts before and after the blocks are
         then summed over all, as each is made on one stage, and those of the blocks along the data alone.
         """
         everywhere = (self.stages, *self.data)
         own: Now = jax.tree.map(lambda leaf: leaf[:, 0], now)
-        stage = self._stage(*varying_along(everywhere, (params, x, y, weights)))
+        params, x, y, weights = varying_along(everywhere, (params, x, y, weights))
+        stage = self._stage(params, x, y, weights, keys)
         count = jax.lax.axis_size(self.stages)
         up, down = [(s, s + 1) for s in range(count - 1)], [(s + 1, s) for s in range(count - 1)]
 
@@ -71,9 +70,10 @@ class Device:
         loss, before, after = jax.lax.psum((done.loss, before, after), everywhere)
         return loss, (before, jax.lax.psum(chain, self.data) if self.data else chain, after)
 
-    def _stage(self, params: tuple[Tree, Tree, Tree], x: Tree, y: Array, weights: Array) -> Stage:
+    def _stage(self, params: Found, x: Tree, y: Array, weights: Array, keys: Found) -> Stage:
         count, place = jax.lax.axis_size(self.stages), jax.lax.axis_index(self.stages)
         after = self.parts.chain if self.parts.after is None else self.parts.after
+        shard = jax.lax.axis_index(self.data) if self.data else 0
         x, y, weights = jax.tree.map(partial(_cut, self.table.microbatches), (x, y, weights))
         return Stage(
             parts=replace(self.parts, chain=_share(self.parts.chain, count)),
@@ -85,6 +85,9 @@ class Device:
             x=x,
             y=y,
             weights=weights,
+            keys=keys,
+            shard=shard,
+            shards=jax.lax.axis_size(self.data) if self.data else 1,
             first=place == 0,
             last=place == count - 1,
         )

@@ -55,8 +55,9 @@ def pipeline(
             moment. The weights are 1/N unless the caller gives others. Error terms are those of each example alone.
 
     Returns:
-        A function (params, x, y, *, lam=None, weights=None) -> (J, gradient). With readings it returns a third
-        result, the readings by name, each in the structure of the parameters.
+        A function (params, x, y, *, lam=None, weights=None, key=None) -> (J, gradient). With readings it returns a
+        third result, the readings by name, each in the structure of the parameters. With a key, layers such as dropout
+        draw for a microbatch what `value_and_grad` draws for these examples of the batch.
 
     Raises:
         ValueError: a network without blocks to split, a mesh without the axis, numbers that do not divide, an unknown
@@ -73,14 +74,18 @@ def pipeline(
     arguments.require_stages(of_net.chain, count)
     readings = arguments.readings(readings, of_net.shares, net)
     in_stages, whole, in_shards = PartitionSpec(stages), PartitionSpec(), PartitionSpec(data)
-    takes = PartitionSpec(None, stages), (whole, in_stages, whole), in_shards, in_shards, in_shards
+    by_part = whole, in_stages, whole
+    takes = PartitionSpec(None, stages), by_part, in_shards, in_shards, in_shards, by_part
     table = timetable(made)
     device = Device(of_net, objective, readings, table, stages, () if data is None else (data,))
-    on_devices = jax.shard_map(device, mesh=mesh, in_specs=takes, out_specs=(whole, (whole, in_stages, whole)))
+    on_devices = jax.shard_map(device, mesh=mesh, in_specs=takes, out_specs=(whole, by_part))
 
     @jax.jit
-    def run(params: Tree, x: Examples, y: Array, lam: Coefficient | None, weights: Array) -> tuple[Any, ...]:
-        given = table.now, of_net.apart(params), x, y, weights
+    def run(
+        params: Tree, x: Examples, y: Array, lam: Coefficient | None, weights: Array, keys: Tree | None
+    ) -> tuple[Any, ...]:
+        of_parts = (None,) * 3 if keys is None else of_net.apart(keys)
+        given = table.now, of_net.apart(params), x, y, weights, of_parts
         loss, found = on_devices(*(_laid_out(mesh, spec, tree) for spec, tree in zip(takes, given, strict=True)))
         gradient = of_net.join(*(of_part[0] for of_part in found))
         gradient = jax.tree.map(lambda own, leaf: leaf.astype(own.dtype), params, gradient)
@@ -99,13 +104,13 @@ def pipeline(
         weights: Weights | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Any, ...]:
-        arguments.require_no_draws(net, key)
+        keys = arguments.keys(net, key)
         params, x, y, lam, weights = objective.checked(params, x, y, lam, weights)
         n, dtype = validate.count(x), validate.dtype_of(params, x)
         arguments.require_one_flow(of_net, x, dtype)
         arguments.require_microbatches(n, made.microbatches, shards, data)
         weights = jnp.full(n, 1 / n, accumulator(dtype)) if weights is None else weights
-        found = run(params, x, y, lam, weights)
+        found = run(params, x, y, lam, weights, keys)
         return found if readings else found[:2]
 
     return value_and_gradient

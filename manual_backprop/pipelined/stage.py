@@ -1,6 +1,7 @@
 """One stage on one device: its part of the network and of the batch, and what F, B and W do there."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,10 @@ from manual_backprop.pipelined.timetable import CODES, Now, Timetable
 from manual_backprop.precision import accumulator
 from manual_backprop.shards import zeros_beside
 from manual_backprop.sweep import backward_sweep, forward_sweep
-from manual_backprop.types import Leaf, Tree
+from manual_backprop.types import Leaf, Part, Tree
+
+Drawing = dict[str, Any]
+"""The arguments `keys` and `part` of a sweep: what its layers draw, for which examples of the batch."""
 
 
 @jax.tree_util.register_dataclass
@@ -54,6 +58,8 @@ class Stage:
         contraction: what W makes of the pairs.
         params: of (before, the stage's blocks, after).
         x, y, weights: of the device's examples, with the microbatches in front.
+        keys: of (before, the stage's blocks, after), for layers that draw at random; None where nothing is drawn.
+        shard: which part of the batch the device's examples are, and of how many parts, `shards`.
         first, last: whether it is the first stage, and the last.
     """
 
@@ -64,6 +70,9 @@ class Stage:
     x: Tree
     y: Array
     weights: Array
+    keys: tuple[Tree, Tree, Tree]
+    shard: Leaf
+    shards: int
     first: Array
     last: Array
 
@@ -98,19 +107,19 @@ class Stage:
     def _shapes(self, times: int) -> tuple[Tree, Tree, Tree, Tree]:
         """Shapes of (a block's input, what F keeps, what B keeps, what is found), with so many times the examples."""
 
-        def values(params: Tree, x: Tree, y: Array, weights: Array) -> tuple[Tree, Tree, Tree, Tree]:
-            one = replace(self, params=params, x=x, y=y, weights=weights)
+        def values(params: Tree, keys: Tree, x: Tree, y: Array, weights: Array) -> tuple[Tree, Tree, Tree, Tree]:
+            one = replace(self, params=params, keys=keys, x=x, y=y, weights=weights, shard=0)
             entered = one.entering(0)
-            _, kept = one.up(entered)
-            _, pairs = one.down(kept, entered)
+            _, kept = one.up(0, entered)
+            _, pairs = one.down(0, kept, entered)
             found = one.into_batch(0, entered), one.contracted(0, pairs), one.turned(0, entered)[2]
             return entered, kept, pairs, found
 
         def more(leaf: Array) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct((leaf.shape[0], times * leaf.shape[1], *leaf.shape[2:]), leaf.dtype)
 
-        params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.params)
-        return jax.eval_shape(values, params, *jax.tree.map(more, (self.x, self.y, self.weights)))
+        given = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (self.params, self.keys))
+        return jax.eval_shape(values, *given, *jax.tree.map(more, (self.x, self.y, self.weights)))
 
     def work(self, state: State, now: Now) -> State:
         """Do in one tick what the timetable says."""
@@ -134,19 +143,24 @@ class Stage:
 
         def work(held: tuple[Tree, Array]) -> tuple[Tree, Array]:
             x = once(self.first, lambda x: self.entering(now.microbatch), taken(state.below, now.below))
-            left, kept = self.up(x)
+            left, kept = self.up(now.microbatch, x)
             return kept, left
 
         return work
 
     def entering(self, m: Leaf) -> Array:
         """The first block's input, from the batch."""
-        x = taken(self.x, m)
-        return x if self.parts.before is None else forward_sweep(self.parts.before, self.params[0], x)[0]
+        return climbed(self.parts.before, self.params[0], taken(self.x, m), self.drawing(0, m))[0]
 
-    def up(self, x: Array) -> tuple[Array, Tree]:
+    def up(self, m: Leaf, x: Array) -> tuple[Array, Tree]:
         """(what leaves the stage's blocks, what they keep)."""
-        return forward_sweep(self.parts.chain, self.params[1], x, lean=True)
+        return climbed(self.parts.chain, self.params[1], x, self.drawing(1, m))
+
+    def drawing(self, place: int, m: Leaf) -> Drawing:
+        """The keys of one of the three parts, and which examples of the batch a microbatch is."""
+        microbatches, size = self.weights.shape
+        start = (self.shard * microbatches + m) * size
+        return {"keys": self.keys[place], "part": Part(start, self.shards * microbatches * size)}
 
     # B
 
@@ -166,42 +180,44 @@ class Stage:
             pairs, _, (loss, before, after) = held
             arrived = taken(state.above, now.above)
             d, loss, after = once(self.last, turn, (arrived, loss, after))
-            d, of_blocks = self.down(taken(state.kept, now.kept), d)
+            d, of_blocks = self.down(m, taken(state.kept, now.kept), d)
             before = once(self.first, lambda before: added(before, self.into_batch(m, d)), before)
             return put(pairs, now.pairs, of_blocks), d, (loss, before, after)
 
         return work
 
-    def down(self, kept: Tree, d: Array) -> tuple[Array, Tree]:
+    def down(self, m: Leaf, kept: Tree, d: Array) -> tuple[Array, Tree]:
         """(the error term below the stage's blocks, their pairs)."""
-        return transported(self.parts.chain, self.params[1], kept, d)
+        return transported(self.parts.chain, self.params[1], kept, d, self.drawing(1, m))
 
     def turned(self, m: Leaf, x: Array) -> tuple[Array, Array, Tree]:
         """(the microbatch's loss, the error term at the output x of the blocks, what is found of the part after)."""
         y, weights = taken((self.y, self.weights), m)
         loss, weighed = self.objective.loss, self.contraction.weighed
-        node, params = self.parts.after, self.params[2]
+        node, params, drawing = self.parts.after, self.params[2], self.drawing(2, m)
         chunked = None if self.contraction.readings else self.objective.chunked(y)
         if chunked is not None:
             split, of_rows = chunked
-            x, trace = climbed(split.body, split.of_body(params), x)
+            if drawing["keys"] is not None:
+                drawing["keys"] = split.of_body(drawing["keys"])
+            x, trace = climbed(split.body, split.of_body(params), x, drawing)
             losses, d, of_readout = readout.losses_and_gradients(
                 of_rows, split.readout(params), x, y, weights, weigh_x=weighed
             )
-            d, pairs = transported(split.body, split.of_body(params), trace, d)
+            d, pairs = transported(split.body, split.of_body(params), trace, d, drawing)
             found: Tree = split.joined(self.contraction(split.body, pairs, weights)[0], of_readout), {}
         else:
-            output, trace = climbed(node, params, x)
+            output, trace = climbed(node, params, x, drawing)
             losses, d = loss.checked_value(output, y), loss.checked_derivative(output, y)
-            d, pairs = transported(node, params, trace, per_example_scaled(d, weights) if weighed else d)
+            d, pairs = transported(node, params, trace, per_example_scaled(d, weights) if weighed else d, drawing)
             found = self.contraction(node, pairs, weights)
         return jnp.sum(weights * losses), d, found
 
     def into_batch(self, m: Leaf, d: Array) -> Tree:
         """The gradient and the readings of the part before, which is run again: nothing of it is kept."""
-        node, params = self.parts.before, self.params[0]
-        _, trace = climbed(node, params, taken(self.x, m))
-        _, pairs = transported(node, params, trace, d)
+        node, params, drawing = self.parts.before, self.params[0], self.drawing(0, m)
+        _, trace = climbed(node, params, taken(self.x, m), drawing)
+        _, pairs = transported(node, params, trace, d, drawing)
         return self.contraction(node, pairs, taken(self.weights, m))
 
     # W
@@ -216,11 +232,11 @@ class Stage:
         return self.contraction(self.parts.chain, pairs, taken(self.weights, m))
 
 
-def climbed(node: Node | None, params: Tree, x: Tree) -> tuple[Tree, Tree]:
+def climbed(node: Node | None, params: Tree, x: Tree, drawing: Drawing) -> tuple[Tree, Tree]:
     """(output, trace), lean; of no node, its input."""
-    return (x, ()) if node is None else forward_sweep(node, params, x, lean=True)
+    return (x, ()) if node is None else forward_sweep(node, params, x, lean=True, **drawing)
 
 
-def transported(node: Node | None, params: Tree, trace: Tree, d: Array) -> tuple[Tree, Tree]:
+def transported(node: Node | None, params: Tree, trace: Tree, d: Array, drawing: Drawing) -> tuple[Tree, Tree]:
     """(the error term below, the pairs): nothing is contracted."""
-    return (d, ()) if node is None else backward_sweep(node, params, trace, d, reader=pair, lean=True)
+    return (d, ()) if node is None else backward_sweep(node, params, trace, d, reader=pair, lean=True, **drawing)
