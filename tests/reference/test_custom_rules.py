@@ -216,6 +216,7 @@ def test_symbolic_zeros_are_met_one_argument_at_a_time() -> None:
 
 
 def test_the_plain_function_is_given_where_jax_cannot_pull_back_through_it() -> None:
+    @jax.jit
     def root(x: Any) -> Any:
         return jax.lax.while_loop(lambda r: jnp.any(jnp.abs(r * r - x) > 1e-14 * x), lambda r: (r + x / r) / 2, x)
 
@@ -288,6 +289,7 @@ def test_a_wrong_pushforward_fails_where_it_is_wrong(spoil: Callable[..., Any], 
 
 
 def test_a_plain_function_without_a_transpose_is_still_held_against_the_pushforward() -> None:
+    @jax.jit
     def doubled(x: Any) -> Any:
         return jax.lax.while_loop(lambda c: c[0] < 1, lambda c: (c[0] + 1, 2 * c[1]), (0, x))[1]
 

@@ -1,7 +1,7 @@
 """The evaluator: with a rule that adds nothing it is JAX's own evaluation, and a rule sees all that there is to see."""
 
 import math
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -72,6 +72,7 @@ PROGRAMS = {
     "gradient": lambda x: jax.grad(lambda v: (running(halved(v))[1][1] * cubed(v)).sum())(x),
     "all of it": jax.jit(lambda x: running(until_small(cubed(branch(1, x)))[1], reverse=True)),
 }
+NO_BATCH = ("composite", "while", "all of it")
 
 
 def sound(seen=None, unrolled=0.0):
@@ -85,28 +86,42 @@ def sound(seen=None, unrolled=0.0):
     return rule
 
 
-@pytest.mark.parametrize("unrolled", [0, 3, math.inf])
+@cache
+def traced(name):
+    """(one of PROGRAMS as a jaxpr, what JAX computes with it for X and for X the other way round)."""
+    closed = jax.make_jaxpr(PROGRAMS[name])(X)
+    by_jax = jax.jit(jaxpr_as_fun(closed))
+    return closed, [by_jax(X), by_jax(X[::-1])]
+
+
+def ours(name, unrolled):
+    return lambda x: evaluate(traced(name)[0], [x], sound(unrolled=unrolled))
+
+
+def assert_same(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        assert (jnp.shape(a), jnp.result_type(a)) == (jnp.shape(b), jnp.result_type(b))
+        np.testing.assert_allclose(a, b, rtol=1e-14)
+
+
+@pytest.mark.parametrize("unrolled", [3, math.inf])
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_rule_that_adds_nothing_evaluates_what_jax_does(name, unrolled):
-    closed = jax.make_jaxpr(PROGRAMS[name])(X)
-    expected = jaxpr_as_fun(closed)(X)
-
-    def ours(x):
-        return evaluate(closed, [x], sound(unrolled=unrolled))
-
-    for found in (ours(X), jax.jit(ours)(X)):
-        for a, b in zip(found, expected, strict=True):
-            assert (jnp.shape(a), jnp.result_type(a)) == (jnp.shape(b), jnp.result_type(b))
-            np.testing.assert_allclose(a, b, rtol=1e-14)
+    assert_same(ours(name, unrolled)(X), traced(name)[1][0])
 
 
-@pytest.mark.parametrize("name", [name for name in PROGRAMS if name not in ("composite", "while", "all of it")])
-def test_and_so_for_a_batch(name):
-    closed = jax.make_jaxpr(PROGRAMS[name])(X)
-    batch = jnp.stack([X, X[::-1]])
-    found = jax.vmap(lambda x: evaluate(closed, [x], sound(unrolled=math.inf)))(batch)
-    for a, b in zip(found, jax.vmap(jaxpr_as_fun(closed))(batch), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-14)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_and_so_where_jax_traces_every_loop_and_branch(name):
+    assert_same(jax.jit(ours(name, 0))(X), traced(name)[1][0])
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_and_so_for_a_batch_whose_values_are_not_known(name):
+    wrap = jax.jit if name in NO_BATCH else lambda function: jax.jit(jax.vmap(function))
+    at = X if name in NO_BATCH else np.stack([X, X[::-1]])
+    one, other = traced(name)[1]
+    expected = one if name in NO_BATCH else [np.stack(pair) for pair in zip(one, other, strict=True)]
+    assert_same(wrap(ours(name, math.inf))(at), expected)
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,6 @@ def problem(name: str, broken: str = "", width: int = 6) -> tuple[mb.Objective, 
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
-        ("serial", "float64"),
         ("residual", "float32"),
         ("repeat", "float16"),
         ("gated", "bfloat16"),
@@ -143,13 +142,24 @@ def right(name: str) -> Any:
     return prepare(*problem(name))
 
 
+@pytest.mark.usefixtures("without_hook")  # which takes half of the time of a run operation by operation
 @pytest.mark.parametrize("name", ["serial", "residual", "repeat", "tied", "gated"])
 def test_each_network_passes_where_nothing_is_broken(name):
     assert by_operation(right(name), problem(name)[0]).passed
 
 
-@pytest.mark.parametrize("broken", list(NAMED))
-@pytest.mark.parametrize("name", ["serial", "residual", "repeat", "tied", "gated"])
+@pytest.mark.usefixtures("without_hook")
+@pytest.mark.parametrize(
+    ("name", "broken"),
+    [
+        *(("serial", broken) for broken in NAMED),
+        ("residual", "net_input"),
+        ("repeat", "error_term"),
+        ("tied", "factor"),
+        ("gated", "factor"),
+        *((name, "transport") for name in ("residual", "repeat", "tied", "gated")),  # seen in another place in each
+    ],
+)
 def test_a_fault_in_each_method_is_named_by_equation_and_layer(name, broken):
     found = by_operation(right(name), problem(name, broken)[0]).failures[0]
     place = {"serial": {2}, "residual": {1}, "repeat": {1, 3}, "tied": {1, 2}, "gated": {1}}[name]
@@ -256,15 +266,24 @@ def averaged(broken: str = "") -> tuple[mb.Objective, Any, Any, Any]:
     return objective, jax.tree.map(lambda leaf: 0.6 * leaf, generic(net)), batch(6), batch(2, seed=3)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
-def test_a_composite_of_ones_own_is_proven_equation_by_equation(dtype):
-    report = reference.check(*averaged(), dtype=dtype)
+EVERY_LAYER = set(range(9))
+
+
+def layers_of(report: reference.Report) -> set[Any]:
+    return {row.layer for row in report.rows if row.kind == "equation"}
+
+
+def test_a_composite_of_ones_own_is_proven_equation_by_equation():
+    report = reference.check(*averaged(), dtype="bfloat16")  # in which rounding may leave a row undecided
     assert not report.failures, report.summary()
-    assert report.passed or dtype == "bfloat16"
-    assert {row.layer for row in report.rows if row.kind == "equation"} == set(range(9))
+    assert layers_of(report) == EVERY_LAYER
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_a_fault_in_the_joins_of_a_composite_is_seen_where_it_first_shows():
-    found = by_operation(prepare(*averaged()), averaged("backward")[0]).failures[0]
+    judge = prepare(*averaged())
+    right = by_operation(judge, averaged()[0])
+    assert right.passed and layers_of(right) == EVERY_LAYER
+    found = by_operation(judge, averaged("backward")[0]).failures[0]
     assert (found.kind, found.equation) == ("equation", "(B2)")
     assert found.layer == 7  # the last use within the composite

@@ -7,8 +7,8 @@ from importlib.metadata import entry_points
 from typing import Any
 from xml.etree import ElementTree
 
-import jax
 import pytest
+from helpers import as_a_user
 
 PROJECT = """
 import jax, jax.numpy as jnp, numpy as np, pytest
@@ -59,14 +59,13 @@ def test_each(assert_gradients_match, gradient_case):
 """
 
 
-def run(pytester: pytest.Pytester, *arguments: str, processes: int = 0, apart: bool = False) -> pytest.RunResult:
+def run(pytester: pytest.Pytester, *arguments: str, processes: int = 0) -> pytest.RunResult:
     installed = any(point.name == "manual_backprop" for point in entry_points(group="pytest11"))
     ours = [] if installed else ["-p", "reference.pytest_plugin"]
     arguments = (*ours, "-p", "no:hypothesispytest", *arguments)  # which imports hypothesis anew at the end of a run
-    if processes or apart:  # apart, since an interrupt would end this run too
-        return pytester.runpytest_subprocess("-n", str(processes), *arguments)
-    with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        return pytester.runpytest_inprocess(*arguments)  # JAX is imported already
+    arguments = ("-n", str(processes), *arguments) if processes else arguments
+    with as_a_user():  # JAX is imported already; an interrupt ends that run and not this one
+        return pytester.runpytest_inprocess(*arguments, no_reraise_ctrlc=True)
 
 
 @pytest.fixture
@@ -200,7 +199,8 @@ def test_a_failure_of_the_last_test_leaves_nothing_out(project: pytest.Pytester,
 def test_a_run_that_is_interrupted_is_partial(project: pytest.Pytester, more: str) -> None:
     project.makepyfile(test_users_rules=PROJECT + STOPPING + more)
     left = "--deselect=test_users_rules.py::test_wrong"
-    run(project, left, "--gradient-report=out.json", "--gradient-report=out.md", apart=True)
+    result = run(project, left, "--gradient-report=out.json", "--gradient-report=out.md")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
     told = report_of(project)
     assert told["partial"] and told["verdict"] == "inconclusive" and len(told["networks"]) == 1
     assert "**PARTIAL**: the run stopped early" in (project.path / "out.md").read_text()
@@ -243,30 +243,42 @@ def test_a_failure_that_xfail_expects_is_none_of_the_run(project: pytest.Pyteste
         assert "EXPECTED TO FAIL" in page and "DIFFERS |" not in page
 
 
-def test_an_xfail_that_passes_is_what_pytest_says_it_is(project: pytest.Pytester) -> None:
-    passing = XFAIL.replace("wrong, X", "right, X")
-    project.makepyfile(test_users_rules=PROJECT + passing.replace("STRICT", "False"))
-    run(project, *FORMATS).assert_outcomes(passed=1, xpassed=1)
+def expecting(name: str, mark: str, rule: str) -> str:
+    return f"""
+@pytest.mark.xfail{mark}
+def test_{name}(assert_vjp_correct):
+    assert_vjp_correct(right, X, X, transforms=["eager"])
+    assert_vjp_correct({rule}, X, X[::-1], transforms=["eager"])
+"""
+
+
+XFAILS = {
+    "lax": expecting("lax", "(reason='known, #12')", "right"),
+    "strict": expecting("strict", "(reason='known, #12', strict=True)", "right"),
+    "bare": expecting("bare", "", "wrong"),
+    "of_another_error": expecting("of_another_error", "(reason='known, #12', raises=ZeroDivisionError)", "wrong"),
+}
+
+
+def test_an_xfail_is_what_pytest_says_it_is(project: pytest.Pytester) -> None:
+    """One that passes, with strict a failure; one without a reason; and one that fails of what it does not expect."""
+    project.makepyfile(test_users_rules=PROJECT + "".join(XFAILS.values()))
+    run(project, *FORMATS).assert_outcomes(xpassed=1, xfailed=1, failed=2)
     told = report_of(project)
-    assert told["verdict"] == "pass" and told["expected"] == 0
-    project.makepyfile(test_users_rules=PROJECT + passing.replace("STRICT", "True"))
-    run(project, *FORMATS).assert_outcomes(passed=1, failed=1)
-    told = report_of(project)
-    assert told["verdict"] == "fail" and told["expected"] == 0
-    assert [network["verdict"] for network in told["networks"]] == ["pass", "fail", "pass"]
-    (row,) = [row for row in told["networks"][1]["report"]["rows"] if row["verdict"] == "fail"]
+    assert told["verdict"] == "fail" and told["expected"] == 1
+    found = {network["name"].partition("::test_")[2]: network for network in told["networks"]}
+    assert {name: (network["verdict"], network["expected"]) for name, network in found.items()} == {
+        "lax": ("pass", ""),
+        "lax #2": ("pass", ""),
+        "strict": ("pass", ""),
+        "strict #2": ("fail", ""),
+        "bare": ("pass", "marked xfail"),
+        "bare #2": ("fail", "marked xfail"),
+        "of_another_error": ("pass", ""),
+        "of_another_error #2": ("fail", ""),
+    }
+    (row,) = [row for row in found["strict #2"]["report"]["rows"] if row["verdict"] == "fail"]
     assert row["cause"] == "nothing fails: [XPASS(strict)] known, #12"
-
-
-def test_an_xfail_without_a_reason_and_one_of_another_error(project: pytest.Pytester) -> None:
-    plain = XFAIL.replace('reason="known, #12", strict=STRICT, raises=AssertionError', "")
-    project.makepyfile(test_users_rules=PROJECT + plain)
-    run(project, *FORMATS).assert_outcomes(passed=1, xfailed=1)
-    assert report_of(project)["networks"][1]["expected"] == "marked xfail"
-    other = XFAIL.replace("STRICT", "True").replace("AssertionError", "ZeroDivisionError")
-    project.makepyfile(test_users_rules=PROJECT + other)
-    run(project, *FORMATS).assert_outcomes(passed=1, failed=1)
-    assert report_of(project)["verdict"] == "fail" and report_of(project)["expected"] == 0
 
 
 def test_checks_in_subtests_are_listed_once(project: pytest.Pytester) -> None:
@@ -326,32 +338,33 @@ def counted():
 
 DRAWS = np.random.default_rng(1)
 
-@pytest.mark.gradient
+@pytest.mark.gradient(transforms=["eager", "jit"])
 def test_same(assert_vjp_correct):
     assert_vjp_correct(right, X, X[::-1])
     assert_vjp_correct(right, X, X)
 
-@pytest.mark.gradient(dtypes=["float64"])
+@pytest.mark.gradient(dtypes=["float64"], transforms=["eager", "jit"])
 def test_other(assert_vjp_correct, request):
     assert len(evaluated) == 4 + (len(request.session.stash.get(_shared, ())))
     assert_vjp_correct(right, X, DRAWS.normal(size=3))
 
 def test_end(request):
-    assert len(evaluated) == 4 + 3 and _shared not in request.session.stash
+    assert len(evaluated) == 4 + 2 and _shared not in request.session.stash
     assert len({id(memo) for memo in evaluated}) == 2
 """
 
 
 def test_the_runs_of_a_marked_test_share_what_they_measure_alike(project: pytest.Pytester) -> None:
     project.makepyfile(PROJECT + COUNTING)
-    run(project).assert_outcomes(passed=6 + 3 + 1)
+    run(project).assert_outcomes(passed=4 + 2 + 1)
 
 
 def test_a_name_in_the_mark_is_one_name_and_not_its_letters(project: pytest.Pytester) -> None:
     mark = "@pytest.mark.gradient(dtypes='float32', transforms='jit')\n"
-    project.makepyfile("import pytest\n" + mark + "def test_a(gradient_case): print(gradient_case)")
+    bare = "\n@pytest.mark.gradient\ndef test_all(gradient_case): pass"
+    project.makepyfile("import pytest\n" + mark + "def test_a(gradient_case): print(gradient_case)" + bare)
     result = run(project, "-s")
-    result.assert_outcomes(passed=1)
+    result.assert_outcomes(passed=1 + 6)  # and without names every dtype and transform
     result.stdout.fnmatch_lines(["*Case(dtype='float32', transform='jit')*"])
 
 

@@ -129,6 +129,7 @@ def test_slopes_are_those_of_the_program_in_float64():
     assert "max at test_who_is_right.py" in arbiter.kinks()
 
 
+@jax.jit
 def iterated(a):
     """The square root by four steps of Newton's method."""
     return lax.scan(lambda s, _: ((s + a / s) / 2, None), jnp.ones_like(a), None, length=4)[0]
