@@ -82,7 +82,7 @@ def test_the_test_for_autodiff_can_fail(source):
 
 
 def test_manual_backprop_runs_without_autodiff_at_run_time():
-    """With every door of JAX's autodiff shut, the step runs all the same."""
+    """With every door of JAX's autodiff shut, the step is traced all the same; what is compiled is in what is traced."""
     code = f"""
 import jax
 def shut(*args, **kwargs): raise SystemExit("autodiff was called")
@@ -91,13 +91,13 @@ for name in {sorted(AUTODIFF)!r}:
     if hasattr(jax, name): setattr(jax, name, shut)
 net = mb.Serial((mb.Repeat(mb.Dense(3, 3, "gelu"), 2), mb.Dense(3, 2)))
 objective = mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(0.1))
-params = net.init(jax.random.key(0))
-x, y = jax.numpy.ones((4, 3)), jax.numpy.zeros(4, int)
-mb.backprop(objective, params, x, y)
-jax.jit(mb.value_and_grad(objective))(params, x, y)
-mb.forward_mode.gradient_by_forward_propagation(objective, params, x, y)
-jax.jit(lambda *a: mb.hessian_vector_product(objective, *a, params))(params, x, y)
-jax.jit(lambda *a: mb.gauss_newton_diagonal(objective, *a))(params, x, y)
+params = jax.eval_shape(net.init, jax.random.key(0))
+given = params, jax.ShapeDtypeStruct((4, 3), "float32"), jax.ShapeDtypeStruct((4,), "int32")
+jax.eval_shape(lambda *a: mb.backprop(objective, *a), *given)
+jax.eval_shape(mb.value_and_grad(objective), *given)
+jax.eval_shape(lambda *a: mb.forward_mode.gradient_by_forward_propagation(objective, *a), *given)
+jax.eval_shape(lambda *a: mb.hessian_vector_product(objective, *a, a[0]), *given)
+jax.eval_shape(lambda *a: mb.gauss_newton_diagonal(objective, *a), *given)
 """
     done = in_its_own_process(code)
     assert done.returncode == 0, done.stderr

@@ -38,6 +38,14 @@ ENGLISH, CHINESE = ("\n\n".join(map(as_compared, texts)) for texts in (TWINS, EN
 """All pages of each language, one behind the other."""
 
 
+def together(*names: str) -> str:
+    return "\n\n".join([*map(as_compared, names), ""])
+
+
+SMALL = [(together("README.md", page), together("README.zh-CN.md", TWINS[page])) for page in [*TWINS][1:]]
+"""The README with one page behind it, of each language: enough to plant a difference in."""
+
+
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_both_languages_say_the_same(check: Check):
     different = check(ENGLISH, CHINESE)
@@ -72,7 +80,8 @@ def once(pattern: str, new: str, last: bool = False) -> Change:
 
     def change(text: str) -> str:
         found = list(re.finditer(pattern, text, re.MULTILINE | re.DOTALL))
-        assert found, f"nothing to change: {pattern}"
+        if not found:
+            return text
         match = found[-1 if last else 0]
         return text[: match.start()] + match.expand(new) + text[match.end() :]
 
@@ -86,7 +95,7 @@ def swapped_sections(text: str) -> str:
 
 def swapped_tables(text: str) -> str:
     rows = [line for line in text.splitlines() if re.match(r"\| \([A-Z]\d\)", line)]
-    return text.replace(f"{rows[0]}\n{rows[1]}", f"{rows[1]}\n{rows[0]}")
+    return text.replace("\n".join(rows[:2]), "\n".join(rows[1::-1]))
 
 
 EITHER: dict[str, tuple[Check, Change]] = {
@@ -158,11 +167,11 @@ PLANTED += [
 
 @pytest.mark.parametrize(("check", "change", "where"), PLANTED)
 def test_a_planted_difference_is_seen(check: Check, change: Change, where: str):
-    text = ENGLISH if where == "English" else CHINESE
-    changed = change(text)
-    assert changed != text, "nothing was planted"
-    both = (changed, CHINESE) if where == "English" else (ENGLISH, changed)
-    assert set(check(*both)) - set(check(ENGLISH, CHINESE)), "not seen"
+    at = ("English", "Chinese").index(where)
+    tried = ((texts, change(texts[at])) for texts in SMALL)
+    texts, changed = next((texts, changed) for texts, changed in tried if changed != texts[at])
+    both = (changed, texts[1]) if at == 0 else (texts[0], changed)
+    assert set(check(*both)) - set(check(*texts)), "not seen"
 
 
 def test_what_differs_is_named_with_its_section():

@@ -215,13 +215,15 @@ def test_a_family_of_ones_own_is_met_with_everything(mine: ModuleType) -> None:
     assert any(name.endswith(("turned around", "turned around, product", "turned around, scale")) for name in names)
 
 
+@pytest.mark.usefixtures("without_hook")  # which takes half of the time of a run operation by operation
 def test_a_family_of_ones_own_is_proven_and_its_faults_are_named(
     mine: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each by the equation and the layer where it was planted."""
     case = shallowest("scale", "serial")
     last = len(case.objective.net.nodes) - 1  # type: ignore[attr-defined]
-    report = proven(case)
+    judge = reference_of(case)
+    report = by_operation(judge)
     assert report.passed, report
     assert {row.equation for row in report.rows if row.layer == 1} >= {"(F1)", "(F2)", "(B2)", "(B3)", "(B4)"}
     net_input, transport = mine.Scale.net_input, mine.Scale.transport
@@ -231,7 +233,6 @@ def test_a_family_of_ones_own_is_proven_and_its_faults_are_named(
         "(B4)": (mine.ScaleFactor, "weighted_sum", wrong_gradient(mine, "s"), 1),
         "(B3)": (mine.ScaleFactor, "weighted_sum", wrong_gradient(mine, "b"), 1),
     }
-    judge = reference_of(case)
     for equation, (owner, method, wrong, layer) in faults.items():
         with monkeypatch.context() as broken:
             broken.setattr(owner, method, wrong)
@@ -252,6 +253,7 @@ def wrong_gradient(mine: ModuleType, name: str) -> Callable[..., Any]:
     return wrong
 
 
+@pytest.mark.usefixtures("without_hook")
 def test_a_fault_of_a_gate_is_named_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     case = shallowest("product", "serial")
     judge = reference_of(case)
@@ -283,27 +285,24 @@ def test_a_composite_of_ones_own_is_proven(mine: ModuleType, monkeypatch: pytest
     assert report.failures[0].layer == len(case.objective.net.nodes) - 1  # type: ignore[attr-defined]
 
 
-@pytest.mark.usefixtures("without_hook")
-def test_mutants_of_what_is_ones_own_are_killed(mine: ModuleType) -> None:
+@pytest.mark.usefixtures("without_hook", "mine")
+def test_everything_of_the_catalogue_is_broken_and_mutants_of_what_is_ones_own_are_killed() -> None:
     with jax.enable_x64(True):
         subjects = mutating.subjects(0)
+        kinds = set().union(*(mutating._kinds(subject.objective.net) for subject in subjects.values()))
+        nets = [sequences.plans(seed, True)[0].drawn(seed).objective.net for seed in (0, 1)]
+        of_language_models = set().union(*map(mutating._kinds, nets))
+        assert kinds >= {*networks.families().values(), *networks.composites().values(), *of_language_models}
         for name in ("scale", "turned around"):
             subject = subjects[name]
             score = mutation_score(
                 subject.by_hand,
                 step_check(subject),
                 *subject.args,
-                limit=40,
+                limit=16,
                 accept=mutating.EQUIVALENT,
             )
             assert score.score == 1, score
-
-
-def test_nothing_of_the_catalogue_goes_unbroken() -> None:
-    kinds = set().union(*(mutating._kinds(subject.objective.net) for subject in mutating.subjects(0).values()))
-    nets = [sequences.plans(seed, True)[0].drawn(seed).objective.net for seed in (0, 1)]
-    of_language_models = set().union(*map(mutating._kinds, nets))
-    assert kinds >= {*networks.families().values(), *networks.composites().values(), *of_language_models}
 
 
 @pytest.mark.usefixtures("folder")
