@@ -82,7 +82,7 @@ def test_the_test_for_autodiff_can_fail(source):
 
 
 def test_manual_backprop_runs_without_autodiff_at_run_time():
-    """With every door of JAX's autodiff shut, the step is traced all the same; what is compiled is in what is traced."""
+    """With every door of JAX's autodiff shut, the step is traced all the same; what runs is what was traced."""
     code = f"""
 import jax
 def shut(*args, **kwargs): raise SystemExit("autodiff was called")

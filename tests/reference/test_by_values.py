@@ -32,6 +32,7 @@ def ruled(value: Any, slope: Any) -> Any:
     return f
 
 
+@jax.jit
 def sine(x: Any) -> Any:
     return elsewhere(np.sin, x)
 
@@ -54,7 +55,7 @@ def test_a_fault_in_it_is_found(factor: float) -> None:
 
 
 def test_code_that_knows_one_precision_is_measured_as_far_as_that_goes() -> None:
-    single = lambda x: elsewhere(np.sin, x, np.float32)  # noqa: E731
+    single = jax.jit(lambda x: elsewhere(np.sin, x, np.float32))
     right, wrong = (check_vjp(ruled(single, lambda x, c=c: c * jnp.cos(x)), X, transforms="eager") for c in (1, 1.01))
     assert (right.verdict, wrong.verdict) == ("pass", "fail")
     assert any("float32 inside" in note for note in right.notes)
@@ -74,7 +75,7 @@ def test_a_primitive_without_a_derivative() -> None:
 
 
 def test_at_a_kink_any_slope_between_the_two_sides_passes() -> None:
-    ramp = lambda x: elsewhere(lambda v: np.maximum(v, 0), x)  # noqa: E731
+    ramp = jax.jit(lambda x: elsewhere(lambda v: np.maximum(v, 0), x))
     x = jnp.asarray([-1.0, 0.0, 1.0], "float32")
     for at_zero, verdict in ((0.0, "pass"), (0.5, "pass"), (1.0, "pass"), (1.5, "fail")):
         slope = lambda x, c=at_zero: jnp.where(x > 0, 1.0, jnp.where(x < 0, 0.0, c))  # noqa: E731
@@ -110,7 +111,7 @@ def test_further_witnesses_are_left_out_with_a_note() -> None:
 
 
 def test_a_function_that_oscillates_faster_than_the_steps_is_not_judged_by_an_alias() -> None:
-    fast = ruled(lambda x: elsewhere(lambda v: np.sin(1e6 * v), x), lambda x: 1e6 * jnp.cos(1e6 * x))
+    fast = ruled(jax.jit(lambda x: elsewhere(lambda v: np.sin(1e6 * v), x)), lambda x: 1e6 * jnp.cos(1e6 * x))
     with jax.enable_x64(True):
         report = check_vjp(fast, jnp.asarray([-1.2, 0.4, 2.3]), transforms="eager")
     assert report.verdict == "pass"

@@ -188,7 +188,7 @@ def test_a_rounding_that_crosses_a_kink_is_no_fault(dtype):
     net = mb.mlp((20, 20, 20, 20, 3), "relu")
     objective = mb.Objective(net, mb.huber)
     run = jax.jit(partial(mb.backprop, objective))
-    for seed in range(3):
+    for seed in range(2):
         rng = np.random.default_rng(seed)
         params = jax.tree.map(
             lambda s, rng=rng: rng.normal(0, 0.3, s.shape), jax.eval_shape(net.init, jax.random.key(0))
@@ -250,12 +250,9 @@ def test_a_leaf_of_zeros_must_be_zero():
 
 
 def test_shapes_that_differ_are_an_error_and_not_a_broadcast():
-    def backprop(objective, params, x, y, **given):
-        step = mb.backprop(objective, params, x, y, **given)
-        return replace(step, d_x=step.d_x[:1])
-
+    found, step, _ = judge()
     with pytest.raises(ValueError, match=r"d_x is \[1, 6\] by hand but \[7, 6\]"):
-        reference.check(*problem("mlp"), backprop=backprop)
+        found.report(replace(step, d_x=step.d_x[:1]))
 
 
 def test_a_layer_that_the_reference_does_not_know_is_named():

@@ -176,7 +176,7 @@ def test_a_rule_that_differs_only_under_a_transformation() -> None:
     def refuses(saved: Any, cotangent: Any) -> Any:
         return norm_backward(saved, {"y": cotangent["y"] * float(np.asarray(cotangent["y"]).shape[0] / 5)})
 
-    raised = check_vjp(with_rule(refuses), X, P, 3)
+    raised = check_vjp(with_rule(refuses), X, P, 3)  # eager, where it does not fail, is among the ways
     assert {row.path for row in raised.failures} == {"under jit", "under vmap"}
     assert "TracerArrayConversionError" in raised.failures[0].cause
 
@@ -225,7 +225,7 @@ def test_the_plain_function_is_given_where_jax_cannot_pull_back_through_it() -> 
     x = np.array([2.0, 3.0])
     asked = check_vjp(f, x, transforms=("eager",))
     assert asked.passed and "held against the slopes of its values" in asked.notes[0]
-    assert check_vjp(f, x, raw=jnp.sqrt).passed
+    assert check_vjp(f, x, raw=jnp.sqrt, transforms=("eager", "vmap")).passed
     assert check_vjp(lambda x: f(x), x, raw=jnp.sqrt, transforms=("eager",)).passed
     assert check_vjp(f, x, raw=lambda x: x**0.5 * 1.01, transforms=("eager",)).failures[0].path == "primal"
 
@@ -348,7 +348,7 @@ def test_another_primal_than_the_plain_functions() -> None:
 def test_without_x64_a_rule_runs_in_the_users_precision() -> None:
     with jax.enable_x64(False):
         single = jax.tree.map(lambda leaf: jnp.asarray(leaf, "float32"), (X, P))
-        report = check_vjp(with_rule(norm_backward), *single, 3, transforms=("eager", "jit"))
+        report = check_vjp(with_rule(norm_backward), *single, 3, transforms="eager")
         assert report.passed and report.dtype == "float32"
 
 

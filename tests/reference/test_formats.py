@@ -121,8 +121,9 @@ def test_what_is_not_a_network_is_not_called_one() -> None:
     assert _tables(text)[0][1] == "gradient check"
     assert "network" not in text
     many = replace(run, networks=tuple(network(str(i), row(verdict="fail"), row(verdict="fail")) for i in range(600)))
-    assert "... and 100 more gradient checks." in formats.as_markdown(many)
-    assert "and 580 more gradient checks that are not proven" in formats.as_markdown(many)
+    text = formats.as_markdown(many)
+    assert "... and 100 more gradient checks." in text
+    assert "and 580 more gradient checks that are not proven" in text
     with pytest.raises(ValueError, match="gradient checks of one run need names of their own"):
         replace(run, networks=run.networks * 2)
 
@@ -323,11 +324,11 @@ def test_a_fence_is_longer_than_any_in_the_text() -> None:
 
 
 def test_markdown_of_a_disaster_fits_a_step_summary() -> None:
-    networks = tuple(network(f"{i}: {'x' * 90}", row(verdict="fail")) for i in range(3000))
+    networks = tuple(network(f"{i}: {'x' * 90}", row(verdict="fail")) for i in range(1000))
     text = formats.as_markdown(replace(PASSING, networks=networks))
     assert len(text.encode()) < 2**20
-    assert "and 2500 more networks" in text
-    assert "and 2980 more networks that are not proven" in text
+    assert "and 500 more networks" in text
+    assert "and 980 more networks that are not proven" in text
 
 
 def _command(line: str) -> tuple[str, Mapping[str, str], str]:

@@ -151,22 +151,19 @@ def test_the_noise_is_drawn_from_the_seed():
 
 
 @pytest.mark.parametrize("name", list(mb.activations.TABLE))
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_every_activation_keeps_within_its_bound_over_the_whole_range(name, dtype):
+def test_every_activation_keeps_within_its_bound_over_the_whole_range(name):
     row = mb.activations.get(name)
     rng = np.random.default_rng(0)
-    z = np.concatenate([s * 10 ** rng.uniform(-8, 2, 4000) for s in (1, -1)]).astype(dtype)
-    of = bounds.Arithmetic.of(dtype)
-    a, df = jax.jit(lambda z: (row.f(z), row.df(z, row.f(z))))(z)
-    wide = z.astype(np.float64)
-    at = bounds.curve(model.ACTIVATIONS[name], wide, np.zeros_like(wide))
-    one = bounds.Known.exactly(np.ones_like(wide))
-    for got, known in (
-        (a, bounds.activated(of, at)),
-        (df, bounds.error_term(of, at, one)),
-    ):
-        used = np.abs(np.asarray(got, np.float64) - known.value) / known.bound
-        assert used.max() < 1
+    z = np.concatenate([s * 10 ** rng.uniform(-8, 2, 4000) for s in (1, -1)])
+    points = {dtype: z.astype(dtype) for dtype in ("float32", "float64")}
+    computed = jax.jit(lambda points: {dtype: (row.f(z), row.df(z, row.f(z))) for dtype, z in points.items()})(points)
+    for dtype, (a, df) in computed.items():
+        of, wide = bounds.Arithmetic.of(dtype), points[dtype].astype(np.float64)
+        at = bounds.curve(model.ACTIVATIONS[name], wide, np.zeros_like(wide))
+        one = bounds.Known.exactly(np.ones_like(wide))
+        for got, known in ((a, bounds.activated(of, at)), (df, bounds.error_term(of, at, one))):
+            used = np.abs(np.asarray(got, np.float64) - known.value) / known.bound
+            assert used.max() < 1, dtype
 
 
 @pytest.mark.parametrize("dtype", ["float64", *LOW])
@@ -259,7 +256,7 @@ def test_a_value_may_be_used_on_with_other_roundings_than_it_is_stored_with():
     run = evidence._runner(objective)
     worst = 0.0
     with jax.enable_x64(True):
-        for seed in (16, 89, 11, 93, *range(8)):  # of 100, the first two fail without it, the next two nearly fail
+        for seed in (16, 89, 11, 93):  # of 100, the first two fail without it, the next two nearly fail
             drawn = evidence.draw(objective, n, np.random.default_rng(seed))
             inputs = jax.tree.map(lambda leaf: evidence._rounded(leaf, "float32"), drawn)
             found = equations(objective, *inputs, run(*inputs), bounds.Arithmetic.of("float32"))
