@@ -22,7 +22,6 @@ def report(judge, faulty):
     return judge.report(jax.device_get(mb.backprop(faulty, *jax.tree.map(jnp.asarray, judge.inputs))))
 
 
-@pytest.mark.usefixtures("without_hook")  # which takes half of the time of a run operation by operation
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_is_named_with_its_equation_and_layer(judge, name):
     fault = FAULTS[name]

@@ -63,7 +63,8 @@ def run(pytester: pytest.Pytester, *arguments: str, processes: int = 0) -> pytes
     installed = any(point.name == "manual_backprop" for point in entry_points(group="pytest11"))
     ours = [] if installed else ["-p", "reference.pytest_plugin"]
     arguments = (*ours, "-p", "no:hypothesispytest", *arguments)  # which imports hypothesis anew at the end of a run
-    arguments = ("-n", str(processes), *arguments) if processes else arguments
+    if processes:
+        return pytester.runpytest_subprocess("-n", str(processes), *arguments)
     with as_a_user():  # JAX is imported already; an interrupt ends that run and not this one
         return pytester.runpytest_inprocess(*arguments, no_reraise_ctrlc=True)
 
