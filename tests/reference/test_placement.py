@@ -4,7 +4,8 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,27 +36,31 @@ def test_our_step_is_proven_in_every_layout(layout):
     assert report.notes[0] == f'on 8 devices, data=4 x model=2, layout "{layout}"'
 
 
-def test_the_program_under_test_runs_on_all_devices():
+def test_the_program_under_test_runs_on_all_devices_and_a_value_that_is_summed_for_a_mean_is_named():
     """Its results lie on the mesh: a check of a program on one device would prove nothing about eight."""
     seen = []
 
-    def spy(objective: mb.Objective) -> Callable[..., Any]:
+    def summed(objective: mb.Objective) -> Callable[..., Any]:
         def run(params: Any, x: Any, y: Any) -> Any:
             jax.debug.inspect_array_sharding(x, callback=seen.append)
-            return mb.value_and_grad(objective)(params, x, y)
+            J, gradient = mb.value_and_grad(objective)(params, x, y)
+            return 4 * J, gradient
 
         return run
 
-    reference.check(OBJECTIVE, PARAMS, X, Y, mesh=MESH, value_and_grad=spy).raise_if_failed()
+    (wrong,) = reference.check(OBJECTIVE, PARAMS, X, Y, mesh=MESH, value_and_grad=summed).failures
+    assert wrong.path == "value_and_grad.value"
+    assert wrong.cause.startswith("4 times over: a sum over devices")
     assert len(seen[0].device_set) == 8
     assert seen[0].shard_shape(X.shape) == (3, 6)
 
 
-Mean = Callable[[Any], Any]
+Reduced = Callable[[Any, Any, int], Any]
+"""(a shard's mean gradient without penalty, its penalty, the number of shards) -> the leaf."""
 
 
-def on_shards(reduced: Callable[[Any, Any, int], Any]) -> Callable[..., Any]:
-    """A gradient by hand in shard_map: `reduced(the shard's mean gradient without penalty, its penalty, n)`."""
+def on_shards(of_layers: Sequence[Reduced]) -> Callable[..., Any]:
+    """A gradient by hand in shard_map, that of every layer reduced in its own way."""
 
     def value_and_grad(objective: mb.Objective) -> Callable[..., Any]:
         plain = mb.Objective(objective.net, objective.loss)
@@ -64,7 +69,8 @@ def on_shards(reduced: Callable[[Any, Any, int], Any]) -> Callable[..., Any]:
             J, gradient = mb.value_and_grad(plain)(params, x, y)
             penalty = objective.regularizer.add_gradient(jax.tree.map(jnp.zeros_like, params), params, None)
             J = jax.lax.pmean(J, "data") + objective.regularizer.penalty(params, None)
-            return J, jax.tree.map(lambda g, p: reduced(g, p, 4), gradient, penalty)
+            layers = zip(of_layers, gradient, penalty, strict=True)
+            return J, tuple(jax.tree.map(lambda g, p, to=to: to(g, p, 4), *leaves) for to, *leaves in layers)
 
         return jax.shard_map(
             on_a_shard, mesh=MESH, in_specs=(WHOLE, ROWS, ROWS), out_specs=(WHOLE, WHOLE), check_vma=False
@@ -91,7 +97,7 @@ def swapped(g: Any) -> Any:
     return jnp.roll(g, g.shape[0] // 2, axis=0)
 
 
-FAULTS: dict[str, tuple[Callable[[Any, Any, int], Any], str]] = {
+FAULTS: dict[str, tuple[Reduced, str]] = {
     "never reduced": (lambda g, p, n: g + p, "alone: the sum over the shards of the batch is missing"),
     "one device lacks the sum": (
         lambda g, p, n: jnp.where(jax.lax.axis_index("data") == 2, g, mean(g)) + p,
@@ -118,34 +124,18 @@ FAULTS: dict[str, tuple[Callable[[Any, Any, int], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_wrong_reduction_is_named(fault):
-    reduced, named = FAULTS[fault]
-    report = reference.check(OBJECTIVE, PARAMS, X, Y, mesh=MESH, value_and_grad=on_shards(reduced))
-    wrong = [row for row in report.rows if not row.passed]
-    assert wrong
-    assert all(row.path.startswith("value_and_grad.gradients") for row in wrong)
-    of_weights = [row for row in wrong if row.path.endswith(".W")]
-    assert of_weights
-    assert all(named in row.cause for row in of_weights), [row.cause for row in of_weights]
-
-
-def test_a_value_that_is_summed_for_a_mean_is_named():
-    def summed(objective: mb.Objective) -> Callable[..., Any]:
-        def run(params: Any, x: Any, y: Any) -> Any:
-            J, gradient = mb.value_and_grad(objective)(params, x, y)
-            return 4 * J, gradient
-
-        return run
-
-    (wrong,) = reference.check(OBJECTIVE, PARAMS, X, Y, mesh=MESH, value_and_grad=summed).failures
-    assert wrong.path == "value_and_grad.value"
-    assert wrong.cause.startswith("4 times over: a sum over devices")
-
-
-def test_the_right_reduction_passes():
-    right = on_shards(lambda g, p, n: mean(g) + p)
-    reference.check(OBJECTIVE, PARAMS, X, Y, mesh=MESH, value_and_grad=right).raise_if_failed()
+def test_a_wrong_reduction_is_named_and_a_right_one_passes():
+    """Of one network, whose first layer is reduced as it must be, and every other one in a wrong way."""
+    net = mb.mlp((6, *[8] * len(FAULTS), 4), activation="tanh")
+    objective = mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(0.05))
+    of_layers = [lambda g, p, n: mean(g) + p, *(reduced for reduced, _ in FAULTS.values())]
+    report = reference.check(objective, generic(net), X, Y, mesh=MESH, value_and_grad=on_shards(of_layers))
+    causes = {row.path: row.cause for row in report.rows if not row.passed}
+    assert {path.partition("]")[0] for path in causes} == {
+        f"value_and_grad.gradients[{k}" for k in range(1, len(of_layers))
+    }
+    for k, (name, (_, named)) in enumerate(FAULTS.items(), start=1):
+        assert named in causes[f"value_and_grad.gradients[{k}].W"], name
 
 
 def test_what_does_not_fit_is_refused(without_hook):
@@ -158,7 +148,7 @@ def test_what_does_not_fit_is_refused(without_hook):
 
 
 def test_the_catalogue_is_proven_on_devices(capsys):
-    assert main(["check", "--devices", "8", "--quick", "--only", "; data, explicit axes"]) == 0
+    assert main(["check", "--devices", "8", "--quick", "--only", "float64, repeat; data, explicit axes"]) == 0
     printed = capsys.readouterr().out
     assert "Hand-written gradients on 8 devices against jax.grad" in printed
     assert re.search(r"^data, explicit axes +\d", printed, re.MULTILINE)
@@ -167,7 +157,7 @@ def test_the_catalogue_is_proven_on_devices(capsys):
 
 def test_a_network_is_named_by_the_layout_that_it_has():
     """No axis of 10 is split over four devices, so "fsdp" would be "data" by another name."""
-    of_tens = {way.layout for way in layouts([mb.mlp((10, 10, 1))] * 12, 8)}
+    of_tens = {way.layout for way in layouts([mb.mlp((10, 10, 1))] * 6, 8)}
     assert of_tens == {"data", "tensor", "2d"}
     ways = layouts([NET] * 8, 8)
     assert {(way.layout, way.axes) for way in ways} == {
@@ -180,15 +170,17 @@ def test_the_whole_catalogue_is_proven_on_devices():
     assert main(["check", "--devices", "8"]) == 0
 
 
-def test_a_process_with_one_device_starts_another_with_more():
-    alone = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+def test_a_process_with_one_device_starts_another_with_more(tmp_path):
+    """The same words again, so that a module which they import counts the devices there."""
+    (tmp_path / "counting.py").write_text("import jax\n\nprint(jax.device_count(), 'devices')\n", encoding="utf-8")
+    root = str(Path(reference.__file__).parent.parent)
+    alone = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"} | {"PYTHONPATH": root}
     command = [sys.executable, "-c", "import sys; from reference.cli import main; sys.exit(main(sys.argv[1:]))"]
-    listed = [*command, "check", "--devices", "4", "--quick", "--list"]
-    done = subprocess.run(listed, env=alone, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    names = done.stdout.splitlines()
-    assert len(names) > 10
-    assert {name.partition("; ")[2] for name in names} >= {"fsdp, automatic axes", "2d, explicit axes"}
+    counting = [*command, "check", "--devices", "4", "--quick", "--list", "--import", "counting"]
+    done = subprocess.run(counting, cwd=tmp_path, env=alone, capture_output=True, text=True, check=False)
+    assert done.stdout == "4 devices\n", done.stderr
+    assert "counting adds nothing to the catalogue" in done.stderr
+    assert done.returncode == 2
 
 
 def test_devices_do_not_go_with_a_target_or_with_mutants(capsys):

@@ -88,24 +88,17 @@ def numbered(port, count, number):
     return ["--coordinator", f"localhost:{port}", "--process-count", str(count), "--process-id", str(number)]
 
 
-def test_two_processes_train_what_one_trains_killed_and_resumed_bit_for_bit(capsys, tmp_path, table):
+def losses(text):
+    """The column of the loss by hand, of each of the three epochs."""
+    return [float(line.split()[1]) for line in text.splitlines() if line[:2] in ("1 ", "2 ", "3 ")]
+
+
+def test_two_processes_train_what_one_trains_killed_and_resumed_bit_for_bit(capsys, tmp_path, table, in_two_processes):
     """Two devices in each: batches of 17 and a last one of 15 are filled up to 20."""
-    one, two, again, folder = (tmp_path / name for name in ("one.npz", "two.npz", "again.npz", "kept"))
+    one, again, folder = (tmp_path / name for name in ("one.npz", "again.npz", "kept"))
     arguments = ["--data", table, *SMALL]
     assert cli.main(["train", *arguments, "--save", str(one)]) == 0
     alone = capsys.readouterr().out
-    status, out, err = run(*arguments, "--processes", "2", "--save", str(two), devices=2)
-    assert status == 0, err
-    assert out.splitlines()[0] == alone.splitlines()[0]  # and nothing of what connects the processes
-    assert "\nin 2 processes, on 4 devices\n" in out
-    assert out.count("loss curves: equal to rounding") == 1
-    assert apart(one, two) < FLOAT32
-    losses = [
-        [float(line.split()[1]) for line in text.splitlines() if line[:2] in ("1 ", "2 ", "3 ")]
-        for text in (alone, out)
-    ]
-    assert len(losses[0]) == 3
-    np.testing.assert_allclose(*losses, rtol=1e-5)
 
     kept = [*arguments, "--checkpoint", str(folder), "--processes", "2", "--save", str(again)]
     command = subprocess.Popen(
@@ -124,10 +117,19 @@ def test_two_processes_train_what_one_trains_killed_and_resumed_bit_for_bit(caps
         "process 1 of 2 was killed by SIGKILL, so the others were stopped; run the same command with --resume" in said
     )
     assert children(command.pid) == []
+
     status, out, err = run(*kept, "--resume", devices=2)
     assert status == 0, err
+    assert out.splitlines()[0] == alone.splitlines()[0]  # and nothing of what connects the processes
+    assert "\nin 2 processes, on 4 devices\n" in out
     assert "by hand: goes on after epoch " in out
-    assert again.read_bytes() == two.read_bytes()
+    assert out.count("loss curves: equal to rounding") == 1
+    assert apart(one, again) < FLOAT32
+    assert len(losses(out)) == 3
+    np.testing.assert_allclose(losses(out), losses(alone), rtol=1e-5)
+    of_whole_run, trained = in_two_processes
+    assert again.read_bytes() == trained.read_bytes()
+    assert losses(out) == losses(of_whole_run)
 
 
 def children(parent):
@@ -143,18 +145,6 @@ def children(parent):
             if own == parent:
                 found.append((int(folder.name), int(words.partition('"process_id": ')[2].partition(",")[0])))
     return found
-
-
-def test_what_differs_between_processes_is_said_by_all_of_them(table):
-    port = free_port()
-    arguments = ["--data", table, *SMALL]
-    found = of_a_launcher(
-        port, [*arguments, *numbered(port, 2, 0)], [*arguments, *numbered(port, 2, 1), "--lam", "0.5", "--epochs", "9"]
-    )
-    for status, out, err in found:
-        assert status == 2, err
-        assert out == ""
-        assert "--lam is 0.001 in process 0 and 0.5 in process 1, --epochs is 3 in process 0 and 9 in process 1" in err
 
 
 def test_what_one_process_cannot_use_is_said_by_all_of_them(table):
@@ -233,16 +223,26 @@ def test_what_the_environment_says_is_checked_as_well(monkeypatch):
         pass
 
 
-EAGER = """
-import sys, jax, numpy as np, jax.numpy as jnp
+TOGETHER = """
+import contextlib, io, sys, jax, numpy as np, jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import optax, manual_backprop as mb, reference
-from reference.cli import spread
+from reference.cli import main, spread
+
+address, number, *command = sys.argv[1:]
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(address, 2, int(number), heartbeat_timeout_seconds=10)
+
+assert main(command) == 0
+said = io.StringIO()
+with contextlib.redirect_stderr(said):
+    assert main([*command, *(["--lam", "0.5", "--epochs", "9"] if number == "1" else [])]) == 2
+assert (
+    "--lam is 0.001 in process 0 and 0.5 in process 1, --epochs is 3 in process 0 and 9 in process 1" in said.getvalue()
+)
 
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]), heartbeat_timeout_seconds=10)
 rows = NamedSharding(Mesh(np.asarray(jax.devices()), ("data",)), P("data"))
 
 def shared(array):
@@ -251,10 +251,11 @@ def shared(array):
 rng = np.random.default_rng(0)
 net = mb.Serial((mb.Embedding(7, 4, "tanh"), mb.Dense(4, 3)))
 objective = mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(0.1))
-params = net.init(jax.random.key(0), "float64")
+shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), "float64"))
+params = jax.tree.map(lambda leaf: jax.device_put(rng.normal(size=leaf.shape)), shapes)
 x, y = rng.integers(0, 7, 8), rng.integers(0, 3, 8)
 value, gradient = mb.value_and_grad(objective)(params, shared(x), shared(y))
-by_one = reference.value_and_grad(objective)(params, jnp.asarray(x), jnp.asarray(y))
+by_one = jax.jit(reference.value_and_grad(objective))(params, x, y)
 for ours, theirs in zip(jax.tree.leaves((value, gradient)), jax.tree.leaves(by_one), strict=True):
     assert np.abs(np.asarray(ours) - theirs).max() <= 1e-12 * np.abs(theirs).max()
 
@@ -294,16 +295,18 @@ print("equal")
 """
 
 
-def test_the_library_takes_arrays_whose_rows_lie_in_other_processes():
-    """Eagerly, where it looks at values; by jit in an epoch, to 1e-12; and what needs whole arrays says so."""
-    port = free_port()
+@pytest.fixture(scope="module")
+def in_two_processes(tmp_path_factory, table):
+    """What process 0 of two prints as `TOGETHER` runs in both, and the network that they train there."""
+    port, trained = free_port(), tmp_path_factory.mktemp("together") / "net.npz"
+    command = ["train", "--data", table, *SMALL, "--save", str(trained)]
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", EAGER, f"localhost:{port}", str(number)],
+            [sys.executable, "-c", TOGETHER, f"localhost:{port}", str(number), *command],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(),
+            env=environment(2),
         )
         for number in range(2)
     ]
@@ -311,6 +314,13 @@ def test_the_library_takes_arrays_whose_rows_lie_in_other_processes():
     for process, (out, err) in zip(started, said, strict=True):
         assert process.returncode == 0, err
         assert "equal" in out
+    return said[0][0], trained
+
+
+def test_processes_name_what_differs_and_take_arrays_whose_rows_lie_in_others(in_two_processes):
+    """Eagerly, where the library looks at values; by jit in an epoch, to 1e-12; and what needs whole arrays says so."""
+    said, _ = in_two_processes
+    assert said.endswith("equal\n")
 
 
 def test_where_processes_end_in_good_order_nobody_is_dead():
