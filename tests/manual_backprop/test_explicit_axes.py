@@ -16,8 +16,8 @@ EQUAL = 1e-13  # of a leaf's largest entry, float64: sums in another order
 P = PartitionSpec
 
 
-def mesh(kind: AxisType = AxisType.Explicit) -> jax.sharding.Mesh:
-    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind,) * 2)
+def mesh() -> jax.sharding.Mesh:
+    return jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
 
 
 def joined() -> mb.Serial:
@@ -45,10 +45,13 @@ def problem(name: str) -> tuple[mb.Objective, Any, Any, Any]:
     return mb.Objective(net, loss, mb.Frobenius(0.1)), generic(net, scale=0.5), x, y
 
 
-def gradients(name: str, params: Any, x: Any, y: Any) -> Any:
-    """By the sweep, and by jax.grad of the exported objective."""
-    objective = problem(name)[0]
-    return mb.value_and_grad(objective)(params, x, y), jax.value_and_grad(mb.as_custom_vjp(objective))(params, x, y)
+def by_sweep(name: str, params: Any, x: Any, y: Any) -> Any:
+    return mb.value_and_grad(problem(name)[0])(params, x, y)
+
+
+def exported(name: str, params: Any, x: Any, y: Any) -> Any:
+    """By jax.grad of the exported objective."""
+    return jax.value_and_grad(mb.as_custom_vjp(problem(name)[0]))(params, x, y)
 
 
 def readings(name: str, params: Any, x: Any, y: Any) -> dict[str, Any]:
@@ -74,27 +77,50 @@ def on_one_device(of: Any, name: str) -> Any:
     return jax.jit(of, static_argnums=0)(name, *problem(name)[1:])
 
 
-def placed(name: str, layout: str, kind: AxisType) -> tuple[Any, Any, Any]:
+def placed(name: str, layout: str) -> tuple[Any, Any, Any]:
     objective, params, x, y = problem(name)
-    devices = mesh(kind)
+    devices = mesh()
     specs = mb.sharding.specs(objective.net, params, layout, devices)
     return mb.sharding.place(params, devices, specs), *mb.sharding.place(
         (x, y), devices, mb.sharding.batch_spec(layout)
     )
 
 
+def assert_lie_alike(*trees: Any) -> None:
+    first, *others = (jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in trees)
+    assert all(other == first for other in others)
+
+
 @pytest.mark.parametrize(
-    ("name", "layout"), [*(("dense", layout) for layout in mb.sharding.LAYOUTS), ("gpt", "2d"), ("tied", "tensor")]
+    ("name", "layout", "ways"),
+    [
+        ("dense", "data", [by_sweep]),
+        ("dense", "fsdp", [by_sweep, exported]),
+        ("dense", "tensor", [by_sweep]),
+        ("tied", "tensor", [by_sweep, exported]),
+    ],
+    ids=["dense-data", "dense-fsdp", "dense-tensor", "tied-tensor"],
 )
-def test_gradients_are_those_of_one_device_and_lie_as_their_parameters(name, layout):
-    arguments = placed(name, layout, AxisType.Explicit)
-    found = jax.jit(gradients, static_argnums=0)(name, *arguments)
-    assert_close(found, on_one_device(gradients, name), EQUAL)
-    where = [jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (arguments[0], *(each[1] for each in found))]
-    assert where[0] == where[1] == where[2]
+def test_gradients_are_those_of_one_device_and_lie_as_their_parameters(name, layout, ways):
+    arguments = placed(name, layout)
+    found = jax.jit(lambda *arguments: [way(name, *arguments) for way in ways])(*arguments)
+    for value_and_gradient in found:
+        assert_close(value_and_gradient, on_one_device(by_sweep, name), EQUAL)
+    assert_lie_alike(arguments[0], *(gradient for _, gradient in found))
 
 
-@pytest.mark.parametrize("name", ["dense", "gpt"])
-def test_readings_are_those_of_one_device(name):
-    found = jax.jit(readings, static_argnums=0)(name, *placed(name, "2d", AxisType.Explicit))
-    assert_close(found, on_one_device(readings, name), EQUAL)
+@pytest.mark.parametrize(("name", "ways"), [("dense", [by_sweep, exported]), ("gpt", [])], ids=["dense", "gpt"])
+def test_readings_are_those_of_one_device(name, ways):
+    """Under the fourth layout, "2d", with the step's gradients, and those of the other ways."""
+    arguments, expected = placed(name, "2d"), on_one_device(readings, name)
+
+    @jax.jit
+    def everything(*arguments: Any) -> Any:
+        return readings(name, *arguments), [way(name, *arguments) for way in ways]
+
+    found, others = everything(*arguments)
+    assert_close(found, expected, EQUAL)
+    step = expected["step"]
+    for value_and_gradient in others:
+        assert_close(value_and_gradient, (step.value, step.gradients), EQUAL)
+    assert_lie_alike(arguments[0], found["step"].gradients, *(gradient for _, gradient in others))

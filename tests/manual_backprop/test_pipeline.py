@@ -49,44 +49,43 @@ def problem(name: str, dtype: Any = "float64") -> tuple[mb.Objective, Any, Any, 
 
 @cache
 def by_jax(name: str) -> tuple[Any, Any]:
-    """Without weights, and with weights and another lam."""
     objective, params, x, y = problem(name)
-    found = jax.jit(reference.value_and_grad(objective))
-    return found(params, x, y), found(params, x, y, lam=0.3, weights=weights())
+    return jax.jit(reference.value_and_grad(objective))(params, x, y)
 
 
 def weights() -> jax.Array:
     return jnp.asarray(np.linspace(0.1, 1, N))
 
 
-CASES = [(name, stages, schedule) for name, stages in (("between", 4), ("alone", 2)) for schedule in NAMED]
-
-
-@pytest.mark.parametrize(("name", "stages", "schedule"), [*CASES, ("last", 2, "zero_bubble")])
+@pytest.mark.parametrize(
+    ("name", "stages", "schedule"), [("alone", 2, "gpipe"), ("between", 4, "1f1b"), ("last", 2, "zero_bubble")]
+)
 def test_every_schedule_gives_the_gradient_of_jax_grad(name, stages, schedule):
     objective, params, x, y = problem(name)
     found = jax.jit(mb.pipeline(objective, mesh(stage=stages), microbatches=M, schedule=schedule))
-    assert_close(found(params, x, y), by_jax(name)[0])
+    assert_close(found(params, x, y), by_jax(name))
 
 
-@pytest.mark.parametrize("of_devices", [mesh, automatic])
-def test_beside_data_parallelism(of_devices):
-    """With weights, and not compiled by the caller."""
+def test_beside_data_parallelism():
+    """With weights and another lam, on axes of either kind, and not compiled by the caller."""
     objective, params, x, y = problem("between")
-    found = mb.pipeline(objective, of_devices(data=2, stage=4), microbatches=M, data="data")
-    assert_close(found(params, x, y, lam=0.3, weights=weights()), by_jax("between")[1])
+    given = {"lam": 0.3, "weights": weights()}
+    expected = jax.jit(reference.value_and_grad(objective))(params, x, y, **given)
+    for of_devices in (mesh, automatic):
+        found = mb.pipeline(objective, of_devices(data=2, stage=4), microbatches=M, data="data")
+        assert_close(found(params, x, y, **given), expected)
 
 
 def test_other_names_other_axes_and_fewer_microbatches_than_stages():
     objective, params, x, y = problem("between")
-    found = mb.pipeline(objective, mesh(pipe=4, model=2), "pipe", microbatches=2, schedule="1f1b")
-    assert_close(jax.jit(found)(params, x, y), by_jax("between")[0])
+    found = mb.pipeline(objective, mesh(pipe=4, model=2), "pipe", microbatches=2, schedule="gpipe")
+    assert_close(jax.jit(found)(params, x, y), by_jax("between"))
 
 
 def test_one_stage_and_one_microbatch():
     objective, params, x, y = problem("alone")
     found = jax.jit(mb.pipeline(objective, mesh(stage=1), microbatches=1))
-    assert_close(found(params, x, y), by_jax("alone")[0])
+    assert_close(found(params, x, y), by_jax("alone"))
 
 
 def test_a_schedule_of_your_own():
@@ -96,10 +95,10 @@ def test_a_schedule_of_your_own():
     rows = (*forward, *[None] * (M + 1), *backward), (None, *forward, *backward, *[None] * M)
     objective, params, x, y = problem("alone")
     found = jax.jit(mb.pipeline(objective, mesh(stage=2), schedule=Schedule(rows)))
-    assert_close(found(params, x, y), by_jax("alone")[0])
+    assert_close(found(params, x, y), by_jax("alone"))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_every_number_is_proven(dtype):
     objective, *data = problem("between")
 
@@ -109,9 +108,10 @@ def test_every_number_is_proven(dtype):
     reference.check(objective, *data, weights=weights(), dtype=dtype, value_and_grad=pipelined).raise_if_failed()
 
 
-def test_shapes_and_dtypes_are_those_of_value_and_grad():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_shapes_and_dtypes_are_those_of_value_and_grad(dtype):
     """In 16 bits the sums over microbatches are in float32; what is returned is not."""
-    objective, *data = problem("between", "bfloat16")
+    objective, *data = problem("between", dtype)
     ours, theirs = mb.pipeline(objective, automatic(stage=2), microbatches=M), mb.value_and_grad(objective)
     assert jax.eval_shape(ours, *data) == jax.eval_shape(theirs, *data)
 
@@ -124,7 +124,7 @@ def test_training_takes_it():
 
     optimizer = optax.sgd(0.1)
     step = mb.training.make_step(objective, optimizer, value_and_grad=pipelined)
-    _, gradient = by_jax("alone")[0]
+    _, gradient = by_jax("alone")
     expected = jax.tree.map(lambda own, leaf: own - 0.1 * leaf, params, gradient)
     assert_close(step(params, optimizer.init(params), x, y)[0], expected)
 
@@ -151,7 +151,7 @@ def test_readings():
     asked = {"second moment": lambda factor, weights: factor.squared_sum(weights), "Kronecker": kronecker}
     found = mb.pipeline(objective, mesh(data=2, stage=2), microbatches=M, data="data", readings=asked)
     value, gradient, readings = found(params, x, y)
-    assert_close((value, gradient), by_jax("between")[0])
+    assert_close((value, gradient), by_jax("between"))
 
     def at_once(params: Any, x: Any, y: Any) -> Any:
         step = mb.backprop(objective, params, x, y)
@@ -193,7 +193,7 @@ def test_where_things_are():
     in_stages = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec("stage"))
     placed = (placed[0], jax.device_put(params[1], in_stages), *placed[2:])
     value, gradient = jax.jit(mb.pipeline(objective, devices, microbatches=M))(placed, x, y)
-    assert_close((value, gradient), by_jax("between")[0])
+    assert_close((value, gradient), by_jax("between"))
     assert {leaf.addressable_shards[0].data.shape[0] for leaf in jax.tree.leaves(gradient[1])} == {2}
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves((value, gradient[0], gradient[2:])))
 
