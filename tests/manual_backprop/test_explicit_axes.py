@@ -102,10 +102,10 @@ def assert_lie_alike(*trees: Any) -> None:
     ids=["dense-data", "dense-fsdp", "dense-tensor", "tied-tensor"],
 )
 def test_gradients_are_those_of_one_device_and_lie_as_their_parameters(name, layout, ways):
-    arguments = placed(name, layout)
+    arguments, expected = placed(name, layout), on_one_device(by_sweep, name)
     found = jax.jit(lambda *arguments: [way(name, *arguments) for way in ways])(*arguments)
     for value_and_gradient in found:
-        assert_close(value_and_gradient, on_one_device(by_sweep, name), EQUAL)
+        assert_close(value_and_gradient, expected, EQUAL)
     assert_lie_alike(arguments[0], *(gradient for _, gradient in found))
 
 

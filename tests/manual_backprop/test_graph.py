@@ -363,12 +363,12 @@ WITH_DROPOUT = mb.Serial((mb.Dense(4, 4, "tanh"), mb.Dropout(0.5), mb.Repeat(DRO
 def test_a_network_with_dropout_is_drawn_with_the_values_of_the_keys_draws(key):
     objective, *batch_of = problem(WITH_DROPOUT, 5)
     forward, backward = (draw(objective, *batch_of, key=key) for draw in BOTH)
-    step = reference.backprop(objective, *batch_of, key=key)
+    step = jax.jit(reference.backprop, static_argnums=0)(objective, *batch_of, key=key)
     said = {vertex.key: " ".join(vertex.notes) for graph in (forward, backward) for vertex in graph.vertices}
     expected = {"a_2": step.trace[1].a, "a_3_2k": step.trace[2][0].a, "z_4_2k": step.trace[2][1].z}
     expected |= {"dW_1": step.gradients[0].W, "delta_2": step.deltas[1]}
     for name, value in expected.items():
-        assert f"‖·‖ {jnp.linalg.norm(value):.3g}" in said[name], name
+        assert f"‖·‖ {np.linalg.norm(value):.3g}" in said[name], name
     assert said["J"] == f"{float(step.value):.4g}"
     assert (said["a_2"] == said["a_1"]) == (key is None)
     assert [(arrow.tail, arrow.head) for arrow in forward.arrows] == [

@@ -100,7 +100,8 @@ def test_many_parameters_with_odd_names_have_vertices_and_room_of_their_own(draw
     assert_laid_out(page, widest=40)
     labels = [label_box(path) for path in page.paths if path.arrow.label.startswith(MEAN)]
     assert all(apart(one, other) for one, other in combinations(labels, 2))
-    assert graph.svg()
+    if draw is mb.backward_graph:  # whose arrows have labels
+        assert graph.svg()
 
 
 def test_a_long_name_widens_its_box():
