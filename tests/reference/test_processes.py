@@ -132,6 +132,12 @@ def test_two_processes_train_what_one_trains_killed_and_resumed_bit_for_bit(caps
     assert losses(out) == losses(of_whole_run)
 
 
+def test_processes_name_what_differs_and_take_arrays_whose_rows_lie_in_others(in_two_processes):
+    """Eagerly, where the library looks at values; by jit in an epoch, to 1e-12; and what needs whole arrays says so."""
+    said, _ = in_two_processes
+    assert said.endswith("equal\n")
+
+
 def children(parent):
     """(process id, its number among the processes) of what the command has started."""
     found = []
@@ -157,8 +163,8 @@ def test_what_one_process_cannot_use_is_said_by_all_of_them(table):
         ["--data", f"{table}.none", *SMALL, "--process-id", "1"],
         **named,
     )
-    for status, _, err in found:
-        assert status == 2
+    for status, out, err in found:
+        assert (status, out) == (2, "")
         assert f"process 1 of 2: there is no file {table}.none" in err
 
 
@@ -235,12 +241,13 @@ jax.config.update("jax_cpu_collectives_implementation", "gloo")
 jax.distributed.initialize(address, 2, int(number), heartbeat_timeout_seconds=10)
 
 assert main(command) == 0
-said = io.StringIO()
-with contextlib.redirect_stderr(said):
+said, printed = io.StringIO(), io.StringIO()
+with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
     assert main([*command, *(["--lam", "0.5", "--epochs", "9"] if number == "1" else [])]) == 2
 assert (
     "--lam is 0.001 in process 0 and 0.5 in process 1, --epochs is 3 in process 0 and 9 in process 1" in said.getvalue()
 )
+assert printed.getvalue() == ""
 
 jax.config.update("jax_enable_x64", True)
 rows = NamedSharding(Mesh(np.asarray(jax.devices()), ("data",)), P("data"))
@@ -315,12 +322,6 @@ def in_two_processes(tmp_path_factory, table):
         assert process.returncode == 0, err
         assert "equal" in out
     return said[0][0], trained
-
-
-def test_processes_name_what_differs_and_take_arrays_whose_rows_lie_in_others(in_two_processes):
-    """Eagerly, where the library looks at values; by jit in an epoch, to 1e-12; and what needs whole arrays says so."""
-    said, _ = in_two_processes
-    assert said.endswith("equal\n")
 
 
 def test_where_processes_end_in_good_order_nobody_is_dead():
