@@ -13,6 +13,7 @@ from helpers import assert_close, batch, generic, targets
 import manual_backprop as mb
 import reference
 from benchmarks import pipeline
+from manual_backprop.layers.base import Layer
 from manual_backprop.schedules import NAMED, Operation, Schedule
 
 N, M = 16, 4
@@ -26,6 +27,12 @@ NETS = {
     "last": mb.Serial((mb.Dense(6, 4, "tanh"), mb.Repeat(NESTED, 8, segments=4))),
 }
 FEATURES = {"alone": (4, 4), "between": (6, 3), "last": (6, 4)}
+
+
+class Mine(mb.Dropout):
+    """A layer that draws, and does not say what for a part of a batch."""
+
+    drawing_for = Layer.drawing_for
 
 
 def mesh(**axes: int) -> jax.sharding.Mesh:
@@ -74,6 +81,21 @@ def test_beside_data_parallelism():
     for of_devices in (mesh, automatic):
         found = mb.pipeline(objective, of_devices(data=2, stage=4), microbatches=M, data="data")
         assert_close(found(params, x, y, **given), expected)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_with_a_key_a_microbatch_has_the_masks_of_its_examples_in_the_batch(tied):
+    """Before the blocks, in them and after them; also where the readout goes in chunks, and where its table is tied."""
+    ids = jnp.asarray(np.random.default_rng(4).integers(0, 6, (8, 3)))
+    language = mb.gpt(6, 4, 2, 2, 3, hidden=4, dropout=0.3, tied=tied)
+    after = mb.Serial((*language.nodes[:-1], mb.Dropout(0.4), language.nodes[-1])) if not tied else language
+    objective = mb.Objective(after, mb.SoftmaxCrossEntropy(chunk=5) if tied else mb.softmax_cross_entropy)
+    given = generic(after, scale=0.5), ids, ids[:, ::-1]
+    with_key = {"key": jax.random.key(9)}
+    expected = jax.jit(mb.value_and_grad(objective))(*given, **with_key)
+    found = mb.pipeline(objective, mesh(data=2, stage=2), microbatches=2, data="data")
+    assert_close(found(*given, **with_key), expected)
+    assert abs(found(*given)[0] - expected[0]) > 1e-3
 
 
 def test_other_names_other_axes_and_fewer_microbatches_than_stages():
@@ -257,10 +279,9 @@ def test_a_bad_batch_says_what_is_wrong():
         of_data(params, x[:15], y[:15])
     with pytest.raises(ValueError, match="each device's part, along 'data', of the batch, 6 .* multiple of 8 ex"):
         of_data(params, x[:12], y[:12])
-    drawing = mb.Objective(mb.Serial((mb.Dropout(0.5), *NETS["between"].nodes)), mb.squared_error)
-    with pytest.raises(ValueError, match="pipeline takes no key for layers that draw at random .* leave key out"):
-        of_drawing = mb.pipeline(drawing, mesh(stage=2), microbatches=M)
-        of_drawing(((), *params), x, y, key=jax.random.key(0))
+    unknown = mb.Objective(mb.Serial((Mine(0.5), *NETS["between"].nodes)), mb.squared_error)
+    with pytest.raises(NotImplementedError, match="random, .* write drawing_for\\(self, part, key\\), or leave"):
+        mb.pipeline(unknown, mesh(stage=2), microbatches=M)(((), *params), x, y, key=jax.random.key(0))
     by_example = {"norms": lambda factor, weights: factor.squared_norms()}
     with pytest.raises(ValueError, match="reading 'norms' returns \\[4\\] for one microbatch .* must be a sum over ex"):
         mb.pipeline(objective, mesh(stage=2), microbatches=M, readings=by_example)(params, x, y)
