@@ -18,6 +18,7 @@ from reference import xla
 
 N = 7
 OPTIMISED = xla.known({"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True})  # as users compile
+FUSED = xla.known({"xla_cpu_use_fusion_emitters": True})  # enough where memory is counted: LLVM comes after it
 TOLERANCE = 1e-12  # relative to the largest entry of a leaf, float64
 
 

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 from functools import cache, partial
+from itertools import starmap
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import NETWORKS, OPTIMISED, N, assert_close, batch, generic, problem, targets
+from helpers import FUSED, NETWORKS, N, assert_close, batch, generic, problem, targets
 from jax.test_util import check_grads
 
 import manual_backprop as mb
@@ -62,6 +63,12 @@ def found(name):
     return program(name)(problem(name)[2], WEIGHTS)
 
 
+@pytest.fixture(scope="module", params=NETWORKS)
+def network(request):
+    """The name of each, with all tests of one network in a row, since they share what is found."""
+    return request.param
+
+
 @pytest.mark.parametrize(
     ("name", "dtype"),
     [
@@ -78,23 +85,23 @@ def test_every_quantity_equals_the_reference(name, dtype):
     reference.check(objective, params, x, y, dtype=dtype).raise_if_failed()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_without_a_regulariser_and_without_weights(name):
+def test_without_a_regulariser_and_without_weights(network):
     """The gradient is the mean of the examples' own; an example's deltas are of no weight and no lambda."""
-    step, witness = found(name)["step"], found(name)["weighted by jax"]
-    assert_close(step.gradients, jax.tree.map(lambda leaf: leaf.mean(axis=0), found(name)["each by jax"]))
+    step, witness = found(network)["step"], found(network)["weighted by jax"]
+    assert_close(step.gradients, jax.tree.map(lambda leaf: leaf.mean(axis=0), found(network)["each by jax"]))
     assert_close(
         (layer_values(step.trace), step.deltas, step.d_x, step.loss),
-        (witness.trace, witness.deltas, witness.d_x, np.asarray(found(name)["losses by jax"]).mean()),
+        (witness.trace, witness.deltas, witness.d_x, np.asarray(found(network)["losses by jax"]).mean()),
     )
     assert_close((step.value, step.penalty, step.d_lam), (step.loss, np.zeros(()), np.zeros(())), 0)
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-def test_every_loss_meets_every_activation(loss):
-    """In a chain of all activations; each leaf is held to its own largest entry, however small that is."""
+@pytest.mark.parametrize(("loss", "turn"), [(loss, i) for i, loss in enumerate(LOSSES.values())], ids=LOSSES)
+def test_every_loss_and_every_activation(loss, turn):
+    """Each activation once, in the chain of one loss; each leaf is held to its own largest entry, however small."""
     last = "sigmoid" if loss is mb.binary_cross_entropy else "identity"
-    net = mb.mlp((5, *(4,) * len(mb.activations.TABLE), 3), tuple(mb.activations.TABLE), last)
+    activations = tuple(mb.activations.TABLE)[turn :: len(LOSSES)]
+    net = mb.mlp((5, *(4,) * len(activations), 3), activations, last)
     objective = mb.Objective(net, loss, mb.Frobenius(0.1))
     both = jax.jit(lambda *args: [f(objective, *args) for f in (mb.backprop, reference.backprop)])
     ours, theirs = both(generic(net), batch(5), targets(loss, 3))
@@ -104,7 +111,7 @@ def test_every_loss_meets_every_activation(loss):
     assert_close((ours.value, ours.d_x, ours.d_lam), (theirs.value, theirs.d_x, theirs.d_lam))
 
 
-@pytest.mark.parametrize(("name", "every"), [("mlp", (0, 1, (0,), (0, 1), (1, 0))), ("nested", ((1, 0),))])
+@pytest.mark.parametrize(("name", "every"), [("mlp", (0, 1, (0,), (0, 1))), ("kept", ((1, 0),))])
 def test_value_and_grad_has_jax_value_and_grads_convention(name, every):
     objective, *args = problem(name)
     ways = mb.value_and_grad, reference.value_and_grad, jax.value_and_grad
@@ -113,13 +120,12 @@ def test_value_and_grad_has_jax_value_and_grads_convention(name, every):
         assert_close(ours, jaxs)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_three_steps_by_their_public_names(name):
+def test_the_three_steps_by_their_public_names(network):
     """forward, backward, gradients make up the unregularised gradient of `backprop`."""
-    step = found(name)["step"]
-    assert_close(found(name)["by name"], (step.d_x, step.deltas, step.gradients), 0)
-    if "Repeat" not in repr(NETWORKS[name]):  # stacked factors are contracted inside the network
-        assert_close(found(name)["contracted"], step.gradients, 0)
+    step = found(network)["step"]
+    assert_close(found(network)["by name"], (step.d_x, step.deltas, step.gradients), 0)
+    if "Repeat" not in repr(NETWORKS[network]):  # stacked factors are contracted inside the network
+        assert_close(found(network)["contracted"], step.gradients, 0)
 
 
 @pytest.mark.parametrize("name", ["mlp", "width 1", "kept", "leaf"])
@@ -139,17 +145,16 @@ def test_one_example_equation_by_equation():
     reference.check(*problem("one layer", n=1)).raise_if_failed()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_weights_take_the_place_of_the_mean(name):
-    x = problem(name)[2]
-    ours, step, witness = (found(name)[key] for key in ("weighted", "weighted step", "weighted by jax"))
+def test_weights_take_the_place_of_the_mean(network):
+    x = problem(network)[2]
+    ours, step, witness = (found(network)[key] for key in ("weighted", "weighted step", "weighted by jax"))
     assert_same_step(step, witness)
     J, (gradient, d_x) = ours
     assert_close((J, gradient), (step.value, step.gradients))
     assert_close(d_x, WEIGHTS.reshape(N, *(1,) * (x.ndim - 1)) * step.d_x)
-    mean = program(name)(x, np.full(N, 1 / N))
+    mean = program(network)(x, np.full(N, 1 / N))
     assert_close(mean["weighted"], mean["mean"], 1e-13)
-    J_masked, (gradient_masked, d_x_masked) = program(name)(x.at[2].set(99.0), WEIGHTS)["weighted"]
+    J_masked, (gradient_masked, d_x_masked) = program(network)(x.at[2].set(99.0), WEIGHTS)["weighted"]
     assert_close((J_masked, gradient_masked), (J, gradient), 1e-13)
     assert_close(d_x_masked[2], np.zeros_like(d_x[2]), 0)
 
@@ -182,11 +187,10 @@ def test_sequences_have_positions_between_batch_and_features():
     )
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_factors_know_every_examples_gradient(name):
+def test_factors_know_every_examples_gradient(network):
     """`per_example` and `squared_norms` against vmap(jax.grad) of the reference."""
-    per_example, norms, witness = (found(name)[key] for key in ("per example", "norms", "each by jax"))
-    if "Repeat" not in repr(NETWORKS[name]):
+    per_example, norms, witness = (found(network)[key] for key in ("per example", "norms", "each by jax"))
+    if "Repeat" not in repr(NETWORKS[network]):
         assert_close(per_example, witness, 1e-13)
     total = sum(np.asarray(leaf).reshape(-1, N).sum(axis=0) for leaf in jax.tree.leaves(norms))
     stacked = sum(np.square(leaf).sum() for leaf in jax.tree.leaves(per_example))
@@ -211,53 +215,68 @@ def test_repeat_keeps_or_rebuilds_with_one_result():
 
 
 INNER = mb.Serial(
-    (
-        mb.Dense(5, 4, "silu"),
-        mb.Repeat(mb.Dense(4, 4, "tanh"), 3, recompute=False, segments=2),
-        mb.Tied(mb.Dense(4, 4, "sigmoid"), 2),
-        mb.Dense(4, 5, "elu"),
-    )
+    (mb.Repeat(mb.Dense(5, 5, "tanh"), 3, recompute=False, segments=2), mb.Tied(mb.Dense(5, 5, "elu"), 2))
 )
 
 
-def in_segments(n, segments, recompute, block=None):
+BLOCK = mb.Residual(mb.Dense(5, 5, "gelu"))
+
+
+def in_segments(n, segments, recompute, block=BLOCK):
     """A chain and its head, whose parameters do not depend on the segments."""
-    block = mb.Residual(mb.Dense(5, 5, "gelu")) if block is None else block
     return mb.Serial((mb.Repeat(block, n, recompute, segments), mb.Dense(5, 3, "tanh")))
 
 
-@pytest.mark.parametrize("recompute", [True, False])
-@pytest.mark.parametrize("n", [1, 2, 5, 8])
-def test_segments_change_no_gradient(n, recompute):
-    """Every number of segments, also those that do not divide n, against jax.grad and against the chain at once."""
-    params, x, y = generic(in_segments(n, None, recompute)), batch(5), batch(3, seed=5)
+@pytest.mark.parametrize(
+    ("n", "chains"),
+    [(2, [(1, True), (2, True), (2, False)]), (8, [(3, True), (5, False), (8, True), (8, False)])],
+)
+def test_segments_change_no_gradient(n, chains):
+    """Numbers of them that divide n or do not, recomputed or kept: against jax.grad and against the chain at once."""
+
+    def objective(*chain):
+        return mb.Objective(in_segments(n, *chain), mb.squared_error, mb.Frobenius(0.1))
+
+    plain = objective(None, True)
 
     @jax.jit
-    def all_of_them(params, x, y):
-        objectives = [
-            mb.Objective(in_segments(n, segments, recompute), mb.squared_error, mb.Frobenius(0.1))
-            for segments in (None, *range(1, n + 1))
-        ]
+    def all_of_them(*at):
         given = {"weights": WEIGHTS}
-        theirs = reference.value_and_grad(objectives[0], (0, 1))(params, x, y, **given)
-        return theirs, [mb.value_and_grad(each, (0, 1))(params, x, y, **given) for each in objectives]
+        theirs = reference.value_and_grad(plain, (0, 1))(*at, **given)
+        return theirs, [mb.value_and_grad(each, (0, 1))(*at, **given) for each in (plain, *starmap(objective, chains))]
 
-    theirs, (at_once, *ours) = all_of_them(params, x, y)
+    theirs, (at_once, *ours) = all_of_them(generic(plain.net), batch(5), batch(3, seed=5))
     for each in ours:
         assert_close(each, theirs)
         assert_close(each, at_once, 1e-14)
 
 
-@pytest.mark.parametrize("recompute", [True, False])
-def test_segments_of_composites(recompute):
-    """Chains in chains, uses of one block, a rule that draws; and vmap, and derivatives through the gradient."""
-    block = mb.Residual(INNER)
-    objective, plain = (mb.Objective(in_segments(5, k, recompute, block), mb.squared_error) for k in (3, None))
-    params, x, y = generic(objective.net), batch(5), batch(3, seed=5)
+def test_segments_of_composites():
+    """Chains in chains, uses of one block, and a rule that draws."""
+    plain, rebuilt, kept = (
+        mb.Objective(in_segments(5, *chain, mb.Residual(INNER)), mb.squared_error)
+        for chain in ((None, True), (3, True), (3, False))
+    )
     noise = mb.rules.on_delta(mb.edits.Noise(0.5), key=jax.random.key(0))
 
     @jax.jit
-    def both(params, x, y):
+    def all_of_them(*at):
+        edited = [mb.value_and_grad(each)(*at, rule=noise) for each in (kept, plain)]
+        return (mb.value_and_grad(rebuilt)(*at), reference.value_and_grad(plain)(*at)), edited
+
+    gradients, edited = all_of_them(generic(plain.net), batch(5), batch(3, seed=5))
+    assert_close(*gradients)
+    assert_close(*edited, 1e-13)
+
+
+def test_jax_transforms_a_sweep_by_segments():
+    """vmap, and derivatives through the gradient, forward and in reverse."""
+    plain, *by_segments = (
+        mb.Objective(in_segments(5, *chain), mb.squared_error) for chain in ((None, True), (3, True), (3, False))
+    )
+
+    @jax.jit
+    def all_of_them(params, x, y):
         def of(objective):
             gradient = mb.value_and_grad(objective)
 
@@ -265,13 +284,12 @@ def test_segments_of_composites(recompute):
                 return gradient(params, x, y)[1][1].W.sum()
 
             each = jax.vmap(lambda x, y: gradient(params, x[None], y[None]))(x, y)
-            return gradient(params, x, y, rule=noise), each, jax.jvp(along, (x,), (y[:, :1] * x,)), jax.grad(along)(x)
+            return each, jax.jvp(along, (x,), (y[:, :1] * x,)), jax.grad(along)(x)
 
-        return of(objective), of(plain), mb.value_and_grad(objective)(params, x, y)
+        return of(plain), [of(each) for each in by_segments]
 
-    ours, at_once, gradient = both(params, x, y)
-    assert_close(gradient, jax.jit(reference.value_and_grad(objective))(params, x, y))
-    assert_close(ours, at_once, 1e-13)
+    at_once, ours = all_of_them(generic(plain.net), batch(5), batch(3, seed=5))
+    assert_close(ours, [at_once] * 2, 1e-13)
 
 
 def test_segments_are_for_lean_sweeps_alone():
@@ -303,7 +321,7 @@ def test_segments_take_an_eighth_of_the_memory_of_jax_grad():
         return 0.5 * jnp.sum((o - y) ** 2) / n
 
     def temporary(function):
-        compiled = jax.jit(function).lower(shapes, x, y).compile(compiler_options=OPTIMISED)
+        compiled = jax.jit(function).lower(shapes, x, y).compile(compiler_options=FUSED)
         return compiled.memory_analysis().temp_size_in_bytes
 
     def by_hand(*chain):
@@ -332,11 +350,10 @@ def test_repeat_is_the_serial_of_its_blocks():
     assert_close((ours.value, ours.d_x, ours.d_lam), (theirs.value, theirs.d_x, theirs.d_lam), 1e-14)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_values_can_be_replaced(name):
+def test_values_can_be_replaced(network):
     """A trace is plain data: scaled deltas give scaled gradients, an edited trace is what backward reads."""
-    step = found(name)["step"]
-    assert_close(found(name)["doubled"], jax.tree.map(lambda g: 2 * g, step.gradients), 1e-14)
+    step = found(network)["step"]
+    assert_close(found(network)["doubled"], jax.tree.map(lambda g: 2 * g, step.gradients), 1e-14)
     assert jax.tree.structure(step.deltas) == jax.tree.structure(
         jax.tree.map(lambda v: v.z, layer_values(step.trace), is_leaf=lambda v: isinstance(v, model.LayerValues))
     )
@@ -361,7 +378,7 @@ def test_edited_z_changes_the_delta_of_its_layer_and_below():
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_the_reference_itself_agrees_with_finite_differences(loss):
     """A third witness, so that the two programs cannot share a mistake in (J1) to (J3)."""
-    net = mb.mlp((4, 4, 4, 3), "tanh", "sigmoid" if loss is mb.binary_cross_entropy else "identity")
+    net = mb.mlp((4, 4, 3), "tanh", "sigmoid" if loss is mb.binary_cross_entropy else "identity")
     objective = mb.Objective(net, loss, mb.Frobenius(0.1))
     params, x, y = generic(net), batch(4), targets(loss, 3)
     both = jax.jit(lambda p, x: (model.value(objective, p, x, y), objective(p, x, y)))
