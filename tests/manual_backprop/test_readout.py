@@ -50,25 +50,34 @@ def witness(net: mb.Serial, weights: Any) -> Any:
     return J
 
 
-@pytest.mark.parametrize("weighted", [False, True], ids=["mean", "weighted"])
-@pytest.mark.parametrize("name", NETS)
-def test_value_and_gradient_equal_those_of_jax(name, weighted):
-    """For chunks that divide the rows, that do not, and that are larger; (B2) (B3) (B4) (B5) (B6)."""
-    net, weights = NETS[name], WEIGHTS if weighted else None
+@pytest.mark.parametrize(
+    ("name", "chunks_of_mean", "chunks_of_sum"),
+    [
+        ("serial", (5, 4), (4, 100)),
+        ("nested", (4,), ()),
+        *((name, (), (4,)) for name in NETS if "serial" != name != "nested"),
+    ],
+)
+def test_value_and_gradient_equal_those_of_jax(name, chunks_of_mean, chunks_of_sum):
+    """The mean and a weighted sum, for chunks that divide the rows, that do not, and that are larger; (B2) to (B6)."""
+    net = NETS[name]
     params = generic(net)
-    J = witness(net, jnp.full(N, 1 / N) if weights is None else weights)
 
     @jax.jit
     def run(params: Any, x: Any) -> Any:
-        ours = [
-            (problem(params, x, Y, weights=weights), *mb.value_and_grad(problem, (0, 1))(params, x, Y, weights=weights))
-            for problem in (objective(net, chunk, **OPTIONS) for chunk in (5, 4, 100))
-        ]
-        return ours, jax.value_and_grad(J, (0, 1))(params, x)
+        def by_hand(chunk: int, weights: Any) -> Any:
+            problem, given = objective(net, chunk, **OPTIONS), {"weights": weights}
+            return problem(params, x, Y, **given), *mb.value_and_grad(problem, (0, 1))(params, x, Y, **given)
 
-    ours, (value, gradients) = run(params, X)
-    for called, found, by_hand in ours:
-        assert_close((called, found, by_hand), (value, value, gradients), 1e-13)
+        def by_jax(weights: Any) -> Any:
+            return jax.value_and_grad(witness(net, weights), (0, 1))(params, x)
+
+        asked = (chunks_of_mean, None, jnp.full(N, 1 / N)), (chunks_of_sum, WEIGHTS, WEIGHTS)
+        return [([by_hand(n, weights) for n in chunks], by_jax(same)) for chunks, weights, same in asked if chunks]
+
+    for ours, (value, gradients) in run(params, X):
+        for called, found, by_hand in ours:
+            assert_close((called, found, by_hand), (value, value, gradients), 1e-13)
 
 
 @pytest.mark.parametrize("entries", [4 * 2, 4 * 3, 4 * 7], ids=["with a rest", "and a larger one", "all at once"])
@@ -162,7 +171,7 @@ def test_as_a_custom_rule_every_argument_gets_its_cotangent():
     def plain(*given: Any) -> Any:
         return model.value(problem, *given[:3], lam=given[3], weights=given[4])
 
-    report = reference.check_vjp(mb.as_custom_vjp(problem), *arguments, raw=plain, transforms=("jit",))
+    report = reference.check_vjp(jax.jit(mb.as_custom_vjp(problem)), *arguments, raw=plain, transforms=("jit",))
     report.raise_if_failed()
 
 
