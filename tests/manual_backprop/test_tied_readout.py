@@ -1,6 +1,7 @@
 """One table, at the input and at the output: its gradient is the sum over both uses, in every reading."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from helpers import array, assert_close, generic
-from test_embeddings import FEW, IDS, LABELS, LAM, LENGTH, VOCAB, D, compared
+from test_embeddings import FEW, IDS, LABELS, LAM, LENGTH, VOCAB, D, by_jax, compared, readings
 
 import manual_backprop as mb
 import reference
@@ -29,9 +30,20 @@ def tied(params, ids):
     return jnp.tanh(x @ hidden.W.T + jnp.broadcast_to(hidden.b, x.shape)) @ table.W.T
 
 
-@pytest.mark.parametrize("batch", [(IDS, LABELS), FEW], ids=["long", "short"])
-def test_every_reading_is_jaxs(batch):
-    compared(NET, tied, *batch)
+def test_every_reading_is_jaxs():
+    compared(NET, tied, IDS, LABELS)
+
+
+def test_readings_of_pairs_are_jaxs_where_positions_are_few():
+    """Products of examples go another way where pairs of positions are fewer than rows of the table."""
+    of_pairs = "norms", "clipped", "gram", "noise_scale"
+
+    @jax.jit
+    def both(params, ids, labels, v):
+        found = readings(NET, params, ids, labels, v), by_jax(tied, params, ids, labels, v)
+        return [{name: of[name] for name in of_pairs} for of in found]
+
+    assert_close(*both(generic(NET), *FEW, generic(NET, seed=5)))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
@@ -81,8 +93,8 @@ def test_gradients_are_flaxs():
     hidden = nnx.Linear(D, D, param_dtype="float64", rngs=rngs)
     embed.embedding[...] = params[0].W
     hidden.kernel[...], hidden.bias[...] = params[1].W.T, params[1].b
-    theirs = nnx.grad(loss)(nnx.List([embed, hidden]))
-    ours = mb.value_and_grad(mb.Objective(net, mb.softmax_cross_entropy))(params, IDS, LABELS)[1]
+    theirs = nnx.jit(nnx.grad(loss))(nnx.List([embed, hidden]))
+    ours = jax.jit(mb.value_and_grad(mb.Objective(net, mb.softmax_cross_entropy)))(params, IDS, LABELS)[1]
     assert_close(
         (ours[0].W, ours[1].W.T, ours[1].b),
         (theirs[0].embedding[...], theirs[1].kernel[...], theirs[1].bias[...]),
@@ -139,8 +151,8 @@ def test_it_is_a_part_like_any_other(net):
     def second(value_and_grad):
         return jax.jvp(lambda p: value_and_grad(objective)(p, IDS, y)[1], (params,), (v,))[1]
 
-    ours = jax.jit(lambda: mb.hessian_vector_product(objective, params, IDS, y, v))()
-    assert_close(ours, jax.jit(lambda: second(reference.value_and_grad))())
+    both = jax.jit(lambda: (mb.hessian_vector_product(objective, params, IDS, y, v), second(reference.value_and_grad)))
+    assert_close(*both())
 
 
 def test_rules():
@@ -173,7 +185,7 @@ def test_it_is_drawn_and_diagnosed():
     for draw in (mb.forward_graph, mb.backward_graph):
         for graph in (draw(OBJECTIVE), draw(OBJECTIVE, params, IDS, LABELS)):
             assert "TiedReadout" in {text for vertex in graph.vertices for text in (vertex.label, *vertex.notes)}
-    step = mb.backprop(OBJECTIVE, params, IDS, LABELS)
+    step = jax.jit(partial(mb.backprop, OBJECTIVE))(params, IDS, LABELS)
     text = mb.diagnosis.table(mb.diagnose(NET, step.trace, step.deltas))
     assert [line.split()[0] for line in text.splitlines()[1:]] == ["[0]", "[1][0]", "[1][1]", "[2]"]
 
@@ -187,7 +199,7 @@ def test_bad_input(without_hook):
         mb.TiedReadout(mb.Embedding(VOCAB, D), mb.Dense(D, 4)).out_shape((2,))
     with pytest.raises(ValueError, match=r"ids must lie in 0\.\.6, got 0 to 9"):
         mb.forward(NET, generic(NET), IDS.at[0, 0].set(9))
-    step = mb.backprop(OBJECTIVE, generic(NET), IDS, LABELS)
+    step = jax.jit(partial(mb.backprop, OBJECTIVE))(generic(NET), IDS, LABELS)
     with pytest.raises(ValueError, match="delta is float64"):
         mb.gradients(NET, step.trace, (step.deltas[0][:2], *step.deltas[1:]))
     for columns in (False, True):
