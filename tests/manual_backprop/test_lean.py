@@ -116,15 +116,23 @@ def test_the_bend_is_the_second_derivative_by_the_first(row):
     np.testing.assert_allclose(jnp.zeros_like(z) if change is None else change, by_jax, rtol=0, atol=1e-13)
 
 
+def both_sweeps(objective):
+    """The gradients of the lean sweep and of the step that shows everything, in one program."""
+
+    def both(*at, **told):
+        lean = mb.value_and_grad(objective)(*at, **told)[1]
+        return lean, mb.backprop(objective, *at, **told).gradients
+
+    return jax.jit(both)
+
+
 def test_rules_that_are_not_linear_keep_the_weights_at_the_sums():
     """Clipping delta / N at a bound is not clipping delta at it."""
     objective, params, x, y = problem("mlp")
     rule = rules.on_delta(lambda site: jnp.clip(site.delta, -0.05, 0.05))
     weights = jnp.linspace(0.1, 3, len(x))
     for given in (None, weights):
-        full = mb.backprop(objective, params, x, y, rule=rule, weights=given).gradients
-        lean = mb.value_and_grad(objective)(params, x, y, rule=rule, weights=given)[1]
-        assert_close(lean, full, 1e-13)
+        assert_close(*both_sweeps(objective)(params, x, y, rule=rule, weights=given), 1e-13)
 
 
 def test_a_rule_of_ones_own_is_not_taken_to_be_linear_unless_it_says_so():
@@ -142,16 +150,14 @@ def test_a_rule_of_ones_own_is_not_taken_to_be_linear_unless_it_says_so():
     linear = rules.Rule, rules.FeedbackAlignment, rules.KolenPollack, rules.SignSymmetry, rules.DirectFeedbackAlignment
     assert all(rule.linear for rule in linear)
     objective, params, x, y = problem("mlp")
-    full = mb.backprop(objective, params, x, y, rule=Signs()).gradients
-    assert_close(mb.value_and_grad(objective)(params, x, y, rule=Signs())[1], full, 1e-13)
+    assert_close(*both_sweeps(objective)(params, x, y, rule=Signs()), 1e-13)
 
 
 def test_direct_feedback_alignment_is_linear_in_the_output_error():
     objective, params, x, y = problem("mlp")
     rule = rules.DirectFeedbackAlignment(rules.direct_feedback(objective.net, jax.random.key(3)))
     weights = jnp.linspace(0.1, 3, len(x))
-    full = mb.backprop(objective, params, x, y, rule=rule, weights=weights).gradients
-    assert_close(mb.value_and_grad(objective)(params, x, y, rule=rule, weights=weights)[1], full, 1e-13)
+    assert_close(*both_sweeps(objective)(params, x, y, rule=rule, weights=weights), 1e-13)
 
 
 def test_float16_does_not_lose_what_one_over_n_would_underflow():
@@ -171,8 +177,13 @@ def test_float16_does_not_lose_what_one_over_n_would_underflow():
     params, x, y = generic(net, dtype="float16"), batch(3, n, dtype="float16"), jnp.asarray(errors, "float16")
     gradient = mb.value_and_grad(mb.Objective(net, Small()))(params, x, y)[1]
     params, x, y = jax.tree.map(lambda leaf: leaf.astype("float64"), (params, x, y))
-    _, trace = mb.forward(net, params, x)
-    truth = mb.gradients(net, trace, mb.backward(net, params, trace, y)[1])
+
+    @jax.jit
+    def exact(params, x, y):
+        _, trace = mb.forward(net, params, x)
+        return mb.gradients(net, trace, mb.backward(net, params, trace, y)[1])
+
+    truth = exact(params, x, y)
     assert_close(jax.tree.map(lambda leaf: leaf.astype("float64"), gradient), truth, 1e-2)
 
 
@@ -187,8 +198,8 @@ def test_the_total_is_summed_in_float32_or_wider(dtype):
 
 
 def test_a_lean_gradient_stays_one_under_jax_transformations():
-    """Of a chain of every activation: jvp, vjp and vmap of the sweep with the short forms."""
-    net = mb.mlp((3, *(3,) * len(TABLE), 2), tuple(TABLE))
+    """Of a chain of every activation that has a short form: the sweep with it, differentiated in reverse."""
+    net = mb.mlp((3, *(3,) * len(SHORT), 2), tuple(SHORT))
     objective = mb.Objective(net, mb.softmax_cross_entropy)
     params, x, y = generic(net, scale=0.5), batch(3), targets(objective.loss, 2)
     loss = partial(jax.tree.reduce, lambda total, leaf: total + jnp.sum(jnp.cos(leaf)), initializer=0.0)
@@ -197,5 +208,5 @@ def test_a_lean_gradient_stays_one_under_jax_transformations():
         rows = mb.Serial(tuple(mb.Dense(n.d_in, n.d_out, n.f.exact if exact else n.f) for n in net.nodes))
         return loss(mb.value_and_grad(mb.Objective(rows, objective.loss))(params, x, y)[1])
 
-    short, exact = (jax.grad(partial(twice, exact=exact))(params) for exact in (False, True))
-    assert_close(short, exact, 1e-11)
+    both = jax.jit(lambda params: [jax.grad(partial(twice, exact=exact))(params) for exact in (False, True)])
+    assert_close(*both(params), 1e-11)
