@@ -17,8 +17,6 @@ DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 def test_jit():
     """Operation by operation, each with a program of its own, it is the same."""
-    objective, *args = problem("mlp")
-    assert_close(jax.jit(mb.value_and_grad(objective))(*args), mb.value_and_grad(objective)(*args), 1e-14)
     objective, *args = problem("nested")
     assert_close(jax.jit(partial(mb.backprop, objective))(*args), mb.backprop(objective, *args), 1e-14)
 

@@ -5,7 +5,7 @@ import os
 
 import jax
 import pytest
-from helpers import OPTIMISED, assert_close
+from helpers import FUSED, assert_close
 
 from benchmarks.costs import __main__ as command
 from benchmarks.costs.cases import EXACT, QUANTITIES, Case, Setting, cases
@@ -25,14 +25,14 @@ def as_users_write():
 
 @pytest.mark.parametrize("name", TABLE)
 def test_a_gradient_takes_no_more_memory_than_jax_grad(name):
-    """Compiled as users compile, in float32, without running; half a percent is the rounding of the claim."""
-    by_hand, plain = map(temporary, compiled(Case(TABLE[name], SMALL, 256), Setting(), OPTIMISED))
+    """Fused as users compile, in float32, without running; half a percent is the rounding of the claim."""
+    by_hand, plain = map(temporary, compiled(Case(TABLE[name], SMALL, 256), Setting(), FUSED))
     assert round(by_hand / plain, 2) <= 1.00, f"{by_hand} bytes by hand, {plain} by jax.grad"
 
 
 def test_exact_variants_take_an_array_for_every_layer():
     """The comparison can fail: what `short` saves is seen."""
-    by_hand, plain = map(temporary, compiled(Case(TABLE["tanh"].exact, SMALL, 256), Setting(), OPTIMISED))
+    by_hand, plain = map(temporary, compiled(Case(TABLE["tanh"].exact, SMALL, 256), Setting(), FUSED))
     assert by_hand > 1.2 * plain
 
 
@@ -138,5 +138,5 @@ def test_no_round_begins_once_time_is_up():
 
 def test_the_standard_error_is_that_of_a_normal_median():
     """Of 400 values from a standard normal distribution it is sqrt(pi/2)/20 = 0.0627, up to their own scatter."""
-    values = [float(v) for v in jax.random.normal(jax.random.key(0), (400,))]
+    values = jax.random.normal(jax.random.key(0), (400,)).tolist()
     assert standard_error(values) == pytest.approx(0.0627, rel=0.15)
