@@ -21,7 +21,7 @@ def test_jit():
     assert_close(jax.jit(partial(mb.backprop, objective))(*args), mb.backprop(objective, *args), 1e-14)
 
 
-@pytest.mark.parametrize("name", ["mlp", "nested"])
+@pytest.mark.parametrize("name", ["mlp", "kept"])
 def test_vmap_over_networks(name):
     objective, _, x, y = problem(name)
     several = [generic(objective.net, seed) for seed in range(3)]
@@ -67,7 +67,7 @@ def test_a_sweep_over_lambda_compiles_once():
 
 
 def test_scan_over_steps():
-    objective, params, x, y = problem("nested")
+    objective, params, x, y = problem("kept")
 
     def descend(p, _):
         J, g = mb.value_and_grad(objective)(p, x, y)
