@@ -56,6 +56,7 @@ def witness(net: mb.Serial, weights: Any) -> Any:
         ("nested", (4,), ()),
         *((name, (), (4,)) for name in NETS if "serial" != name != "nested"),
     ],
+    ids=str,
 )
 def test_value_and_gradient_equal_those_of_jax(name, chunks_of_mean, chunks_of_sum):
     """The mean and a weighted sum, for chunks that divide the rows, that do not, and that are larger; (B2) to (B6)."""
