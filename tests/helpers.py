@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest import mock
 
@@ -14,12 +14,15 @@ import numpy as np
 
 import manual_backprop as mb
 from manual_backprop import losses
+from manual_backprop.layers import Layer
 from reference import xla
 
 N = 7
 OPTIMISED = xla.known({"xla_backend_optimization_level": 3, "xla_cpu_use_fusion_emitters": True})  # as users compile
 FUSED = xla.known({"xla_cpu_use_fusion_emitters": True})  # enough where memory is counted: LLVM comes after it
 TOLERANCE = 1e-12  # relative to the largest entry of a leaf, float64
+METHODS = ("net_input", "transport", "factor", "pushforward", "pushforward_params", "change")  # of a family of layers
+READINGS = ("weighted_sum", "total", "per_example", "squared_norms", "squared_sum", "gram", "tied")  # of a factor
 
 
 def in_its_own_process(code: str) -> subprocess.CompletedProcess:
@@ -31,6 +34,19 @@ def in_its_own_process(code: str) -> subprocess.CompletedProcess:
 def by_operation() -> AbstractContextManager[Any]:
     """`jax.jit` leaves functions as they are: single operations are compiled, once for all tests that use them."""
     return mock.patch.object(jax, "jit", lambda function, **options: function)
+
+
+@contextmanager
+def by_method(*families: type) -> Iterator[None]:
+    """Every method of these layers, and every reading of these factors, is one program; all else is `by_operation`."""
+    with ExitStack() as patches:
+        for family in families:
+            names, static = (METHODS, 0) if issubclass(family, Layer) else (READINGS, ())
+            for name in names:
+                compiled = jax.jit(getattr(family, name), static_argnums=static)
+                patches.enter_context(mock.patch.object(family, name, compiled))
+        patches.enter_context(by_operation())
+        yield
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import flax.linen
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import assert_close, by_operation
+from helpers import array, assert_close, by_method
 
 import manual_backprop as mb
 import reference
@@ -23,7 +23,7 @@ GROUPED, BLOCKS = Attention(4, kv_heads=2, rope=100.0), Attention(4, kv_heads=1,
 
 
 def drawn(*shape: int, seed: int = 0, dtype: Any = jnp.float64) -> jax.Array:
-    return jax.random.normal(jax.random.key(seed), shape, dtype)
+    return array(np.random.default_rng(seed).normal(size=shape), dtype)
 
 
 def entered(layer: Attention, length: int, dtype: Any = jnp.float64, seed: int = 0) -> tuple[jax.Array, ...]:
@@ -33,40 +33,41 @@ def entered(layer: Attention, length: int, dtype: Any = jnp.float64, seed: int =
     return tuple(drawn(2, length, width, seed=seed + i, dtype=dtype) for i, width in enumerate(widths))
 
 
-@pytest.mark.parametrize(
-    ("layer", "length"),
-    [(GROUPED, 66), (BLOCKS, 7), (Attention(2, causal=False, block=4), 7)],
-    ids=str,
-)
+@pytest.mark.parametrize(("layer", "length"), [(GROUPED, 66), (Attention(2, causal=False, block=4), 7)], ids=str)
 def test_every_method_is_right(layer: Attention, length: int) -> None:
-    """66 positions are two spans of causal rows, and 7 are no multiple of a block."""
-    report = check_layer(layer, (), entered(layer, length))
+    """66 positions are two spans of causal rows, and 7 are no multiple of a block; causal blocks are masked below."""
+    with by_method(Attention):
+        report = check_layer(layer, (), entered(layer, length))
     assert report.passed, report
     assert report.worst.used < 0.01
 
 
 def test_spans_of_blocks_give_the_same_as_one_product() -> None:
     """70 positions in blocks of 16 are two spans, of 48 and of 22 rows."""
-    a_in = entered(GROUPED, 70)
-    found = []
-    for layer in (GROUPED, replace(GROUPED, block=16)):
+
+    @partial(jax.jit, static_argnums=0)
+    def methods(layer: Attention, a_in: Any) -> Any:
         z, saved = layer.net_input((), a_in)
         da_in = tuple(jnp.cos(part) for part in a_in)
         pushed = layer.pushforward((), saved, (), da_in)
-        found.append((z, layer.transport((), saved, jnp.sin(z)), pushed, layer.change((), saved, (), da_in, z)[0]))
-    assert_close(*found)
+        return z, layer.transport((), saved, jnp.sin(z)), pushed, layer.change((), saved, (), da_in, z)[0]
+
+    a_in = entered(GROUPED, 70)
+    assert_close(*(methods(layer, a_in) for layer in (GROUPED, replace(GROUPED, block=16))))
 
 
 def test_a_mask_hides_keys_and_a_row_that_sees_none_is_zero() -> None:
     layer, length = BLOCKS, 7
     present = jnp.asarray([[False] * length, [False, True, True, False, True, True, False]])
     a_in = (*entered(layer, length), present)
-    report = check_layer(layer, (), a_in)
-    with by_operation():
+    with by_method(Attention):
+        report = check_layer(layer, (), a_in)
         z, saved = layer.net_input((), a_in)
         d_q, d_k, d_v, d_mask = layer.transport((), saved, jnp.ones_like(z))
     assert report.passed, report
+    assert report.worst.used < 0.01
     assert d_mask is None
+    z, d_q, d_k, d_v = map(np.asarray, (z, d_q, d_k, d_v))
     np.testing.assert_array_equal(z[0], 0)
     np.testing.assert_array_equal(z[1, 0], 0)
     for d in (d_q, d_k, d_v):
@@ -74,9 +75,16 @@ def test_a_mask_hides_keys_and_a_row_that_sees_none_is_zero() -> None:
     np.testing.assert_array_equal(d_k[1, [0, 3, 6]], 0)
 
 
+def by_hand(layer: Attention, a_in: Any, g: Any) -> Any:
+    """o, and its gradients along g."""
+    o, saved = layer.net_input((), a_in)
+    return o, layer.transport((), saved, g)
+
+
 @pytest.mark.parametrize("layer", [Attention(4), Attention(4, kv_heads=2), Attention(4, kv_heads=2, block=3)], ids=str)
 def test_it_is_flaxs(layer: Attention) -> None:
-    a_in = entered(layer, 8)
+    """Operation by operation, as a notebook runs it."""
+    a_in, g = entered(layer, 8), drawn(2, 8, 16, seed=9)
 
     def theirs(*signals: jax.Array) -> jax.Array:
         q, k, v = (part.reshape(2, 8, -1, SIZE) for part in signals)
@@ -84,31 +92,44 @@ def test_it_is_flaxs(layer: Attention) -> None:
         mask = flax.linen.make_causal_mask(jnp.ones((2, 8)), dtype=bool)
         return flax.linen.dot_product_attention(q, k, v, mask=mask).reshape(2, 8, -1)
 
-    with by_operation():
-        o, saved = layer.net_input((), a_in)
-        g = drawn(*o.shape, seed=9)
-        expected, back = jax.vjp(theirs, *a_in)
-        assert_close((o, layer.transport((), saved, g)), (expected, back(g)))
+    @jax.jit
+    def expected(a_in: Any, g: Any) -> Any:
+        o, back = jax.vjp(theirs, *a_in)
+        return o, back(g)
+
+    assert_close(by_hand(layer, a_in, g), expected(a_in, g))
+
+
+NEAR = {"float32": 1e-6, "bfloat16": 2e-2, "float16": 2e-3}
+
+
+@cache
+def by_jax_nn(dtype: str) -> Any:
+    """(q, k, v) and g of 4 heads and 2 of keys, and what jax.nn makes of them."""
+
+    def o(q: Any, k: Any, v: Any) -> Any:
+        heads = [part.reshape(*part.shape[:2], -1, SIZE) for part in (q, k, v)]
+        return jax.nn.dot_product_attention(*heads, is_causal=True).reshape(q.shape)
+
+    def with_gradients(a_in: Any, g: Any) -> Any:
+        value, back = jax.vjp(o, *a_in)
+        return value, back(g)
+
+    data = entered(Attention(4, kv_heads=2), 9, dtype), drawn(2, 9, 16, seed=9, dtype=dtype)
+    compiled = jax.jit(with_gradients) if dtype != "float16" else with_gradients  # under jit it asks for GPU products
+    return *data, compiled(*data)
 
 
 @pytest.mark.parametrize("block", [None, 4])
 @jax.numpy_dtype_promotion("standard")  # jax.nn's own gradient needs it
 def test_it_is_jax_nns_in_every_precision(block: int | None) -> None:
     """jax.nn computes softmax in float32 at most, so float64 is compared with Flax above."""
-    layer = Attention(4, kv_heads=2, block=block)
-
-    def theirs(q: Any, k: Any, v: Any) -> Any:
-        heads = [part.reshape(*part.shape[:2], -1, SIZE) for part in (q, k, v)]
-        return jax.nn.dot_product_attention(*heads, is_causal=True).reshape(q.shape)
-
-    for dtype, near in (("float32", 1e-6), ("bfloat16", 2e-2), ("float16", 2e-3)):
-        a_in = entered(layer, 9, jnp.dtype(dtype))
-        o, saved = layer.net_input((), a_in)
-        expected, back = jax.vjp(theirs, *a_in)
-        g = drawn(*o.shape, seed=9, dtype=o.dtype)
-        for mine, other in zip((o, *layer.transport((), saved, g)), (expected, *back(g)), strict=True):
+    ours = jax.jit(partial(by_hand, Attention(4, kv_heads=2, block=block)))
+    for dtype, near in NEAR.items():
+        a_in, g, theirs = by_jax_nn(dtype)
+        for mine, other in zip(jax.tree.leaves(ours(a_in, g)), jax.tree.leaves(theirs), strict=True):
             assert mine.dtype == other.dtype == jnp.dtype(dtype)
-            np.testing.assert_allclose(mine.astype(float), other.astype(float), rtol=near, atol=4 * near)
+            np.testing.assert_allclose(np.asarray(mine, float), np.asarray(other, float), rtol=near, atol=4 * near)
 
 
 def test_the_illustrated_example() -> None:
@@ -118,7 +139,7 @@ def test_the_illustrated_example() -> None:
     v = jnp.asarray([[[1.0, 2.0, 3.0], [2.0, 8.0, 0.0], [2.0, 6.0, 3.0]]])
     o, saved = Attention(1, causal=False).net_input((), (q, k, v))
     weights = [[6.3379e-02, 4.6831e-01, 4.6831e-01], [6.0337e-06, 9.8201e-01, 1.7986e-02]]
-    e, share = saved.kept[0]
+    e, share = map(np.asarray, saved.kept[0])
     np.testing.assert_allclose((e * share)[0, 0, 0, :2], weights, rtol=1e-5)
     outputs = [[1.9366, 6.6831, 1.5951], [2.0000, 7.9640, 0.0540], [1.9997, 7.7599, 0.3584]]
     np.testing.assert_allclose(o[0], outputs, atol=5e-5)
@@ -126,14 +147,14 @@ def test_the_illustrated_example() -> None:
 
 def test_turns_depend_on_the_distance_alone_and_keep_lengths() -> None:
     layer = Attention(1, causal=False, rope=10.0)
-    q = jnp.broadcast_to(drawn(SIZE), (1, 6, SIZE))
-    k = jnp.broadcast_to(drawn(SIZE, seed=1), (1, 6, SIZE))
-    _, saved = layer.net_input((), (q, k, k))
-    scores = np.asarray(saved.q[0, 0, 0] @ saved.k[0, 0].T)
+    q, k = (array(np.broadcast_to(drawn(SIZE, seed=seed), (1, 6, SIZE))) for seed in (0, 1))
+    _, saved = jax.jit(layer.net_input)((), (q, k, k))
+    turned = np.asarray(saved.k)[0, 0]
+    scores = np.asarray(saved.q)[0, 0, 0] @ turned.T
     for distance in range(-5, 6):
         diagonal = np.diagonal(scores, distance)
         np.testing.assert_allclose(diagonal, diagonal[0], rtol=1e-12)
-    np.testing.assert_allclose(jnp.linalg.norm(saved.k[0, 0], axis=-1), np.linalg.norm(k[0, 0]), rtol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(turned, axis=-1), np.linalg.norm(k[0, 0]), rtol=1e-12)
 
 
 def program(layer: Attention, length: int) -> Any:
