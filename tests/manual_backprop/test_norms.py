@@ -1,6 +1,7 @@
 """RMS norm and layer norm against autodiff, Flax and Equinox, in all precisions, and where rows are extreme."""
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -41,21 +42,32 @@ def named(value: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("layer", "x"),
-    [
-        (mb.RMSNorm(D, eps=0.3, activation="tanh"), X),
-        (mb.LayerNorm(D, eps=0.3, activation="silu"), SEQUENCES),
-        (PLAIN, X),
-        (RMS, SEQUENCES.reshape(N, 1, 3, D)),
-    ],
-    ids=named,
+    "layer", [mb.RMSNorm(D, eps=0.3, activation="tanh"), mb.LayerNorm(D, eps=0.3, activation="silu"), PLAIN], ids=named
 )
-def test_every_method_is_right(layer: Any, x: Any) -> None:
+def test_every_method_is_right(layer: Any) -> None:
     with by_operation():
-        report = reference.check_layer(layer, generic(layer), x)
+        report = reference.check_layer(layer, generic(layer), SEQUENCES)
     assert report.passed, report
     assert not report.notes
     assert report.worst.used < 0.1
+
+
+@pytest.mark.parametrize("layer", (RMS, LAYER), ids=named)
+def test_positions_on_two_axes_are_as_on_one(layer: Any) -> None:
+    params, delta = generic(layer), array(np.random.default_rng(7).normal(size=SEQUENCES.shape))
+
+    @jax.jit
+    def everything(x: Any, delta: Any) -> Any:
+        z, saved = layer.net_input(params, x)
+        along = layer.pushforward(params, saved, params, delta), layer.pushforward_params(params, x, saved, params)
+        bent, moved = layer.change(params, saved, params, delta, z)
+        rows = z, layer.transport(params, saved, delta), *along, bent
+        factor = layer.factor(saved, delta)
+        readings = factor.total(), factor.squared_norms(), factor.squared_sum(), factor.gram(factor)
+        return [row.reshape(SEQUENCES.shape) for row in rows], readings, factor.per_example(), moved.weighted_sum()
+
+    of_grids = everything(*(rows.reshape(N, 1, 3, D) for rows in (SEQUENCES, delta)))
+    assert_close(of_grids, everything(SEQUENCES, delta))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
@@ -160,13 +172,23 @@ def peers(layer: Any, params: Any) -> dict[str, tuple[Any, Any]]:
 @pytest.mark.parametrize("layer", ALL, ids=named)
 def test_other_libraries_give_the_same_values_and_gradients(layer: Any) -> None:
     params, delta = generic(layer), array(np.random.default_rng(7).normal(size=SEQUENCES.shape))
-    z, gradient, d_x = hand(layer)(params, SEQUENCES, delta)
-    ours = {"scale": gradient.gain} | ({"bias": gradient.bias} if layer is LAYER else {})
+    others = peers(layer, params)
+
+    @jax.jit
+    def everything(params: Any, theirs: Any, x: Any, delta: Any) -> Any:
+        found = {}
+        for name, (apply, _) in others.items():
+            value, pull = jax.vjp(apply, theirs[name], x)
+            found[name] = value, pull(delta)
+        return hand(layer)(params, x, delta), found
+
     with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        for apply, theirs in peers(layer, params).values():
-            value, pull = jax.vjp(apply, theirs, SEQUENCES)
-            assert_close(z, value)
-            assert_close((ours, d_x), pull(delta))
+        named = {name: params for name, (_, params) in others.items()}
+        (z, gradient, d_x), found = everything(params, named, SEQUENCES, delta)
+    ours = {"scale": gradient.gain} | ({"bias": gradient.bias} if layer is LAYER else {})
+    assert found.keys() == {"linen", "nnx", "equinox"}
+    for theirs in found.values():
+        assert_close((z, (ours, d_x)), theirs)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
@@ -190,11 +212,12 @@ def test_statistics_of_large_rows_are_wide_and_results_are_rounded_once(layer: A
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_constant_row_is_zero_and_has_a_finite_gradient(value: float, dtype: str) -> None:
     """The mean of seven equal numbers is not always that number; the deviations are zero all the same."""
-    x = jnp.full((2, 7), value, dtype)
+    x, delta = array(np.full((2, 7), value), dtype), array(np.ones((2, 7)), dtype)
     for layer in (mb.LayerNorm(7), mb.RMSNorm(7)):
         with by_operation():
-            z, gradient, d_x = hand(layer)(layer.init(jax.random.key(0), dtype), x, jnp.ones_like(x))
-        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((z, gradient, d_x)))
+            found = hand(layer)(layer.init(jax.random.key(0), dtype), x, delta)
+        z, gradient, d_x = jax.tree.map(lambda leaf: np.asarray(leaf, float), found)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((z, gradient, d_x)))
         if isinstance(layer, mb.LayerNorm):
             assert not z.any() and not gradient.gain.any() and not d_x.any()
 
@@ -214,20 +237,34 @@ def test_every_reading_is_that_of_the_examples_gradients(layer: Any) -> None:
     def one(params: Any, x: Any, delta: Any) -> Any:
         return jnp.sum(model.apply(layer, params, x[None])[0] * delta)
 
-    each = jax.vmap(jax.grad(one), (None, 0, 0))(params, SEQUENCES, delta)
+    @jax.jit
+    def by_hand(*at: Any) -> Any:
+        return (
+            mb.gradients(layer, *at),
+            mb.gradients(layer, *at, weights=weights),
+            mb.factors(layer, *at).total(),
+            mb.per_example_gradients(layer, *at),
+            mb.squared_norms(layer, *at),
+            mb.second_moment(layer, *at),
+            mb.gram(layer, *at),
+            mb.clipped_gradients(layer, *at, 2.0),
+        )
+
     _, trace = mb.forward(layer, params, SEQUENCES)
-    flat = jnp.concatenate(jax.tree.leaves(each), axis=1)
-    assert_close(mb.gradients(layer, trace, delta), jax.tree.map(lambda g: jnp.mean(g, axis=0), each))
-    weighted = jax.tree.map(lambda g: weights @ g, each)
-    assert_close(mb.gradients(layer, trace, delta, weights=weights), weighted)
-    assert_close(mb.factors(layer, trace, delta).total(), jax.tree.map(lambda g: jnp.sum(g, axis=0), each))
-    assert_close(mb.per_example_gradients(layer, trace, delta), each)
-    assert_close(mb.squared_norms(layer, trace, delta), jnp.sum(flat**2, axis=1))
-    assert_close(mb.second_moment(layer, trace, delta), jax.tree.map(lambda g: jnp.mean(g**2, axis=0), each))
-    assert_close(mb.gram(layer, trace, delta), flat @ flat.T)
-    clip = jnp.minimum(1, 2 / jnp.linalg.norm(flat, axis=1))
-    clipped = jax.tree.map(lambda g: clip @ g, each)
-    assert_close(mb.clipped_gradients(layer, trace, delta, 2.0), clipped)
+    each = jax.tree.map(np.asarray, jax.jit(jax.vmap(jax.grad(one), (None, 0, 0)))(params, SEQUENCES, delta))
+    flat = np.concatenate(jax.tree.leaves(each), axis=1)
+    clip = np.minimum(1, 2 / np.linalg.norm(flat, axis=1))
+    expected = (
+        jax.tree.map(lambda g: np.mean(g, axis=0), each),
+        jax.tree.map(lambda g: np.asarray(weights) @ g, each),
+        jax.tree.map(lambda g: np.sum(g, axis=0), each),
+        each,
+        np.sum(flat**2, axis=1),
+        jax.tree.map(lambda g: np.mean(g**2, axis=0), each),
+        flat @ flat.T,
+        jax.tree.map(lambda g: clip @ g, each),
+    )
+    assert_close(by_hand(trace, delta), expected)
 
 
 def test_tied_uses_add_up_before_they_are_squared() -> None:
@@ -238,24 +275,38 @@ def test_tied_uses_add_up_before_they_are_squared() -> None:
     def loss(params: Any, x: Any, y: Any) -> Any:
         return reference.value_and_grad(objective)(params, x[None], y[None])[1]
 
-    each = jax.vmap(loss, (None, 0, 0))(params, ROWS, y)
-    step = mb.backprop(objective, params, ROWS, y)
-    flat = jnp.concatenate(jax.tree.leaves(each), axis=1)
-    assert_close(mb.squared_norms(net, step.trace, step.deltas), jnp.sum(flat**2, axis=1))
+    @jax.jit
+    def both(*data: Any) -> Any:
+        step = mb.backprop(objective, *data)
+        return mb.squared_norms(net, step.trace, step.deltas), jax.vmap(loss, (None, 0, 0))(*data)
+
+    norms, each = both(params, ROWS, y)
+    flat = np.concatenate(jax.tree.leaves(each), axis=1)
+    assert_close(norms, np.sum(flat**2, axis=1))
 
 
 def test_hessian_vector_products_are_jvps_of_grad() -> None:
     v = generic(NET, seed=3)
     grad = jax.grad(lambda params: model.value(OBJECTIVE, params, ROWS, LABELS))
-    ours = jax.jit(lambda: mb.curvature.hessian_vector_product(OBJECTIVE, PARAMS, ROWS, LABELS, v))()
-    assert_close(ours, jax.jit(lambda: jax.jvp(grad, (PARAMS,), (v,))[1])(), 1e-11)
+
+    @jax.jit
+    def both(params: Any, v: Any) -> Any:
+        ours = mb.curvature.hessian_vector_product(OBJECTIVE, params, ROWS, LABELS, v)
+        return ours, jax.jvp(grad, (params,), (v,))[1]
+
+    assert_close(*both(PARAMS, v), 1e-11)
 
 
 def test_what_is_kept_is_the_input_and_numbers_of_each_row() -> None:
-    for layer, numbers in ((RMS, 1), (LAYER, 2)):
-        x = SEQUENCES.astype("bfloat16")
+    x = jax.ShapeDtypeStruct(SEQUENCES.shape, "bfloat16")
+
+    def kept(layer: Any, x: Any) -> Any:
         z, saved = layer.net_input(layer.init(jax.random.key(0), "bfloat16"), x)
         assert z.dtype == x.dtype and saved.x is x
+        return saved
+
+    for layer, numbers in ((RMS, 1), (LAYER, 2)):
+        saved = jax.eval_shape(partial(kept, layer), x)
         shapes = [(leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves(saved)[1:]]
         assert shapes == [((N, 3, 1), "float32")] * numbers
 
