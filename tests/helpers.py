@@ -41,7 +41,8 @@ def by_method(*families: type) -> Iterator[None]:
     """Every method of these layers, and every reading of these factors, is one program; all else is `by_operation`."""
     with ExitStack() as patches:
         for family in families:
-            names, static = (METHODS, 0) if issubclass(family, Layer) else (READINGS, ())
+            own = [name for name in METHODS if getattr(family, name, None) is not getattr(Layer, name)]
+            names, static = (own, 0) if issubclass(family, Layer) else (READINGS, ())
             for name in names:
                 compiled = jax.jit(getattr(family, name), static_argnums=static)
                 patches.enter_context(mock.patch.object(family, name, compiled))

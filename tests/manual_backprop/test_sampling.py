@@ -1,10 +1,12 @@
 """`sampled` against a plain loop over the reference's own forward, and its frequencies against the softmax."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import generic
+from helpers import array, generic
 
 import manual_backprop as mb
 from reference import model
@@ -14,19 +16,29 @@ NET = mb.gpt(VOCAB, 8, 2, 1, LENGTH)
 PARAMS = generic(NET, seed=7, scale=1.0)
 
 
+N = 6
+OUTPUTS = jax.jit(partial(model.outputs, NET))
+
+
+def logits_after(ids: np.ndarray) -> np.ndarray:
+    """The logits at the last of up to LENGTH positions; what is filled up comes after it, and it does not see that."""
+    filled = np.zeros((N, LENGTH), int)
+    filled[: len(ids), : ids.shape[1]] = ids
+    return np.asarray(OUTPUTS(PARAMS, filled))[: len(ids), ids.shape[1] - 1]
+
+
 def greedy(ids: np.ndarray, count: int, length: int) -> np.ndarray:
     """The most probable id after the last `length`, again and again."""
     start = ids.shape[1]
     for _ in range(count):
-        logits = model.outputs(NET, PARAMS, jnp.asarray(ids[:, -length:]))
-        ids = np.concatenate([ids, np.asarray(logits)[:, -1].argmax(axis=1)[:, None]], axis=1)
+        ids = np.concatenate([ids, logits_after(ids[:, -length:]).argmax(axis=1)[:, None]], axis=1)
     return ids[:, start:]
 
 
-@pytest.mark.parametrize("start", [1, 3, 4, 6])
+@pytest.mark.parametrize("start", [1, 4, 6])
 def test_at_temperature_0_it_goes_on_with_the_most_probable_id(start):
     """From a start shorter than the window, as long, and longer, until the window has moved on."""
-    ids = np.random.default_rng(start).integers(0, VOCAB, (6, start))
+    ids = np.random.default_rng(start).integers(0, VOCAB, (N, start))
     drawn = mb.sampled(NET, PARAMS, jax.random.key(0), jnp.asarray(ids), 7, length=LENGTH, temperature=0.0)
     assert drawn.dtype == ids.dtype
     np.testing.assert_array_equal(drawn, greedy(ids, 7, LENGTH))
@@ -36,23 +48,24 @@ def test_at_temperature_0_it_goes_on_with_the_most_probable_id(start):
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_ids_come_as_often_as_the_softmax_says(temperature):
     n = 4000
-    ids = jnp.broadcast_to(jnp.asarray([[1, 2]]), (n, 2))
-    drawn = mb.sampled(NET, PARAMS, jax.random.key(3), ids, 1, length=LENGTH, temperature=temperature)
-    logits = model.outputs(NET, PARAMS, ids[:1])[0, -1]
-    p = np.asarray(jax.nn.softmax(logits / temperature))
+    ids = np.broadcast_to([[1, 2]], (n, 2))
+    drawn = mb.sampled(NET, PARAMS, jax.random.key(3), jnp.asarray(ids), 1, length=LENGTH, temperature=temperature)
+    e = np.exp(logits_after(ids[:1])[0] / temperature)
+    p = e / e.sum()
     assert 0.1 < p.max() < 0.95
-    often = np.bincount(np.asarray(drawn[:, 0]), minlength=VOCAB) / n
+    often = np.bincount(np.asarray(drawn)[:, 0], minlength=VOCAB) / n
     assert np.all(np.abs(often - p) < 4.5 * np.sqrt(p * (1 - p) / n) + 1 / n)
 
 
 def test_a_key_decides_and_a_step_draws_anew():
     ids = jnp.zeros((2, 1), int)
-    flat = jax.tree.map(lambda leaf: 0 * leaf, PARAMS)  # every id as probable as the others
+    flat = jax.tree.map(lambda leaf: array(np.zeros(leaf.shape)), PARAMS)  # every id as probable as the others
     one, again, other = (mb.sampled(NET, flat, jax.random.key(seed), ids, 40, length=LENGTH) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one, again)
-    assert np.any(np.asarray(one) != np.asarray(other))
-    assert np.any(np.asarray(one[0]) != np.asarray(one[1]))
-    assert set(np.asarray(one[0]).tolist()) == set(range(VOCAB))
+    one, other = np.asarray(one), np.asarray(other)
+    assert np.any(one != other)
+    assert np.any(one[0] != one[1])
+    assert set(one[0].tolist()) == set(range(VOCAB))
 
 
 @pytest.mark.parametrize(

@@ -87,17 +87,24 @@ def by_reading(net: Any, found: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", NETS)
-def test_every_reading_equals_that_of_jax(name):
+@pytest.mark.parametrize(
+    ("name", "chunks"),
+    [
+        ("dense readout", (None, 13, 4)),
+        ("without bias, nested", (99, 4)),
+        ("a readout by a table of its own", (13, 4)),
+        ("tied readout", (None, 13, 4)),
+        ("tied readout, nested", (99,)),
+    ],
+)
+def test_every_reading_equals_that_of_jax(name, chunks):
     """Without a chunk; in groups of two examples and of all; and where one example has more rows than a chunk."""
     net = NETS[name]
     params = generic(net)
 
     @jax.jit
     def run(params: Any) -> Any:
-        ours = [
-            mb.value_and_reading(objective(net, rows), reader)(params, IDS, LABELS)[1] for rows in (None, 13, 99, 4)
-        ]
+        ours = [mb.value_and_reading(objective(net, rows), reader)(params, IDS, LABELS)[1] for rows in chunks]
         return [by_reading(net, found) for found in ours], by_jax(net, params)
 
     ours, theirs = run(params)
@@ -146,12 +153,19 @@ def test_under_another_rule_and_with_a_key():
     net = mb.Serial((mb.Dense(3, 5, "tanh"), mb.Dropout(0.5), mb.Dense(5, V)))
     params, x, y, key = generic(net), batch(3, N), jnp.abs(LABELS[:, 0]), jax.random.key(4)
     rule = rules.FeedbackAlignment(generic(net, seed=7))
-    step = mb.backprop(objective(net), params, x, y, rule=rule, key=key)
-    for chunk in (None, 2):
-        run = jax.jit(mb.value_and_reading(objective(net, chunk), lambda factor: factor.squared_norms()))
-        assert_close(
-            run(params, x, y, rule=rule, key=key)[1], mb.squared_norms(net, step.trace, step.deltas, by_layer=True)
-        )
+
+    @jax.jit
+    def run(*data: Any, **given: Any) -> Any:
+        step = mb.backprop(objective(net), *data, **given)
+        ours = [
+            mb.value_and_reading(objective(net, chunk), lambda factor: factor.squared_norms())(*data, **given)[1]
+            for chunk in (None, 2)
+        ]
+        return ours, mb.squared_norms(net, step.trace, step.deltas, by_layer=True)
+
+    ours, theirs = run(params, x, y, rule=rule, key=key)
+    for found in ours:
+        assert_close(found, theirs)
 
 
 def test_the_logits_are_never_all_in_memory():
