@@ -16,7 +16,7 @@ import optax
 import pytest
 from flax import nnx
 from flax.core import freeze
-from helpers import assert_close, batch, generic, targets
+from helpers import array, assert_close, batch, generic, targets
 
 import manual_backprop as mb
 from manual_backprop import adapters, validate
@@ -48,7 +48,7 @@ def same_bits(ours, theirs):
 def filled(tree, seed=3, dtype="float64"):
     """A tree of the other library with a number of its own at every place."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, 0.6, leaf.shape), dtype), tree)
+    return jax.tree.map(lambda leaf: array(rng.normal(0, 0.6, leaf.shape), dtype), tree)
 
 
 # The same MLP there. Each entry: what is differentiated there, its outputs, our adapters for it.

@@ -55,9 +55,7 @@ def step(objective: mb.Objective, *data: Any, key: Any = None) -> mb.Step:
 
 def test_every_equation_and_every_number_is_proven_at_masks_that_the_reference_draws_itself() -> None:
     reference.check(OBJECTIVE, *DATA, key=KEY, weights=jnp.linspace(0.0, 1.0, 7), lam=0.2).raise_if_failed()
-    objective = mb.Objective(SMALL, mb.squared_error)
-    for dtype in ("float32", "float16"):
-        reference.check(objective, *SMALL_DATA, key=KEY, dtype=dtype).raise_if_failed()
+    reference.check(mb.Objective(SMALL, mb.squared_error), *SMALL_DATA, key=KEY, dtype="float16").raise_if_failed()
 
 
 def test_its_methods_are_proven_one_by_one() -> None:
@@ -277,8 +275,7 @@ def test_a_readout_in_chunks_does_not_change_the_masks(table: bool) -> None:
 def test_an_epoch_draws_new_masks_for_every_batch() -> None:
     """At a learning rate of 0, batches of the same examples differ by their masks alone; at another, it learns."""
     net = mb.Serial((mb.Dense(3, 30, "tanh"), mb.Dropout(0.5), mb.Dense(30, 1)))
-    objective, x = mb.Objective(net, mb.squared_error), jnp.ones((6, 3))
-    y = jnp.ones((6, 1))
+    objective, x, y = mb.Objective(net, mb.squared_error), array(np.ones((6, 3))), array(np.ones((6, 1)))
     still = mb.training.make_epoch(objective, optax.sgd(0.0), 2)
     params = generic(net)
     fresh = partial(jax.tree.map, jnp.array)
@@ -287,14 +284,16 @@ def test_an_epoch_draws_new_masks_for_every_batch() -> None:
     np.testing.assert_array_equal(*values)
 
     optimizer = optax.sgd(0.1, momentum=0.9)
-    data = jax.random.normal(KEY, (64, 3))
-    target = data.sum(axis=1, keepdims=True) / 3
+    data = batch(3, 64)
+    target = array(np.asarray(data).mean(axis=1, keepdims=True))
     epoch = mb.training.make_epoch(objective, optimizer, 16)
-    params, state = net.init(KEY), optimizer.init(net.init(KEY))
-    before = objective(params, data, target)
+    params = generic(net, scale=0.5)
+    state = optimizer.init(params)
+    value = jax.jit(objective.__call__)
+    before = float(value(params, data, target))
     for key in jax.random.split(KEY, 40):
         params, state, _ = epoch(params, state, key, data, target)
-    assert objective(params, data, target) < 0.3 * before
+    assert float(value(params, data, target)) < 0.3 * before
 
 
 def test_a_step_takes_a_key() -> None:

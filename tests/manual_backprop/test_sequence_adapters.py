@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import assert_close, generic
+from helpers import array, assert_close, generic
 from test_adapters import Tensor, filled, same_bits
 
 import manual_backprop as mb
@@ -41,7 +41,13 @@ def ours(net, params):
 @jax.numpy_dtype_promotion("standard")  # Flax promotes float32 with float64 to know which is wider
 def theirs(outputs, tree):
     """The logits of the other library, and the gradient of their cross-entropy."""
-    return jax.jit(lambda tree: (outputs(tree), jax.grad(lambda tree: loss(outputs(tree)))(tree)))(tree)
+
+    def with_logits(tree):
+        logits = outputs(tree)
+        return loss(logits), logits
+
+    gradient, logits = jax.jit(jax.grad(with_logits, has_aux=True))(tree)
+    return logits, gradient
 
 
 def attention(q, k, v):
@@ -457,7 +463,7 @@ def test_dtypes_are_not_cast():
         adapters.from_torch_state_dict(mixed, PLAIN, names=names)
     with pytest.raises(TypeError, match="ln_f.weight is float32 in like, float64 in tree; nothing is cast"):
         adapters.to_torch_state_dict(generic(PLAIN), mixed, names=names)
-    brain = {name: jnp.asarray(value, "bfloat16") for name, value in state.items()}
+    brain = {name: array(value, "bfloat16") for name, value in state.items()}
     params = adapters.from_torch_state_dict(brain, PLAIN, names=names)
     same_bits(adapters.to_torch_state_dict(params, brain, names=names), brain)
 

@@ -16,7 +16,7 @@ from reference import check_layer
 from tests.manual_backprop.test_readings import PlainDense
 from tests.reference.test_layer_check import READINGS
 
-X = array(np.sin(np.arange(60.0)).reshape(5, 4, 3))
+X = array(np.sin(np.arange(48.0)).reshape(4, 2, 6))
 
 
 @jax.tree_util.register_dataclass
@@ -76,7 +76,7 @@ class BrokenDense(mb.Dense):
 
 
 def test_dense_passes_on_sequences_too():
-    layer = mb.Dense(3, 2, "tanh")
+    layer = mb.Dense(6, 3, "tanh")
     with by_operation():
         report = check_layer(layer, generic(layer), X)
     report.raise_if_failed()
@@ -85,7 +85,7 @@ def test_dense_passes_on_sequences_too():
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_wrong_fast_form_is_named(mistake):
-    layer = type("Mistaken", (BrokenDense,), {"mistake": mistake})(3, 2, "tanh")
+    layer = type("Mistaken", (BrokenDense,), {"mistake": mistake})(6, 3, "tanh")
     with by_operation():
         report = check_layer(layer, generic(layer), X)
     failed = {row.path.split(".W")[0].split(".b")[0] for row in report.rows if row.verdict == "fail"}
@@ -102,15 +102,15 @@ class Tangentless(PlainDense):
 def around(dense: Any) -> mb.Serial:
     """One family as first layer, within every composite, and last."""
     inner = (mb.Repeat(mb.Residual(dense(4, 4, "softplus")), 2), mb.Tied(dense(4, 4, "sigmoid"), 2))
-    return mb.Serial((dense(3, 4, "tanh"), *inner, dense(4, 2)))
+    return mb.Serial((dense(6, 4, "tanh"), *inner, dense(4, 3)))
 
 
 def test_tangents_have_general_forms():
-    layer = Tangentless(3, 2, "tanh")
+    layer = Tangentless(6, 3, "tanh")
     with by_operation():
         check_layer(layer, generic(layer), X).raise_if_failed()
-    data = X[:, 0], jnp.cos(X[:, 1, :2]), generic(layer, 1)
-    assert_close(*(jax.jit(partial(tangents, family(3, 2)))(*data) for family in (Tangentless, mb.Dense)))
+    data = X[:, 0], jnp.cos(X[:, 1, :3]), generic(layer, 1)
+    assert_close(*(jax.jit(partial(tangents, family(6, 3)))(*data) for family in (Tangentless, mb.Dense)))
 
 
 def tangents(layer: Layer, saved: Any, delta: Any, dparams: Any) -> tuple[Any, ...]:
@@ -126,9 +126,9 @@ def tangents(layer: Layer, saved: Any, delta: Any, dparams: Any) -> tuple[Any, .
     )
 
 
-@pytest.mark.parametrize("net", [lambda dense: dense(3, 2, "tanh"), around], ids=["one layer", "composites"])
+@pytest.mark.parametrize("net", [lambda dense: dense(6, 3, "tanh"), around], ids=["one layer", "composites"])
 def test_a_family_without_tangents_has_the_hessian_products_of_dense(net):
-    y, weights = jnp.cos(X[..., :2]), jnp.linspace(0.1, 0.5, len(X))
+    y, weights = jnp.cos(X[..., :3]), jnp.linspace(0.1, 0.5, len(X))
     objectives = [mb.Objective(net(dense), mb.squared_error, mb.Frobenius(0.1)) for dense in (mb.Dense, Tangentless)]
     params, v = generic(net(mb.Dense), 1), generic(net(mb.Dense), 2)
 
