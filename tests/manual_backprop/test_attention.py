@@ -32,11 +32,10 @@ def entered(layer: Attention, length: int, dtype: Any = jnp.float64, seed: int =
     return tuple(drawn(2, length, width, seed=seed + i, dtype=dtype) for i, width in enumerate(widths))
 
 
-@pytest.mark.parametrize(("layer", "length"), [(GROUPED, 66), (Attention(2, causal=False, block=4), 7)], ids=str)
-def test_every_method_is_right(layer: Attention, length: int) -> None:
-    """66 positions are two spans of causal rows, and 7 are no multiple of a block; causal blocks are masked below."""
+def test_every_method_is_right_over_two_spans() -> None:
+    """66 positions are two spans of causal rows; blocks are checked with a mask below."""
     with by_method(Attention):
-        report = check_layer(layer, (), entered(layer, length))
+        report = check_layer(GROUPED, (), entered(GROUPED, 66))
     assert report.passed, report
     assert report.worst.used < 0.01
 
@@ -56,6 +55,7 @@ def test_spans_of_blocks_give_the_same_as_one_product() -> None:
 
 
 def test_a_mask_hides_keys_and_a_row_that_sees_none_is_zero() -> None:
+    """7 positions are no multiple of a block."""
     layer, length = BLOCKS, 7
     present = jnp.asarray([[False] * length, [False, True, True, False, True, True, False]])
     a_in = (*entered(layer, length), present)
@@ -80,23 +80,42 @@ def by_hand(layer: Attention, a_in: Any, g: Any) -> Any:
     return o, layer.transport((), saved, g)
 
 
-@pytest.mark.parametrize("layer", [Attention(4), Attention(4, kv_heads=2), Attention(4, kv_heads=2, block=3)], ids=str)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        Attention(4),
+        Attention(4, kv_heads=2),
+        Attention(4, kv_heads=2, block=3),
+        Attention(4, kv_heads=2, causal=False, block=3),
+    ],
+    ids=str,
+)
 def test_it_is_flaxs(layer: Attention) -> None:
     """Operation by operation, as a notebook runs it."""
-    a_in, g = entered(layer, 8), drawn(2, 8, 16, seed=9)
+    a_in, da_in, g = entered(layer, 8), entered(layer, 8, seed=5), drawn(2, 8, 16, seed=9)
 
     def theirs(*signals: jax.Array) -> jax.Array:
         q, k, v = (part.reshape(2, 8, -1, SIZE) for part in signals)
         k, v = (jnp.repeat(part, 4 // part.shape[2], axis=2) for part in (k, v))
-        mask = flax.linen.make_causal_mask(jnp.ones((2, 8)), dtype=bool)
+        mask = flax.linen.make_causal_mask(jnp.ones((2, 8)), dtype=bool) if layer.causal else None
         return flax.linen.dot_product_attention(q, k, v, mask=mask).reshape(2, 8, -1)
 
     @jax.jit
-    def expected(a_in: Any, g: Any) -> Any:
-        o, back = jax.vjp(theirs, *a_in)
-        return o, back(g)
+    def expected(a_in: Any, da_in: Any, g: Any) -> Any:
+        def back(*a_in: Any) -> Any:
+            return jax.vjp(theirs, *a_in)[1](g)
 
-    assert_close(by_hand(layer, a_in, g), expected(a_in, g))
+        return theirs(*a_in), back(*a_in), jax.jvp(theirs, a_in, da_in)[1], jax.jvp(back, a_in, da_in)[1]
+
+    o, left = by_hand(layer, a_in, g)
+    saved = layer.net_input((), a_in)[1]
+    along = jax.jit(partial(changes, layer))(saved, da_in, g)
+    assert_close((o, left, *along), expected(a_in, da_in, g))
+
+
+def changes(layer: Attention, saved: Any, da_in: Any, g: Any) -> Any:
+    """Of o, and of its gradients along g."""
+    return layer.pushforward((), saved, (), da_in), layer.change((), saved, (), da_in, g)[0]
 
 
 NEAR = {"float32": 1e-6, "bfloat16": 2e-2, "float16": 2e-3}

@@ -113,7 +113,7 @@ class Gated(Layer):
     [
         (Embedding(), IDS, True),
         (Embedding(), IDS[:, 0], False),
-        (Gated(), (IDS[:, 0], X[:, :3]), True),
+        (Gated(), (IDS[:, 0], X[:, :3]), False),
         (Product(), PAIR, False),
         (Product("softplus"), PAIR, True),
     ],
