@@ -81,11 +81,11 @@ def in_every_row(entries: Array, rows: Array) -> Array:
 def like(primal: Tree, value: Tree) -> Tree:
     """The values, each sharded as its primal: a gradient as its parameter, what leaves a block as what entered it.
 
-    Values of another structure, such as a reader's of its own, stay as they are.
+    Values of another structure or shape, such as a reader's of its own, stay as they are.
     """
 
     def of_leaf(value: Array, primal: Array) -> Array:
-        if spec(value) == spec(primal) or not is_explicit(value, primal):
+        if value.shape != primal.shape or spec(value) == spec(primal) or not is_explicit(value, primal):
             return value
         return jax.reshard(value, NamedSharding(_mesh(value, primal), PartitionSpec(*spec(primal))))
 

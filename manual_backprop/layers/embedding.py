@@ -80,7 +80,9 @@ class Lookup(Factor):
         if ids.shape[1] * other._ids.shape[1] <= self.rows:
             same = ids[:, :, None, None] == other._ids[None, None]
             products = explicit.einsum("ntd,msd->ntms", self._delta, other._delta)
-            return jnp.sum(same.astype(products.dtype) * products, axis=(1, 3))
+            # XLA makes a choice of a product with 0 or 1, so nan for bad ids is added, and does not come from products.
+            bad = self._bad[:, None] + other._bad[None]
+            return jnp.sum(jnp.where(same, products, 0), axis=(1, 3)) + bad
 
         def with_one(example: tuple[Array, Array]) -> Array:
             table = _scattered(*example, self.rows)
@@ -117,6 +119,12 @@ class Lookup(Factor):
     @property
     def _ids(self) -> Integer[Array, "N positions"]:
         return self.ids.reshape(self.ids.shape[0], -1)
+
+    @property
+    def _bad(self) -> Float[Array, " N"]:
+        """0 for every example, and nan where one of its ids is out of range."""
+        good = jnp.all(_in_range(self._ids, self.rows), axis=1)
+        return jnp.where(good, 0, jnp.nan).astype(accumulator(self.delta.dtype))
 
     @property
     def _delta(self) -> Float[Array, "N positions d"]:

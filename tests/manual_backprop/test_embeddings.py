@@ -260,17 +260,17 @@ def test_a_bad_id_does_not_vanish_from_gradients():
     @jax.jit
     def readings(factor):
         sums = factor.total(), factor.weighted_sum(), factor.squared_sum()
-        return sums, factor.per_example().W, factor.squared_norms()
+        return sums, factor.per_example().W, factor.squared_norms(), factor.gram(factor)
 
     for positions in (2, 3):  # fewer and more pairs of positions than rows
         ids = np.zeros((2, positions), int)
         ids[1, 0] = 9
         factor = Lookup(jnp.asarray(ids), jnp.asarray(np.ones((2, positions, 3))), 5)
-        sums, each, norms = readings(factor)
+        sums, each, norms, gram = readings(factor)
         assert all(np.isnan(table.W).all() for table in sums)
         np.testing.assert_array_equal(np.isnan(each).all(axis=(1, 2)), [False, True])
         np.testing.assert_array_equal(np.isnan(norms), [False, True])
-        np.testing.assert_array_equal(np.isnan(factor.gram(factor)), [[False, True], [True, True]])
+        np.testing.assert_array_equal(np.isnan(gram), [[False, True], [True, True]])
 
 
 def test_bad_input(without_hook):
