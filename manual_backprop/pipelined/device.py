@@ -19,7 +19,10 @@ from manual_backprop.pipelined.timetable import NOTHING, Now, Timetable
 from manual_backprop.shards import varying_along
 from manual_backprop.types import Scalar, Tree
 
-Found = tuple[Tree, Tree, Tree]
+ByPart = tuple[Tree, Tree, Tree]
+"""Of the part before the blocks, of the blocks, and of the part after them."""
+
+Found = ByPart
 """(the gradient, the readings by name) of the part before the blocks, of the blocks, and of the part after them."""
 
 
@@ -43,7 +46,9 @@ class Device:
     stages: str
     data: tuple[str, ...]
 
-    def __call__(self, now: Now, params: Found, x: Tree, y: Array, weights: Array, keys: Found) -> tuple[Scalar, Found]:
+    def __call__(
+        self, now: Now, params: ByPart, x: Tree, y: Array, weights: Array, keys: ByPart
+    ) -> tuple[Scalar, Found]:
         """(L, what is found), from the device's column of the timetable, its parameters, its examples and its keys.
 
         Until the end nothing is summed over devices; L and the gradients of the parts before and after the blocks are
@@ -70,7 +75,7 @@ class Device:
         loss, before, after = jax.lax.psum((done.loss, before, after), everywhere)
         return loss, (before, jax.lax.psum(chain, self.data) if self.data else chain, after)
 
-    def _stage(self, params: Found, x: Tree, y: Array, weights: Array, keys: Found) -> Stage:
+    def _stage(self, params: ByPart, x: Tree, y: Array, weights: Array, keys: ByPart) -> Stage:
         count, place = jax.lax.axis_size(self.stages), jax.lax.axis_index(self.stages)
         after = self.parts.chain if self.parts.after is None else self.parts.after
         shard = jax.lax.axis_index(self.data) if self.data else 0

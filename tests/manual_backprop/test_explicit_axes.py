@@ -134,3 +134,10 @@ def test_readings_are_those_of_one_device(name, ways):
     for value_and_gradient in others:
         assert_close(value_and_gradient, step_on_one_device(name), EQUAL)
     assert_lie_alike(arguments[0], found["step"].gradients, *(gradient for _, gradient in others))
+
+
+def test_a_reading_of_another_shape_than_its_parameter_lies_as_it_did():
+    """One gradient for each example is split by examples, however the parameter is split."""
+    lies = {"own": P("model", None), "each": P("data", None, None)}
+    own, each = mb.sharding.place((np.ones((2, 3)), np.ones((4, 2, 3))), mesh(), tuple(lies.values()))
+    assert jax.eval_shape(mb.explicit.like, own, each).sharding.spec == lies["each"]
