@@ -20,7 +20,7 @@ from manual_backprop.shards import varying_along
 from manual_backprop.types import Scalar, Tree
 
 ByPart = tuple[Tree, Tree, Tree]
-"""Of the part before the blocks, of the blocks, and of the part after them."""
+"""A tree of the part before the blocks, one of the blocks, and one of the part after them."""
 
 Found = ByPart
 """(the gradient, the readings by name) of the part before the blocks, of the blocks, and of the part after them."""
