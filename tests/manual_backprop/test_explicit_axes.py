@@ -136,6 +136,17 @@ def test_readings_are_those_of_one_device(name, ways):
     assert_lie_alike(arguments[0], found["step"].gradients, *(gradient for _, gradient in others))
 
 
+def test_outside_jit_with_the_mesh_set():
+    net = mb.mlp((8, 8, 4))
+    objective = mb.Objective(net, mb.squared_error)
+    given = generic(net), batch(8, N), batch(4, N, seed=5)
+    params = mb.sharding.place(given[0], mesh(), mb.sharding.specs(net, given[0], "2d", mesh()))
+    rows = mb.sharding.place(given[1:], mesh(), mb.sharding.batch_spec("2d"))
+    with jax.set_mesh(mesh()):
+        found = mb.value_and_grad(objective)(params, *rows)
+    assert_close(found, jax.jit(mb.value_and_grad(objective))(*given), EQUAL)
+
+
 def test_a_reading_of_another_shape_than_its_parameter_lies_as_it_did():
     """One gradient for each example is split by examples, however the parameter is split."""
     lies = {"own": P("model", None), "each": P("data", None, None)}
