@@ -1,9 +1,13 @@
 """Strict everywhere: x64 on, no implicit promotion of dtypes or ranks, annotations enforced at run time."""
 
+import argparse
+import contextlib
+import functools
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jaxtyping
@@ -33,6 +37,13 @@ for option, value in CACHE.items():
     os.environ[option.upper()] = str(value)
     jax.config.update(option, value)
 
+# JAX makes a context of MLIR's for every program that it lowers, which would take a fifth of the time. All share one.
+# The function is private; where a version of JAX has none of its name, the tests are as right and slower.
+with contextlib.suppress(ImportError, AttributeError):
+    from jax._src.interpreters import mlir
+
+    setattr(mlir, "make_ir_context", functools.cache(mlir.make_ir_context))  # noqa: B010 - mypy wants no assignment
+
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -45,9 +56,29 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         shutil.rmtree(COMPILED)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--part", type=part, metavar="K/N", help="every N-th test from the K-th on; the N parts are all")
+
+
+def part(text: str) -> str:
+    """As it came, since the workers get it as text."""
+    first, _, step = text.partition("/")
+    if not (first.isdecimal() and step.isdecimal() and 1 <= int(first) <= int(step)):
+        raise argparse.ArgumentTypeError(f"must be K/N with K from 1 to N, such as 2/8, got {text!r}")
+    return text
+
+
+def of_part(text: str, items: list[Any]) -> list[Any]:
+    first, step = map(int, text.split("/"))
+    return items[first - 1 :: step]
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the longest, so that no worker is left alone with them in the end."""
     items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+    if config.option.part is not None:
+        items[:] = of_part(config.option.part, items)
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """What the project promises of its own files: no autodiff, two independent programs, equations cited, no hosts."""
 
+import argparse
 import ast
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import conftest
 import pytest
 from helpers import in_its_own_process
 
@@ -392,3 +394,17 @@ def test_no_docstring_begins_with_what(path):
 )
 def test_the_test_for_docstrings_can_fail(source, found):
     assert len(riddles(source)) == found
+
+
+@pytest.mark.parametrize("of", [1, 3, 8, 30])
+def test_the_parts_of_the_evidence_are_all_of_it_once(of):
+    items = list(range(20))
+    parts = [conftest.of_part(conftest.part(f"{k}/{of}"), items) for k in range(1, of + 1)]
+    assert sorted(item for part in parts for item in part) == items
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("text", ["0/8", "9/8", "3", "3/", "/8", "-1/8", "a/b"])
+def test_what_is_no_part_is_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="such as 2/8"):
+        conftest.part(text)

@@ -262,9 +262,9 @@ def test_a_script_gives_the_same_bytes_twice_and_one_that_fails_leaves_them(tmp_
 
 
 @pytest.mark.evidence
-@pytest.mark.parametrize("half", [SCRIPTS[::2], SCRIPTS[1::2]], ids=["odd", "even"])
-def test_every_notebook_runs_from_its_first_cell(half: list[Path]) -> None:
-    in_its_own_process("notebooks/build.py", "--dry", *(script.stem for script in half))
+@each
+def test_every_notebook_runs_from_its_first_cell(script: Path) -> None:
+    in_its_own_process("notebooks/build.py", "--dry", script.stem)
 
 
 def in_its_own_process(*arguments: str) -> None:

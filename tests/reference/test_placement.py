@@ -165,9 +165,23 @@ def test_a_network_is_named_by_the_layout_that_it_has():
     }
 
 
+PLACES = [
+    *(f"; {layout}, {axes} axes" for layout in mb.sharding.LAYOUTS for axes in ("automatic", "explicit")),
+    "; pipeline, ",
+]
+
+
+def test_the_places_are_all_there_are(capsys):
+    assert main(["check", "--devices", "8", "--list"]) == 0
+    names = capsys.readouterr().out.splitlines()
+    assert len(names) > 100
+    assert all(sum(place in name for place in PLACES) == 1 for name in names)
+
+
 @pytest.mark.evidence
-def test_the_whole_catalogue_is_proven_on_devices():
-    assert main(["check", "--devices", "8"]) == 0
+@pytest.mark.parametrize("place", PLACES)
+def test_the_whole_catalogue_is_proven_on_devices(place):
+    assert main(["check", "--devices", "8", "--only", place]) == 0
 
 
 def test_a_process_with_one_device_starts_another_with_more(tmp_path):
