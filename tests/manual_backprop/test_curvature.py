@@ -273,7 +273,9 @@ def test_kfac_direction_solves_the_damped_kronecker_system():
 
 
 def test_kfac_direction_under_repeat():
-    net = mb.Serial((mb.Repeat(mb.Dense(3, 3, "tanh"), 2), mb.Dense(3, 2)))
+    """Of blocks whose matrices are not square."""
+    pair = mb.Serial((mb.Dense(3, 4, "tanh"), mb.Dense(4, 3)))
+    net = mb.Serial((mb.Repeat(pair, 2), mb.Dense(3, 2)))
     objective, params, x, y, _ = problem(net, mb.softmax_cross_entropy)
 
     @jax.jit

@@ -136,6 +136,22 @@ def test_readings_are_those_of_one_device(name, ways):
     assert_lie_alike(arguments[0], found["step"].gradients, *(gradient for _, gradient in others))
 
 
+@pytest.mark.parametrize(
+    ("of_rows", "of_weights", "of_result"),
+    [
+        (P("data", None), P("model", None), P("data", "model")),
+        (P("data", None), P("data", None), P("data", None)),  # a mesh axis stands once: the rows keep their devices
+        (P(("data", "model"), None), P("model", None), P(("data", "model"), None)),
+        (P("data", None), P(("data", "model"), None), P("data", "model")),
+    ],
+)
+def test_a_product_lies_as_its_operands(of_rows, of_weights, of_result):
+    a, W = mb.sharding.place((batch(4, N), batch(4, 2 * N)), mesh(), (of_rows, of_weights))
+    found = jax.jit(lambda a, W: mb.explicit.dot(a, W, ((1,), (1,))))(a, W)
+    assert found.sharding.spec == of_result
+    assert_close(found, batch(4, N) @ batch(4, 2 * N).T, EQUAL)
+
+
 def test_outside_jit_with_the_mesh_set():
     net = mb.mlp((8, 8, 4))
     objective = mb.Objective(net, mb.squared_error)

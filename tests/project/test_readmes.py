@@ -194,4 +194,4 @@ def test_continuous_integration_runs_the_command_of_the_readme_and_the_evidence(
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     (command,) = (block for block in re.findall(r"```sh\n(.*?)```", ENGLISH, re.DOTALL) if "-m pytest" in block)
     assert f"\n{command}\n" in script
-    assert re.search(r"^\.venv/bin/python -m pytest -m evidence --part .*/8", script, re.MULTILINE)
+    assert re.search(r"^\.venv/bin/python -m pytest -m evidence --part .*/12", script, re.MULTILINE)

@@ -138,6 +138,7 @@ FAULTS = {
     "forward, kept a": ("forward", in_sweep(lambda a, kept: (a, replace(kept, a=kept.z))), "forward.a"),
     "forward, kept z": ("forward", in_sweep(lambda a, kept: (a, replace(kept, z=kept.a))), "forward.z"),
     "forward, nothing kept": ("forward", in_sweep(lambda a, kept: a), "forward"),
+    "forward, no trace": ("forward", in_sweep(lambda a, kept: (a, kept.z)), "forward"),
     "forward, pairs": ("forward", changed(lambda out: (2 * out[0], out[1])), "forward"),
     "forward, tangent": ("forward", in_tangent(lambda a, kept: (along_twice(a), kept)), "forward, tangent"),
     "backward, down": ("backward", in_sweep(lambda d, found: (2 * d, found)), "backward.d_a_in"),
@@ -155,6 +156,30 @@ def test_a_fault_in_any_method_is_named_by_the_first_row_that_fails(fault: str) 
         report = check_layer(broken(), PARAMS, X)
     assert report.failures[0].path.startswith(path), report
     assert path in report.summary()
+    if fault in ("forward, nothing kept", "forward, no trace"):
+        assert "it must return (a, LayerTrace)" in report.failures[0].cause
+
+
+class SavesAProduct(Convolution):
+    """What entered times a parameter, which the methods could not make of either alone."""
+
+    def net_input(self, params: Any, a_in: Any) -> Any:
+        z, saved = Convolution.net_input(self, params, a_in)
+        return z, (saved, params.k[0] * a_in)
+
+    def transport(self, params: Any, saved: Any, delta: Any) -> Any:
+        return Convolution.transport(self, params, saved[0], delta)
+
+    def factor(self, saved: Any, delta: Any) -> Any:
+        return Convolution.factor(self, saved[0], delta)
+
+    def pushforward(self, params: Any, saved: Any, dparams: Any, da_in: Any) -> Any:
+        return Convolution.pushforward(self, params, saved[0], dparams, da_in)
+
+
+def test_what_is_made_of_parameters_and_input_may_be_saved() -> None:
+    with by_operation():
+        check_layer(SavesAProduct(), PARAMS, X).raise_if_failed()
 
 
 @pytest.mark.parametrize(
