@@ -16,6 +16,10 @@ BLIND = 0.5
 """The least useful power: a row that would not have noticed its leaf halved or doubled is inconclusive."""
 
 
+UNKNOWN = "no tolerance is known"
+"""How the reason begins of a row that overflow, or a domain's edge, leaves undecided."""
+
+
 def compare_leaf(
     path: str,
     manual: Any,
@@ -100,7 +104,7 @@ def _why_undecided(unknown: Any, reference: np.ndarray) -> str:
     if nan:
         return f"the reference is nan in {nan} of {reference.size} entries: check where it is not"
     return (
-        f"no tolerance is known for {np.count_nonzero(unknown)} of {unknown.size} entries: moved by rounding, something"
+        f"{UNKNOWN} for {np.count_nonzero(unknown)} of {unknown.size} entries: moved by rounding, something"
         " in their computation overflows or leaves its domain (it may be in a branch that is not selected); check at"
         " smaller arguments, farther inside the domain, or in a wider precision"
     )

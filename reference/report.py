@@ -7,7 +7,7 @@ from typing import Any, Literal
 from reference.reports import fragment
 
 Verdict = Literal["pass", "fail", "inconclusive"]
-MARKS: Mapping[Verdict, str] = {"pass": "ok", "fail": "DIFFERS", "inconclusive": "too noisy"}
+MARKS: Mapping[Verdict, str] = {"pass": "ok", "fail": "DIFFERS", "inconclusive": "undecided"}
 HEADER = ("quantity", "equation", "kind", "shape", "of tolerance", "would see", "where", "by hand", "witness", "")
 WOULD_SEE = "would see: the smallest relative fault that would have been seen"
 SHOWN = 8  # rows in a notebook

@@ -1,7 +1,11 @@
-"""Find the operation that made the first nan or inf, by evaluating a function's jaxpr one equation at a time."""
+"""Find the operation that made the first nan or inf, by evaluating a function's jaxpr one equation at a time.
+
+Either as the function stands, or with every operation rounded at random, which shows what rounding may push over the
+edge of a precision or out of a domain.
+"""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -9,8 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, JaxprEqn
+from jaxtyping import DTypeLike
 
+from reference.compare import UNKNOWN
 from reference.jaxprs import Values, evaluate, inside, through
+from reference.report import Row
+from reference.tolerance.formats import Format
+from reference.tolerance.monte_carlo import noises, perturbed
+from reference.tolerance.side_by_side import given, is_float
 
 
 class _Found(Exception):  # noqa: N818
@@ -34,20 +44,67 @@ def first_nonfinite(function: Callable[..., Any], *args: Any) -> str:
     """
     closed = jax.make_jaxpr(function)(*args)
     leaves = jax.tree.leaves(args)
-    found = [_search(closed, leaves, bad) for bad in (_has_nan, _has_inf)]
-    nan, inf = found
+    return _in_words(*(_search(closed, leaves, bad) for bad in (_has_nan, _has_inf)))
+
+
+def first_lost(function: Callable[..., Any], *args: Any, dtype: DTypeLike, samples: int, seed: int) -> str:
+    """The same where every operation is rounded as in `dtype`, by the noise that a tolerance was measured with.
+
+    Args:
+        function: as for `first_nonfinite`.
+        args: pytrees of arrays.
+        dtype: the precision under test.
+        samples: of Monte Carlo arithmetic.
+        seed: of its noise.
+
+    Returns:
+        As `first_nonfinite`, of whichever sample is lost first.
+    """
+    closed, flat = jax.make_jaxpr(function)(*args), [given(leaf) for leaf in jax.tree.leaves(args)]
+    noise = noises(Format.of(dtype), samples, seed)
+
+    def search(bad: Callable[[Any], bool]) -> _Found | None:
+        def watch(equation: JaxprEqn, inputs: Values, outputs: Values) -> None:
+            _stop_at(equation, [*filter(is_float, inputs)], [*filter(is_float, outputs)], bad)
+
+        try:
+            perturbed(closed, noise, flat, watch)
+        except _Found as found:
+            return found
+        return None
+
+    with jax.enable_x64(True):
+        return _in_words(search(_has_nan), search(_has_inf))
+
+
+def notes_on_lost(
+    rows: Iterable[Row], function: Callable[..., Any], *args: Any, dtype: DTypeLike, samples: int, seed: int
+) -> list[str]:
+    """A note that names the operation of `first_lost`, if there is a row of which no tolerance is known."""
+    if not any(row.reason.startswith(UNKNOWN) for row in rows):
+        return []
+    found = first_lost(function, *args, dtype=dtype, samples=samples, seed=seed)
+    return [f"what overflows or leaves its domain, moved by rounding in {dtype}: {found}"] if found else []
+
+
+def _in_words(nan: "_Found | None", inf: "_Found | None") -> str:
     if nan and inf and nan.from_inf:
         return f"{nan} from an inf of {inf}"
     return str(nan or inf or "")
+
+
+def _stop_at(equation: JaxprEqn, inputs: Values, outputs: Values, bad: Callable[[Any], bool]) -> None:
+    if any(map(bad, outputs)) and not any(map(bad, inputs)):
+        where = source_info_util.summarize(equation.source_info)
+        raise _Found(f"{equation.primitive.name} at {where}", any(map(_has_inf, inputs)))
 
 
 def _search(closed: ClosedJaxpr, leaves: Sequence[Any], bad: Callable[[Any], bool]) -> "_Found | None":
     def rule(equation: JaxprEqn, inputs: Values) -> Values:
         bodies = inside(equation)
         outputs = through(equation, inputs, lambda k, given, turn: evaluate(bodies[k], given, rule), unrolled=math.inf)
-        if not bodies and any(map(bad, outputs)) and not any(map(bad, inputs)):
-            where = source_info_util.summarize(equation.source_info)
-            raise _Found(f"{equation.primitive.name} at {where}", any(map(_has_inf, inputs)))
+        if not bodies:
+            _stop_at(equation, inputs, outputs, bad)
         return outputs
 
     try:

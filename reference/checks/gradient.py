@@ -11,6 +11,7 @@ from jaxtyping import DTypeLike
 from reference.checks import faults
 from reference.checks.approximation import allowed_text, require_approximation
 from reference.checks.arguments import chosen, take_apart
+from reference.checks.culprit import notes_on_lost
 from reference.checks.disputes import explained
 from reference.checks.gradient_beyond import elsewhere_too, in_double, without_vacuous
 from reference.checks.gradient_trial import NEEDS_VALUES, Subject, Trial
@@ -103,6 +104,10 @@ def check_gradient(
         elif witnesses:
             more, text = _witnessed(subject, points[0], measured, witnesses, seed)
             rows, notes = rows + more, notes + text
+        if not trial.valued:
+            at = points[0], given.fresh("data")
+            differentiated = jax.value_and_grad(subject.loss)
+            notes += notes_on_lost(rows, differentiated, *at, dtype=given.working, samples=samples, seed=seed)
     if not any(row.verdict == "fail" for row in rows):
         if dtype is None:
             more, text = in_double(trial, prepared)

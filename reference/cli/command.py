@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="manual-backprop",
         description="Backpropagation written by hand, and the proof by jax.grad that it is right.",
-        epilog="exit status: 0 all proven, 1 something differs, 2 bad usage or input, 3 too noisy to tell",
+        epilog="exit status: 0 all proven, 1 something differs, 2 bad usage or input, 3 something is undecided",
     )
     parser.add_argument(
         "--version", action=_Versions, nargs=0, dest=argparse.SUPPRESS, help="print our version and JAX's"

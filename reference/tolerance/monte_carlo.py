@@ -21,7 +21,7 @@ a few samples show its effect.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +55,8 @@ _SUMS = frozenset({
 })
 # fmt: on
 _TURNS = frozenset({"ge", "gt", "le", "lt"})
+Watch = Callable[[JaxprEqn, Values, Values], None]
+"""Is shown every operation without jaxprs inside, with what enters and leaves it, sample by sample."""
 
 
 @dataclass(frozen=True)
@@ -119,26 +121,27 @@ def exact(closed: ClosedJaxpr, inputs: Sequence[Any]) -> Values:
     return perturbed(closed, Noise(np.zeros((1, 1)), Format(0.0, 0.0, 0.0, 0.0, math.inf), widened=1.0), inputs)
 
 
-def perturbed(closed: ClosedJaxpr, noise: Noise, inputs: Sequence[Any]) -> Values:
+def perturbed(closed: ClosedJaxpr, noise: Noise, inputs: Sequence[Any], watch: Watch | None = None) -> Values:
     """The results of `closed` in float64 for every sample of noise.
 
     Args:
         closed: any jaxpr; its floats are widened to double.
         noise: of `noises`.
         inputs: with samples on the first axis, or one row for a value that all samples share.
+        watch: is shown every operation; it may raise to end the evaluation.
 
     Returns:
         Arrays with samples, or one row, on the first axis.
     """
     with np.errstate(all="ignore"):
-        return _Run(noise).run(closed, inputs)
+        return _Run(noise, watch=watch).run(closed, inputs)
 
 
 class _Run:
     """Evaluates jaxprs for all samples, and counts the roundings, since each reads other noise."""
 
-    def __init__(self, noise: Noise, site: int = 0) -> None:
-        self.noise, self.site = noise, site
+    def __init__(self, noise: Noise, site: int = 0, watch: Watch | None = None) -> None:
+        self.noise, self.site, self.watch = noise, site, watch
 
     def run(self, closed: ClosedJaxpr, arguments: Sequence[Any]) -> Values:
         shared = _shared(closed.jaxpr)
@@ -155,8 +158,12 @@ class _Run:
                     return self._scan(equation, inputs)
                 case "while":
                     return self._while(equation, inputs)
-                case name:
-                    return self.run(inside(equation)[0], inputs) if name in CALLS else self._operation(equation, inputs)
+                case name if name in CALLS:
+                    return self.run(inside(equation)[0], inputs)
+            outputs = self._operation(equation, inputs)
+            if self.watch is not None:
+                self.watch(equation, inputs, outputs)
+            return outputs
 
         return evaluate_all(closed, arguments, rule)
 
@@ -165,7 +172,7 @@ class _Run:
         branches = inside(equation)
         index = np.clip(index.astype(int), 0, len(branches) - 1)
         taken = np.unique(index)
-        results = {k: _Run(self.noise, self.site).run(branches[k], inputs) for k in taken}
+        results = {k: self._with(self.noise).run(branches[k], inputs) for k in taken}
         found = results[taken[0]]
         for k in taken[1:]:
             found = [chosen(index == k, a, b) for a, b in zip(results[k], found, strict=True)]
@@ -192,7 +199,7 @@ class _Run:
         turn, most, going = 0, math.inf, np.asarray(True)
         while True:
             # The condition is not widened, since with widening the loop might never end.
-            asked = _Run(replace(self._turned(turn).noise, widened=1.0), self.site)
+            asked = self._with(replace(self._turned(turn).noise, widened=1.0))
             going = going & asked.run(condition, [*for_condition, *carry])[0]
             if not going[0].any():
                 most = min(most, 2 * turn + SPARE_TURNS)
@@ -204,7 +211,11 @@ class _Run:
 
     def _turned(self, turn: int) -> "_Run":
         """For one turn of a loop, with noise of its own."""
-        return _Run(replace(self.noise, turn=self.noise.turn - turn * 104729 - 1), self.site)
+        return self._with(replace(self.noise, turn=self.noise.turn - turn * 104729 - 1))
+
+    def _with(self, noise: Noise) -> "_Run":
+        """Another run from here on."""
+        return _Run(noise, self.site, self.watch)
 
     def _operation(self, equation: JaxprEqn, inputs: Values) -> Values:
         name = equation.primitive.name

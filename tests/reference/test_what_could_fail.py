@@ -1,5 +1,8 @@
 """PROVEN is said only where something could have failed, and what is easily missed is looked at."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,10 +10,12 @@ import pytest
 from helpers import as_a_user
 from jax import lax
 
+from reference.checks import culprit
 from reference.checks.gradient import check_gradient
 from reference.checks.near import near_points
-from reference.checks.rule import check_vjp
+from reference.checks.rule import check_jvp, check_vjp
 
+THIS = re.escape(Path(__file__).name)
 RNG = np.random.default_rng(11)
 X, Y = RNG.normal(size=(2, 6)).astype("float32")
 M = RNG.normal(size=(4, 3)).astype("float32")
@@ -94,6 +99,54 @@ def test_what_leaves_no_tolerance_says_so_and_what_helps():
     report = check_vjp(rule, np.asarray([100, 1], "float32"), **QUICK)
     assert report.verdict == "inconclusive"
     assert "overflows or leaves its domain (it may be in a branch that is not selected)" in report.summary()
+    (told,) = (note for note in report.notes if note.startswith("what overflows or leaves its domain"))
+    assert re.search(
+        rf"moved by rounding in float32: mul at \S*{THIS}:\d+\S* \(.*from an inf of exp at \S*{THIS}", told
+    )
+
+
+def lost_in(function, *args):
+    """The operation that rounding in float32 takes over the edge."""
+    return culprit.first_lost(function, *args, dtype="float32", samples=16, seed=0)
+
+
+def test_what_is_lost_is_the_first_operation_whatever_it_stands_in():
+    """Of samples moved by rounding: the values themselves are all finite."""
+    near = np.asarray([1e-9, 1.0], "float32")
+    assert lost_in(jnp.exp, near) == ""
+    assert lost_in(lambda x: jnp.exp(jnp.where(x < 1, x, -jnp.inf)), near) == ""  # an inf that is written there
+    assert lost_in(lambda x: jnp.log((x + 1) - 1 - 1e-9), near).startswith(f"log at {__file__}:")
+    assert lost_in(lambda x: jnp.sqrt(1e38 * x) * 1e38 * x, np.float32(3)).startswith(f"mul at {__file__}:")
+
+    def in_a_loop(x):
+        return jax.lax.while_loop(lambda state: state[0] < 9, lambda state: (state[0] + 1, state[1] ** 2), (0, x))[1]
+
+    def in_a_scan(x):
+        return jax.lax.scan(lambda x, _: (jnp.exp(x), None), x, length=3)[0]
+
+    def in_a_branch(x):
+        return jax.lax.cond(x > 1, lambda x: jnp.sinh(jnp.exp(x)), jnp.negative, x)
+
+    assert lost_in(in_a_loop, np.float32(10)).startswith(f"integer_pow at {__file__}:")
+    assert lost_in(in_a_scan, np.float32(5)).startswith(f"exp at {__file__}:")
+    assert lost_in(in_a_branch, np.float32(30)).startswith(f"sinh at {__file__}:")
+    assert lost_in(in_a_branch, np.float32(-30)) == ""
+
+
+@pytest.mark.parametrize("way", ["check_gradient", "check_jvp"])
+def test_a_gradient_and_a_rule_of_tangents_name_it_too(way):
+    """log(1 + e^x) at 100, of which float32 knows no e^x."""
+    function = lambda x: jnp.sum(jnp.where(x > 5, x, jnp.log(jnp.exp(x) + 1)))  # noqa: E731
+    slope = lambda x: jnp.where(x > 5, 1, jax.nn.sigmoid(x))  # noqa: E731
+    x = np.asarray([100, 1], "float32")
+    if way == "check_gradient":
+        report = check_gradient(function, slope, x)
+    else:
+        rule = jax.custom_jvp(function)
+        rule.defjvp(lambda primals, tangents: (rule(*primals), jnp.sum(slope(primals[0]) * tangents[0])))
+        report = check_jvp(rule, x, **QUICK)
+    assert report.verdict == "inconclusive"
+    assert any("exp at" in note for note in report.notes), report.notes
 
 
 kept = {}
