@@ -171,6 +171,7 @@ PLACES = [
 ]
 
 
+@pytest.mark.evidence
 def test_the_places_are_all_there_are(capsys):
     assert main(["check", "--devices", "8", "--list"]) == 0
     names = capsys.readouterr().out.splitlines()
