@@ -16,8 +16,8 @@ BLIND = 0.5
 """The least useful power: a row that would not have noticed its leaf halved or doubled is inconclusive."""
 
 
-UNKNOWN = "no tolerance is known"
-"""How the reason begins of a row that overflow, or a domain's edge, leaves undecided."""
+LOST = "something in their computation or its derivative"
+"""How a reason calls the operation that overflows or leaves its domain, until somebody has looked for it."""
 
 
 def compare_leaf(
@@ -84,7 +84,7 @@ def compare_leaf(
         verdict=verdict,
         pattern=pattern,
         cause=reason,
-        reason=_why_undecided(unknown, theirs) if verdict == "inconclusive" else "",
+        reason=_why_undecided(unknown, theirs, described.get("leading", "")) if verdict == "inconclusive" else "",
         blind=int(np.count_nonzero(blind)),
         **described,
     )
@@ -96,17 +96,21 @@ def blind_entries(reference: np.ndarray, tolerance: np.ndarray) -> np.ndarray:
     return np.asarray((size > 0) & np.isfinite(tolerance) & (BLIND * size <= tolerance))
 
 
-def _why_undecided(unknown: Any, reference: np.ndarray) -> str:
+def _why_undecided(unknown: Any, reference: np.ndarray, leading: str) -> str:
     """Why no tolerance is known, and what helps; "" where it is known and too large."""
     if not unknown.any():
         return ""
     nan = np.count_nonzero(np.isnan(reference))
     if nan:
         return f"the reference is nan in {nan} of {reference.size} entries: check where it is not"
+    at = np.argwhere(unknown)[0].tolist()
+    own = at[1:] if leading else at
+    parts = [*([str(own)] if own else []), *([f"{leading} {at[0]}"] if leading and at else [])]
+    first = f", first {' '.join(parts)}" if parts else ""
     return (
-        f"{UNKNOWN} for {np.count_nonzero(unknown)} of {unknown.size} entries: moved by rounding, something"
-        " in their computation overflows or leaves its domain (it may be in a branch that is not selected); check at"
-        " smaller arguments, farther inside the domain, or in a wider precision"
+        f"no tolerance is known for {np.count_nonzero(unknown)} of {unknown.size} entries{first}: {LOST} overflows or"
+        " leaves its domain (it may be in a branch that is not selected); check where nothing does, or in a wider"
+        " precision"
     )
 
 

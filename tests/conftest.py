@@ -57,7 +57,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--part", type=part, metavar="K/N", help="every N-th test from the K-th on; the N parts are all")
+    parser.addoption("--part", type=part, metavar="K/N", help="run every N-th of the tests, from the K-th on")
 
 
 def part(text: str) -> str:
@@ -73,12 +73,18 @@ def of_part(text: str, items: list[Any]) -> list[Any]:
     return items[first - 1 :: step]
 
 
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return None if config.option.part is None else f"part: {config.option.part} of the tests"
+
+
 @pytest.hookimpl(trylast=True)  # after -m and -k
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Begin with the longest, so that no worker is left alone with them in the end."""
     items.sort(key=lambda item: item.path.name != "test_notebooks.py")
     if config.option.part is not None:
-        items[:] = of_part(config.option.part, items)
+        due = of_part(config.option.part, items)
+        config.hook.pytest_deselected(items=[item for item in items if item not in due])
+        items[:] = due
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ edge of a precision or out of a domain.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jaxtyping import DTypeLike
 
-from reference.compare import UNKNOWN
+from reference.compare import LOST
 from reference.jaxprs import Values, evaluate, inside, through
 from reference.report import Row
 from reference.tolerance.formats import Format
@@ -77,14 +78,15 @@ def first_lost(function: Callable[..., Any], *args: Any, dtype: DTypeLike, sampl
         return _in_words(search(_has_nan), search(_has_inf))
 
 
-def notes_on_lost(
-    rows: Iterable[Row], function: Callable[..., Any], *args: Any, dtype: DTypeLike, samples: int, seed: int
-) -> list[str]:
-    """A note that names the operation of `first_lost`, if there is a row of which no tolerance is known."""
-    if not any(row.reason.startswith(UNKNOWN) for row in rows):
-        return []
+def naming_lost(
+    rows: Sequence[Row], function: Callable[..., Any], *args: Any, dtype: DTypeLike, samples: int, seed: int
+) -> list[Row]:
+    """The rows; the reason of one of which no tolerance is known names the operation of `first_lost`."""
+    if not any(LOST in row.reason for row in rows):
+        return list(rows)
     found = first_lost(function, *args, dtype=dtype, samples=samples, seed=seed)
-    return [f"what overflows or leaves its domain, moved by rounding in {dtype}: {found}"] if found else []
+    named = f"{found}, in their computation or its derivative," if found else LOST
+    return [replace(row, reason=row.reason.replace(LOST, named)) for row in rows]
 
 
 def _in_words(nan: "_Found | None", inf: "_Found | None") -> str:

@@ -11,7 +11,7 @@ from jaxtyping import DTypeLike
 from reference.checks import faults
 from reference.checks.approximation import allowed_text, require_approximation
 from reference.checks.arguments import chosen, take_apart
-from reference.checks.culprit import notes_on_lost
+from reference.checks.culprit import naming_lost
 from reference.checks.disputes import explained
 from reference.checks.gradient_beyond import elsewhere_too, in_double, without_vacuous
 from reference.checks.gradient_trial import NEEDS_VALUES, Subject, Trial
@@ -107,7 +107,7 @@ def check_gradient(
         if not trial.valued:
             at = points[0], given.fresh("data")
             differentiated = jax.value_and_grad(subject.loss)
-            notes += notes_on_lost(rows, differentiated, *at, dtype=given.working, samples=samples, seed=seed)
+            rows = naming_lost(rows, differentiated, *at, dtype=given.working, samples=samples, seed=seed)
     if not any(row.verdict == "fail" for row in rows):
         if dtype is None:
             more, text = in_double(trial, prepared)

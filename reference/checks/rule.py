@@ -14,7 +14,7 @@ from reference.checks.approximation import allowed_text, require_approximation
 from reference.checks.arguments import Arguments
 from reference.checks.bare_rule import Findings, bare_vjp
 from reference.checks.beyond import further, in_double
-from reference.checks.culprit import notes_on_lost
+from reference.checks.culprit import naming_lost
 from reference.checks.gradient import TRANSFORMS, known_transforms
 from reference.checks.held_rule import held_rule
 from reference.checks.linear_rows import Trial, Truth, combined, drawn
@@ -181,7 +181,7 @@ def _finished(
     thorough: bool,
 ) -> Report:
     """The report, with the rows of other points and precisions, and with no row that could not have failed."""
-    notes = [*notes, *_lost(trial, rows)]
+    rows = _naming_lost(trial, rows)
     if not any(row.verdict == "fail" for row in rows):
         if asked is None:
             more, said = in_double(trial, prepared)
@@ -206,13 +206,13 @@ def _finished(
     )
 
 
-def _lost(trial: Trial, rows: list[Row]) -> list[str]:
+def _naming_lost(trial: Trial, rows: list[Row]) -> list[Row]:
     if trial.valued is not None:
-        return []
+        return rows
     apply, given = partial(trial.apply, trial.rule.raw), trial.rule.given
     with given.precision():
         at = trial.moving, trial.data, trial.vectors
-        return notes_on_lost(rows, apply, *at, dtype=given.working, samples=trial.samples, seed=trial.seed)
+        return naming_lost(rows, apply, *at, dtype=given.working, samples=trial.samples, seed=trial.seed)
 
 
 def _silent(nones: Sequence[str], truth: Truth, given: Arguments) -> tuple[list[str], dict[str, str]]:
