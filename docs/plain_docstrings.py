@@ -13,6 +13,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -202,6 +203,17 @@ class Names:
         return found[0] if len(found) == 1 else None
 
 
+@lru_cache(maxsize=1)
+def _of_domain(domain: Any, count: int) -> Names:
+    return Names(domain.objects)
+
+
+def names_of(env: Any) -> Names:
+    """Those of all pages that were read: made once, since every annotation of a signature asks."""
+    domain = env.domains["py"]
+    return _of_domain(domain, len(domain.objects))
+
+
 CITED = re.compile(r"(\([BCFGJU]\d\)|arXiv:\d{4}\.\d{5}|doi:10\.[\w./-]*\w)")
 PAPERS = {"arXiv": "https://arxiv.org/abs/", "doi": "https://doi.org/"}
 NO_PROSE = (nodes.reference, nodes.title, nodes.literal, nodes.literal_block, nodes.math, nodes.math_block, nodes.raw,
@@ -215,7 +227,7 @@ class Link(SphinxPostTransform):
 
     def run(self, **kwargs: Any) -> None:
         """On one page."""
-        names = Names(self.env.domains["py"].objects)  # type: ignore[attr-defined]
+        names = names_of(self.env)
         for code in list(self.document.findall(nodes.literal)):
             scopes, here = _scopes(code, self.env.docname)
             entry = None if _inside(code, NO_PROSE) else names.find(code.astext(), scopes)
@@ -270,7 +282,7 @@ def link_annotation(
     """A class in a signature is a link also where it is documented by a shorter name than that of its module."""
     if node.get("refdomain") != "py":
         return None
-    entry = Names(env.domains["py"].objects).find(node["reftarget"].rpartition(".")[2], [])
+    entry = names_of(env).find(node["reftarget"].rpartition(".")[2], [])
     return entry and make_refnode(app.builder, node["refdoc"], entry.docname, entry.node_id, content)
 
 
