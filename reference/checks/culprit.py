@@ -49,7 +49,9 @@ def first_nonfinite(function: Callable[..., Any], *args: Any) -> str:
 
 
 def first_lost(function: Callable[..., Any], *args: Any, dtype: DTypeLike, samples: int, seed: int) -> str:
-    """The same where every operation is rounded as in `dtype`, by the noise that a tolerance was measured with.
+    """In words, what `first_nonfinite` looks for, where every operation is rounded at random as `dtype` rounds.
+
+    With the samples and the seed of a tolerance, these are the samples that it was measured with.
 
     Args:
         function: as for `first_nonfinite`.
@@ -59,7 +61,7 @@ def first_lost(function: Callable[..., Any], *args: Any, dtype: DTypeLike, sampl
         seed: of its noise.
 
     Returns:
-        As `first_nonfinite`, of whichever sample is lost first.
+        As `first_nonfinite`: the first operation in the program's order that any of the samples loses.
     """
     closed, flat = jax.make_jaxpr(function)(*args), [given(leaf) for leaf in jax.tree.leaves(args)]
     noise = noises(Format.of(dtype), samples, seed)
@@ -81,7 +83,16 @@ def first_lost(function: Callable[..., Any], *args: Any, dtype: DTypeLike, sampl
 def naming_lost(
     rows: Sequence[Row], function: Callable[..., Any], *args: Any, dtype: DTypeLike, samples: int, seed: int
 ) -> list[Row]:
-    """The rows; the reason of one of which no tolerance is known names the operation of `first_lost`."""
+    """The rows. Where no tolerance of a row is known, its reason names the operation that `first_lost` finds, if any.
+
+    Args:
+        rows: of one check, in one precision.
+        function: whose results the rows hold, and whose tolerance was measured.
+        args: where.
+        dtype: as for `first_lost`.
+        samples: as for `first_lost`.
+        seed: as for `first_lost`.
+    """
     if not any(LOST in row.reason for row in rows):
         return list(rows)
     found = first_lost(function, *args, dtype=dtype, samples=samples, seed=seed)
