@@ -1,8 +1,9 @@
 """Chains of one block under `lax.scan`: `Repeat` has parameters for each block, `Tied` the same for all."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,38 @@ class BlockInputs:
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
+class Distinct:
+    """A tree in which an array that stands at several places is a leaf only once.
+
+    A scan stacks every leaf that leaves its body, the same array twice as two. Where several layers keep one array, as
+    queries, keys and values keep what enters them, it takes memory, and is moved between devices, once.
+
+    Attributes:
+        leaves: the arrays, each once.
+        places: which of them stands at each leaf of the tree.
+        structure: of the tree.
+    """
+
+    leaves: list[Leaf]
+    places: tuple[int, ...] = field(metadata={"static": True})
+    structure: Any = field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, tree: Tree) -> "Distinct":
+        """Find what is the same array, not what has the same values."""
+        leaves, structure = jax.tree.flatten(tree)
+        once = {id(leaf): leaf for leaf in leaves}
+        number = {key: i for i, key in enumerate(once)}
+        return cls(list(once.values()), tuple(number[id(leaf)] for leaf in leaves), structure)
+
+    @property
+    def tree(self) -> Tree:
+        """The tree, with the array at each of its places."""
+        return jax.tree.unflatten(self.structure, [self.leaves[i] for i in self.places])
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
 class SegmentInputs:
     """All that a `Repeat` with segments keeps on a lean forward sweep.
 
@@ -33,6 +66,17 @@ class SegmentInputs:
 
     x: Leaf
     last: Tree
+
+
+def scan(through: Callable[[Tree, Tree], tuple[Tree, Tree]], start: Tree, each: Tree, **options: Any) -> Any:
+    """`jax.lax.scan` that takes and stacks every array once, at however many places of a tree it stands."""
+
+    def distinct(carry: Tree, part: Distinct) -> tuple[Tree, Distinct]:
+        carry, kept = through(carry, part.tree)
+        return carry, Distinct.of(kept)
+
+    end, stacked = jax.lax.scan(distinct, start, Distinct.of(each), **options)
+    return end, stacked.tree
 
 
 @dataclass(frozen=True)
@@ -128,13 +172,13 @@ class Repeat(Chain):
         x = step.scannable(x)
         if step.lean and self._early:
             return self._forward_by_segments(step, x, owned)
-        return jax.lax.scan(partial(self._up, step, recompute=step.lean and self.recompute), x, owned, length=self.n)
+        return scan(partial(self._up, step, recompute=step.lean and self.recompute), x, owned, length=self.n)
 
     @override
     def backward(self, step: Step, d: Flow, owned: Tree, kept: Tree) -> tuple[Flow, Tree]:
         if self._early and isinstance(kept, SegmentInputs):
             return self._backward_by_segments(step, d, owned, kept)
-        return jax.lax.scan(partial(self._down, step), d, (owned, kept), length=self.n, reverse=True)
+        return scan(partial(self._down, step), d, (owned, kept), length=self.n, reverse=True)
 
     def _up(self, step: Step, x: Flow, own: Tree, recompute: bool) -> tuple[Flow, Tree]:
         """Go up through one block; keep its input to recompute it, or what it keeps itself."""
@@ -179,7 +223,7 @@ class Repeat(Chain):
             return jax.lax.scan(through, x, places)[0], x
 
         x, inputs = jax.lax.scan(segment, x, early)
-        left, kept = jax.lax.scan(partial(self._up_at, step, owned), x, last)
+        left, kept = scan(partial(self._up_at, step, owned), x, last)
         return left, SegmentInputs(inputs, kept)
 
     def _backward_by_segments(self, step: Step, d: Flow, owned: Tree, kept: SegmentInputs) -> tuple[Flow, Tree]:
@@ -196,10 +240,10 @@ class Repeat(Chain):
 
         def segment(carry: tuple[Flow, Tree], of_segment: tuple[Array, Flow]) -> tuple[tuple[Flow, Tree], None]:
             places, x = of_segment
-            _, kept = jax.lax.scan(partial(self._up_at, step, owned), x, places)
-            return jax.lax.scan(write, carry, (places, kept), reverse=True)
+            _, kept = scan(partial(self._up_at, step, owned), x, places)
+            return scan(write, carry, (places, kept), reverse=True)
 
-        d, found = jax.lax.scan(down, d, (last, kept.last), reverse=True)
+        d, found = scan(down, d, (last, kept.last), reverse=True)
         carry = d, _behind(self._early, found)
         return jax.lax.scan(segment, carry, (early, kept.x), reverse=True)[0]
 
@@ -264,7 +308,7 @@ class Tied(Chain):
         def one(x: Flow, use: Array) -> tuple[Flow, Tree]:
             return self.through(step.unread, x, step.at_use(owned, use))
 
-        return jax.lax.scan(one, step.scannable(x), jnp.arange(self.n))
+        return scan(one, step.scannable(x), jnp.arange(self.n))
 
     @override
     def backward(self, step: Step, d: Flow, owned: Tree, kept: Tree) -> tuple[Flow, Tree]:
@@ -272,7 +316,7 @@ class Tied(Chain):
             use, kept = of_use
             return self.back(step.unread, d, step.at_use(owned, use), kept)
 
-        d_x, found = jax.lax.scan(one, d, (jnp.arange(self.n), kept), reverse=True)
+        d_x, found = scan(one, d, (jnp.arange(self.n), kept), reverse=True)
         return d_x, step.read(self.block, kept, found)
 
     @override
