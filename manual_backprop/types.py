@@ -1,6 +1,6 @@
 """Type names for trees that mirror a network, and for batches, weights and scalars."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -53,6 +53,38 @@ class Part:
     def of(self, batch: Array, count: int) -> Array:
         """The rows of so many of these examples, from those of the batch."""
         return jax.lax.dynamic_slice_in_dim(batch, self.start, count)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Distinct:
+    """A tree in which an array that stands at several places is a leaf only once.
+
+    A scan stacks every leaf that leaves its body, the same array twice as two. Where several layers keep one array, as
+    queries, keys and values keep what enters them, it takes memory, and is moved between devices, once.
+
+    Attributes:
+        leaves: the arrays, each once.
+        places: which of them stands at each leaf of the tree.
+        structure: of the tree.
+    """
+
+    leaves: list[Leaf]
+    places: tuple[int, ...] = field(metadata={"static": True})
+    structure: Any = field(metadata={"static": True})
+
+    @classmethod
+    def of(cls, tree: Tree) -> "Distinct":
+        """Find what is the same array, not what has the same values."""
+        leaves, structure = jax.tree.flatten(tree)
+        once = {id(leaf): leaf for leaf in leaves}
+        number = {key: i for i, key in enumerate(once)}
+        return cls(list(once.values()), tuple(number[id(leaf)] for leaf in leaves), structure)
+
+    @property
+    def tree(self) -> Tree:
+        """The tree, with the array at each of its places."""
+        return jax.tree.unflatten(self.structure, [self.leaves[i] for i in self.places])
 
 
 def came(value: Any) -> str:

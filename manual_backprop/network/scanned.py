@@ -1,7 +1,7 @@
 """Chains of one block under `lax.scan`: `Repeat` has parameters for each block, `Tied` the same for all."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 
 from manual_backprop import explicit
 from manual_backprop.node import Node, Step, Visit, Walk, Wrapper
-from manual_backprop.types import Flow, Leaf, Tree, came, override
+from manual_backprop.types import Distinct, Flow, Leaf, Tree, came, override
 
 
 @jax.tree_util.register_dataclass
@@ -20,38 +20,6 @@ class BlockInputs:
     """Every block's input, (n, N, *features): all that a recomputing `Repeat` keeps on a lean forward sweep."""
 
     x: Leaf
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Distinct:
-    """A tree in which an array that stands at several places is a leaf only once.
-
-    A scan stacks every leaf that leaves its body, the same array twice as two. Where several layers keep one array, as
-    queries, keys and values keep what enters them, it takes memory, and is moved between devices, once.
-
-    Attributes:
-        leaves: the arrays, each once.
-        places: which of them stands at each leaf of the tree.
-        structure: of the tree.
-    """
-
-    leaves: list[Leaf]
-    places: tuple[int, ...] = field(metadata={"static": True})
-    structure: Any = field(metadata={"static": True})
-
-    @classmethod
-    def of(cls, tree: Tree) -> "Distinct":
-        """Find what is the same array, not what has the same values."""
-        leaves, structure = jax.tree.flatten(tree)
-        once = {id(leaf): leaf for leaf in leaves}
-        number = {key: i for i, key in enumerate(once)}
-        return cls(list(once.values()), tuple(number[id(leaf)] for leaf in leaves), structure)
-
-    @property
-    def tree(self) -> Tree:
-        """The tree, with the array at each of its places."""
-        return jax.tree.unflatten(self.structure, [self.leaves[i] for i in self.places])
 
 
 @jax.tree_util.register_dataclass

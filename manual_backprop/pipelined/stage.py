@@ -18,7 +18,7 @@ from manual_backprop.pipelined.timetable import CODES, Now, Timetable
 from manual_backprop.precision import accumulator
 from manual_backprop.shards import zeros_beside
 from manual_backprop.sweep import backward_sweep, forward_sweep
-from manual_backprop.types import Leaf, Part, Tree
+from manual_backprop.types import Distinct, Leaf, Part, Tree
 
 Drawing = dict[str, Any]
 """The arguments `keys` and `part` of a sweep: what its layers draw, for which examples of the batch."""
@@ -152,9 +152,10 @@ class Stage:
         """The first block's input, from the batch."""
         return climbed(self.parts.before, self.params[0], taken(self.x, m), self.drawing(0, m))[0]
 
-    def up(self, m: Leaf, x: Array) -> tuple[Array, Tree]:
+    def up(self, m: Leaf, x: Array) -> tuple[Array, Distinct]:
         """(what leaves the stage's blocks, what they keep)."""
-        return climbed(self.parts.chain, self.params[1], x, self.drawing(1, m))
+        left, kept = climbed(self.parts.chain, self.params[1], x, self.drawing(1, m))
+        return left, Distinct.of(kept)
 
     def drawing(self, place: int, m: Leaf) -> Drawing:
         """The keys of one of the three parts, and which examples of the batch a microbatch is."""
@@ -186,9 +187,10 @@ class Stage:
 
         return work
 
-    def down(self, m: Leaf, kept: Tree, d: Array) -> tuple[Array, Tree]:
+    def down(self, m: Leaf, kept: Distinct, d: Array) -> tuple[Array, Distinct]:
         """(the error term below the stage's blocks, their pairs)."""
-        return transported(self.parts.chain, self.params[1], kept, d, self.drawing(1, m))
+        below, pairs = transported(self.parts.chain, self.params[1], kept.tree, d, self.drawing(1, m))
+        return below, Distinct.of(pairs)
 
     def turned(self, m: Leaf, x: Array) -> tuple[Array, Array, Tree]:
         """(the microbatch's loss, the error term at the output x of the blocks, what is found of the part after)."""
@@ -227,9 +229,9 @@ class Stage:
         m = now.microbatch
         return lambda chain: added(chain, self.contracted(m, taken(state.pairs, now.pairs)))
 
-    def contracted(self, m: Leaf, pairs: Tree) -> Tree:
+    def contracted(self, m: Leaf, pairs: Distinct) -> Tree:
         """The gradient and the readings of the stage's blocks, in one microbatch."""
-        return self.contraction(self.parts.chain, pairs, taken(self.weights, m))
+        return self.contraction(self.parts.chain, pairs.tree, taken(self.weights, m))
 
 
 def climbed(node: Node | None, params: Tree, x: Tree, drawing: Drawing) -> tuple[Tree, Tree]:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import array, generic
-from jax.extend.core import ClosedJaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import AxisType
 
 import manual_backprop as mb
@@ -17,11 +17,15 @@ BLOCK = mb.Residual(mb.Serial((mb.Parallel((mb.Dense(4, 4),) * 3), mb.Attention(
 X = array(np.random.default_rng(0).normal(size=(2, 3, 4)))
 
 
-def scans(program: Any) -> list[Any]:
-    """The operations of a program that are scans, with those that stand inside its calls and scans."""
-    found = [op for op in program.eqns if op.primitive.name == "scan"]
-    inside = [value for op in program.eqns for value in op.params.values() if isinstance(value, ClosedJaxpr)]
-    return found + [op for each in inside for op in scans(each.jaxpr)]
+def operations(name: str, program: Any) -> list[Any]:
+    """The operations of that name in a program, with those that stand inside others."""
+    found = []
+    for op in program.eqns:
+        found += [op] if op.primitive.name == name else []
+        for inside in jax.tree.leaves(list(op.params.values())):
+            if isinstance(inside, ClosedJaxpr | Jaxpr):
+                found += operations(name, getattr(inside, "jaxpr", inside))
+    return found
 
 
 @pytest.mark.parametrize(
@@ -36,7 +40,7 @@ def scans(program: Any) -> list[Any]:
 def test_an_array_that_several_layers_keep_is_stacked_once(chain, count):
     """What enters the block is kept by three projections; the way back takes it once, too."""
     by_hand = mb.value_and_grad(mb.Objective(chain, mb.squared_error))
-    found = scans(jax.make_jaxpr(by_hand)(generic(chain), X, X).jaxpr)
+    found = operations("scan", jax.make_jaxpr(by_hand)(generic(chain), X, X).jaxpr)
     assert len(found) == count
     for op in found:
         stacked = op.params["jaxpr"].jaxpr.outvars[op.params["num_carry"] :]
@@ -52,6 +56,17 @@ def test_a_trace_holds_it_at_each_of_its_places():
     leaves = jax.tree.leaves(trace)
     held = {id(leaf): leaf for leaf in leaves}
     assert len(held) == len({leaf.tobytes() for leaf in map(np.asarray, leaves)}) < len(leaves)
+
+
+def test_a_stage_of_a_pipeline_holds_it_once():
+    """What F keeps for B, and B for W: each is a loop of one turn, which gives no array twice."""
+    chain = mb.Repeat(BLOCK, 2, recompute=False)
+    mesh = jax.make_mesh((2,), ("stage",), axis_types=(AxisType.Auto,))
+    by_stages = mb.pipeline(mb.Objective(chain, mb.squared_error), mesh, microbatches=2)
+    loops = operations("while", jax.make_jaxpr(by_stages)(generic(chain), X, X).jaxpr)
+    given = [loop.params["body_jaxpr"].jaxpr.outvars for loop in loops]
+    assert max(map(len, given)) > 8
+    assert all(len({*map(id, arrays)}) == len(arrays) for arrays in given)
 
 
 @pytest.mark.evidence
