@@ -212,6 +212,7 @@ class Attention(ParameterFree):
     def _by_head(self, signal: Array, heads: int) -> Array:
         """(N, T, heads * size) -> (N, heads, T, size); the queries' heads are counted by the head of keys first."""
         n, length, features = signal.shape
+        signal = explicit.whole(signal, 1)
         if self._kv_heads % explicit.parts(signal, -1):
             signal = explicit.whole(signal, -1)
         return jnp.moveaxis(signal.reshape(n, length, heads, features // heads), 1, 2)
