@@ -21,6 +21,7 @@ from reference.cli.flags import refuse
 OPTIONS = ("every", "keep", "resume")
 KEPT = 3
 USUAL = 10  # checkpoints of a run, where nothing else is asked for: a small one takes a tenth of a second to write
+ENDING = 5.0  # seconds: so long may a run that was stopped take to end, when another begins in its place
 FOLDERS = {"by hand": "by_hand", "by jax.grad": "by_jax_grad"}
 Described = Mapping[str, Any]
 """A run in words: names of arguments and their values, as JSON has them."""
@@ -137,7 +138,7 @@ def opened(arguments: Namespace, plan: Plan) -> Iterator[Sequence[Nowhere]]:
 
     Raises:
         BadInput: a flag without --checkpoint, no orbax-checkpoint, a folder that cannot be used, checkpoints that are
-            there already without --resume, or those of another run.
+            there already without --resume, those of another run, or a run that goes on there at this moment.
     """
     with ExitStack() as managers:
         kept = processes.together(lambda: _begun(arguments, plan, managers))
@@ -153,21 +154,19 @@ def _begun(arguments: Namespace, plan: Plan, managers: ExitStack) -> Sequence[No
     if arguments.checkpoint is None or not processes.first():
         return Nowhere(), Nowhere()
     try:
+        import filelock  # noqa: F401 - of `_alone_in`
         import orbax.checkpoint as ocp
     except ImportError as error:
         raise BadInput(
-            "--checkpoint needs orbax-checkpoint, which is not installed; in the clone of the repository, run"
-            ' python -m pip install -e ".[checkpoint]"'
+            "--checkpoint needs orbax-checkpoint and filelock, which are not installed; in the clone of the repository,"
+            ' run python -m pip install -e ".[checkpoint]"'
         ) from error
     folder, begun = Path(arguments.checkpoint).absolute(), []
     if not arguments.resume and any(path.name.isdigit() for path in folder.glob("by_*/*")):
         raise BadInput(f"{folder} holds checkpoints already: add --resume to go on from them, or name another folder")
+    managers.enter_context(_alone_in(folder))
     managers.enter_context(_late_readers_unheard())
     for (who, name), rounds in zip(FOLDERS.items(), plan.rounds, strict=True):
-        try:
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput(f"cannot keep checkpoints in {folder}: {error.strerror or error}") from error
         options = ocp.CheckpointManagerOptions(
             max_to_keep=arguments.keep or KEPT,
             create=False,
@@ -185,6 +184,31 @@ def _begun(arguments: Namespace, plan: Plan, managers: ExitStack) -> Sequence[No
             stands = f"goes on after {plan.what} {done} of {rounds}" if done else "nothing kept, begins anew"
             print(f"{who}: {stands}")
     return begun
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Make the folder and keep other runs from it; the system lets them in when a process ends, however it ends.
+
+    Two runs would remove what the other is writing, and each would take the other's checkpoints for its own.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / "in_use.lock")
+    try:
+        for name in FOLDERS.values():
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=ENDING)
+    except Timeout as error:
+        raise BadInput(
+            f"another run keeps checkpoints in {folder}; wait until it ends, stop it, or name another folder"
+        ) from error
+    except OSError as error:
+        raise BadInput(f"cannot keep checkpoints in {folder}: {error.strerror or error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

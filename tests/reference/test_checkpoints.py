@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from helpers import as_a_user, small_gpt
 
 from reference import cli
@@ -313,8 +314,22 @@ def test_without_orbax_the_error_says_how_to_install_it(capsys, monkeypatch, tmp
     monkeypatch.setitem(sys.modules, "orbax.checkpoint", None)
     status, _, err = run(capsys, "--data", table, *SMALL, "--checkpoint", str(tmp_path / "kept"))
     assert status == 2
-    assert "needs orbax-checkpoint, which is not installed" in err
+    assert "needs orbax-checkpoint and filelock, which are not installed" in err
     assert 'python -m pip install -e ".[checkpoint]"' in err
+
+
+def test_two_runs_never_share_a_folder(capsys, monkeypatch, tmp_path, table):
+    """The second is refused before it writes anything, and may have the folder when the first has ended."""
+    monkeypatch.setattr(checkpoints, "ENDING", 0.1)
+    folder = tmp_path / "kept"
+    arguments = ("--data", table, *SMALL[:-1], "1", "--checkpoint", str(folder), "--resume")
+    folder.mkdir()
+    with FileLock(folder / "in_use.lock"):
+        status, _, err = run(capsys, *arguments)
+        assert not any(folder.glob("*/*"))
+    assert status == 2
+    assert f"another run keeps checkpoints in {folder}; wait until it ends, stop it, or name another folder" in err
+    assert run(capsys, *arguments)[0] == 0
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_an_error(capsys, monkeypatch, tmp_path, table):
