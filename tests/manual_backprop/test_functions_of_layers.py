@@ -53,9 +53,12 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("attention", "float64"), ("in blocks", "bfloat16"), ("rms norm", "bfloat16"), ("layer norm", "float64")],
+)
 def test_the_rule_is_proven(name: str, dtype: str) -> None:
+    """Each in one format; in float64 the tests of masks, scans and other libraries' models hold the rest to theirs."""
     f, raw, arguments = CASES[name]
     reference.check_vjp(jax.jit(f), *arguments, raw=raw, transforms=("jit",), dtype=dtype).raise_if_failed()
 
