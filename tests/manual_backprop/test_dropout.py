@@ -21,14 +21,18 @@ KEY = jax.random.key(3)
 SPANS: dict[str, dict[str, Any]] = {"recomputed": {}, "kept": {"recompute": False}, "segments": {"segments": 3}}
 
 
-def deep(**spans: Any) -> mb.Serial:
-    """Dropout of its own, in blocks, in a block that is used twice, and in blocks inside that one."""
-    block = mb.Residual(mb.Serial((mb.Dense(4, 4, "tanh"), mb.Dropout(0.5))))
-    tied = mb.Serial((mb.Dropout(0.25), mb.Repeat(mb.Serial((mb.Dense(4, 4), mb.Dropout(0.3, "tanh"))), 2)))
-    return mb.Serial((mb.Dense(3, 4), mb.Dropout(0.4), mb.Repeat(block, 5, **spans), mb.Tied(tied, 2), mb.Dense(4, 2)))
+def blocks(**spans: Any) -> mb.Repeat:
+    return mb.Repeat(mb.Residual(mb.Serial((mb.Dense(4, 4, "tanh"), mb.Dropout(0.5)))), 5, **spans)
 
 
-NET = deep()
+def chain(**spans: Any) -> mb.Objective:
+    """Dropout in blocks, of which a span is made forward again or kept."""
+    return mb.Objective(mb.Serial((mb.Dense(3, 4), blocks(**spans), mb.Dense(4, 2))), mb.squared_error)
+
+
+# Dropout of its own, in blocks, in a block that is used twice, and in blocks inside that one.
+TIED = mb.Tied(mb.Serial((mb.Dropout(0.25), mb.Repeat(mb.Serial((mb.Dense(4, 4), mb.Dropout(0.3, "tanh"))), 2))), 2)
+NET = mb.Serial((mb.Dense(3, 4), mb.Dropout(0.4), blocks(), TIED, mb.Dense(4, 2)))
 OBJECTIVE = mb.Objective(NET, mb.squared_error, mb.Frobenius(0.1))
 DATA = generic(NET), batch(3), batch(2, seed=2)
 
@@ -42,10 +46,10 @@ def kept(trace: Any) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(trace) if leaf.dtype == bool]
 
 
-@jax.jit
-def drawn(params: Any, x: Any, key: Any) -> list[jax.Array]:
-    """The masks of NET; nothing else is computed."""
-    return [leaf for leaf in jax.tree.leaves(mb.forward(NET, params, x, key=key)[1]) if leaf.dtype == bool]
+@partial(jax.jit, static_argnums=0)
+def drawn(net: Any, params: Any, x: Any, key: Any) -> list[jax.Array]:
+    """The masks of a network; nothing else is computed."""
+    return [leaf for leaf in jax.tree.leaves(mb.forward(net, params, x, key=key)[1]) if leaf.dtype == bool]
 
 
 @partial(jax.jit, static_argnums=0)
@@ -84,7 +88,7 @@ def test_the_gradient_is_that_of_a_forward_with_the_masks_in_the_trace() -> None
 @pytest.mark.parametrize("spans", SPANS)
 def test_value_and_grad_draws_what_backprop_draws(spans: str) -> None:
     """Blocks that are run forward again have their masks again; the plain value and the custom rule draw them too."""
-    objective = mb.Objective(deep(**SPANS[spans]), mb.squared_error, mb.Frobenius(0.1))
+    objective, data = chain(**SPANS[spans]), (generic(chain().net), *DATA[1:])
     ways = [mb.value_and_grad(objective), jax.value_and_grad(mb.as_custom_vjp(objective))][
         : 1 + (spans == "recomputed")
     ]
@@ -93,11 +97,17 @@ def test_value_and_grad_draws_what_backprop_draws(spans: str) -> None:
     def run(*data: Any, key: Any) -> Any:
         return objective(*data, key=key), [way(*data, key=key) for way in ways]
 
-    of_step = step(OBJECTIVE, *DATA, key=KEY)
-    value, found = run(*DATA, key=KEY)
+    of_step = step(chain(), *data, key=KEY)
+    value, found = run(*data, key=KEY)
     assert_close(value, of_step.value)
     for one in found:
         assert_close(one, (of_step.value, of_step.gradients))
+
+
+def test_value_and_grad_draws_for_blocks_in_uses_what_backprop_draws() -> None:
+    found = jax.jit(mb.value_and_grad(OBJECTIVE))(*DATA, key=KEY)
+    of_step = step(OBJECTIVE, *DATA, key=KEY)
+    assert_close(found, (of_step.value, of_step.gradients))
 
 
 def test_a_network_as_a_custom_rule_and_the_pushforward_have_the_masks() -> None:
@@ -149,7 +159,7 @@ def test_readings_of_the_examples_are_those_with_the_masks() -> None:
 
 
 def test_every_layer_block_and_use_has_a_mask_of_its_own_and_the_same_key_the_same() -> None:
-    first, again, other = (drawn(*DATA[:2], key) for key in (KEY, jax.random.key(3), jax.random.key(4)))
+    first, again, other = (drawn(NET, *DATA[:2], key) for key in (KEY, jax.random.key(3), jax.random.key(4)))
     for one, same, new in zip(map(np.asarray, first), again, other, strict=True):
         np.testing.assert_array_equal(one, same)
         assert (one != new).any()
@@ -159,15 +169,16 @@ def test_every_layer_block_and_use_has_a_mask_of_its_own_and_the_same_key_the_sa
 
 
 def test_the_mask_is_the_same_in_every_precision_and_form_of_the_key() -> None:
-    params, x, _ = DATA
+    net = mb.Tied(mb.Serial((mb.Dropout(0.25), mb.Repeat(mb.Serial((mb.Dense(3, 3), mb.Dropout(0.3))), 2))), 2)
+    params, x = generic(net), batch(3)
     half, single = (
         jax.tree.map(lambda leaf, t=t: array(np.asarray(leaf), t), (params, x)) for t in ("bfloat16", "float32")
     )
-    others = [drawn(*half, KEY), drawn(params, x, jax.random.PRNGKey(3))]
+    others = [drawn(net, *half, KEY), drawn(net, params, x, jax.random.PRNGKey(3))]
     with jax.enable_x64(False):
-        others.append(drawn(*single, KEY))
+        others.append(drawn(net, *single, KEY))
     for other in others:
-        jax.tree.map(np.testing.assert_array_equal, drawn(params, x, KEY), other)
+        jax.tree.map(np.testing.assert_array_equal, drawn(net, params, x, KEY), other)
 
 
 def test_without_a_key_or_at_rate_0_it_is_the_identity() -> None:
@@ -221,16 +232,14 @@ def test_rules_never_meet_the_keys() -> None:
     blocks = mb.Repeat(mb.Residual(mb.Serial((mb.Dense(3, 3, "tanh"), mb.Dropout(0.5)))), 3)
     net = mb.Serial((mb.Dropout(0.4), blocks, mb.Dense(3, 3)))
     objective, data = mb.Objective(net, mb.squared_error, mb.Frobenius(0.1)), (generic(net), *SMALL_DATA[1:])
-    aligned = mb.rules.FeedbackAlignment(generic(net, seed=4))
-    rules = mb.rules.SignSymmetry(scale=0.5), mb.rules.on_delta(mb.edits.Noise(0.1), jax.random.key(9), aligned)
+    rule = mb.rules.on_delta(mb.edits.Noise(0.1), jax.random.key(9), mb.rules.SignSymmetry(generic(net, seed=4)))
 
     @jax.jit
-    def both(rules: Any, key: Any) -> Any:
-        found = [mb.backprop(objective, *data, rule=rule, key=key) for rule in rules]
-        lean = [mb.value_and_grad(objective)(*data, rule=rule, key=key) for rule in rules]
-        return [(each.value, each.gradients) for each in found], lean
+    def both(rule: Any, key: Any) -> Any:
+        found = mb.backprop(objective, *data, rule=rule, key=key)
+        return (found.value, found.gradients), mb.value_and_grad(objective)(*data, rule=rule, key=key)
 
-    assert_close(*both(rules, KEY))
+    assert_close(*both(rule, KEY))
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -250,7 +259,7 @@ def ending_in(table: bool) -> Any:
     block = mb.Serial((mb.Dense(4, 4, "tanh"), mb.Dropout(0.4)))
     if table:
         return mb.TiedReadout(mb.Embedding(7, 4), mb.Tied(block, 2))
-    return mb.Serial((mb.Embedding(7, 4), mb.Serial((mb.Repeat(block, 2), mb.Dropout(0.2), mb.Dense(4, 7)))))
+    return mb.Serial((mb.Embedding(7, 4), mb.Serial((block, mb.Dropout(0.2), mb.Dense(4, 7)))))
 
 
 @pytest.mark.parametrize("table", [False, True])
@@ -263,9 +272,9 @@ def test_a_readout_in_chunks_does_not_change_the_masks(table: bool) -> None:
 
     @jax.jit
     def all_ways(*data: Any) -> Any:
-        whole, lean = mb.backprop(objective, *data, key=KEY), mb.value_and_grad(chunked)(*data, key=KEY)
+        lean = mb.value_and_grad(chunked)(*data, key=KEY)
         rule = chunked(*data, key=KEY), jax.grad(mb.as_custom_vjp(chunked))(*data, None, None, KEY)
-        return ((whole.value, whole.gradients), lean, rule), reference.value_and_grad(objective)(*data, key=KEY)
+        return (lean, rule), reference.value_and_grad(objective)(*data, key=KEY)
 
     ways, theirs = all_ways(params, x, y)
     for way in ways:
@@ -297,10 +306,11 @@ def test_an_epoch_draws_new_masks_for_every_batch() -> None:
 
 
 def test_a_step_takes_a_key() -> None:
-    optimizer = optax.sgd(0.1)
-    params, x, y = DATA
-    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, step(OBJECTIVE, *DATA, key=KEY).gradients)
-    one = mb.training.make_step(OBJECTIVE, optimizer)
+    optimizer, objective = optax.sgd(0.1), mb.Objective(SMALL, mb.squared_error)
+    params, x, y = SMALL_DATA
+    gradients = jax.jit(mb.value_and_grad(objective))(*SMALL_DATA, key=KEY)[1]
+    expected = jax.tree.map(lambda p, g: np.asarray(p) - 0.1 * np.asarray(g), params, gradients)
+    one = mb.training.make_step(objective, optimizer)
     assert_close(one(jax.tree.map(jnp.array, params), optimizer.init(params), x, y, key=KEY)[0], expected)
 
 
