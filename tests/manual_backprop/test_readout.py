@@ -52,7 +52,7 @@ def witness(net: mb.Serial, weights: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "chunks_of_mean", "chunks_of_sum"),
     [
-        ("serial", (5, 4), (4, 100)),
+        ("serial", (5,), (4, 100)),
         ("nested", (4,), ()),
         *((name, (), (4,)) for name in NETS if "serial" != name != "nested"),
     ],

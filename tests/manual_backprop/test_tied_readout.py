@@ -46,7 +46,7 @@ def test_readings_of_pairs_are_jaxs_where_positions_are_few():
     assert_close(*both(generic(NET), *FEW, generic(NET, seed=5)))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float64", "float16"])
 def test_the_check_proves_it(dtype):
     """Both uses have rows of their own in trace and deltas, and W one gradient."""
     report = reference.check(OBJECTIVE, generic(NET), IDS, LABELS, dtype=dtype)

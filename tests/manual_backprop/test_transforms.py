@@ -33,7 +33,7 @@ def test_vmap_over_networks(name):
 
 
 def test_vmap_over_examples_gives_per_example_gradients():
-    objective, params, x, y = problem("nested")
+    objective, params, x, y = problem("kept")
 
     def both(x, y):
         return [f(objective)(params, x[None], y[None])[1] for f in (mb.value_and_grad, reference.value_and_grad)]
@@ -139,7 +139,7 @@ def test_every_dtype_keeps_itself(name, dtype):
     assert step.value.dtype == (jnp.float64 if dtype == "float64" else jnp.float32)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
 def test_optimised_programs_keep_within_the_same_tolerances(dtype):
     """Every other test compiles quickly; fusion and contraction round otherwise."""
     net = mb.mlp((6, 5, 4))
