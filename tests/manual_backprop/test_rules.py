@@ -82,7 +82,7 @@ def signs(params: Any, magnitudes: Any = None, scale: float = 1.0) -> Any:
 
 @pytest.mark.parametrize("net", [MLP, NET], ids=["mlp", "composites"])
 def test_rules_with_other_weights_equal_jax_grad_of_lying_layers(net):
-    """Feedback alignment, Kolen-Pollack and both sign-symmetries; dL/dx too."""
+    """Feedback alignment, Kolen-Pollack and both sign-symmetries, one of a kind in each network; dL/dx too."""
     objective, _, x, y = problem(net)
     # Larger weights saturate the tanh, and then jax.grad's 1 - tanh^2 is a difference with few digits left.
     params, B = generic(net, 0, scale=0.5), generic(net, 7)
@@ -92,8 +92,10 @@ def test_rules_with_other_weights_equal_jax_grad_of_lying_layers(net):
         "uniform": (rules.SignSymmetry(scale=0.3), lambda params, B: signs(params, scale=0.3)),
         "frozen": (rules.SignSymmetry(B), signs),
     }
-    if net is MLP:  # what the rules share is enough: an f at the output, and widths that all differ
-        del cases["Kolen-Pollack"], cases["uniform"], cases["frozen"]
+    if net is MLP:  # an f at the output, and widths that all differ
+        del cases["feedback alignment"], cases["frozen"]
+    else:
+        del cases["Kolen-Pollack"], cases["uniform"]
 
     @jax.jit
     def run(params: Any, B: Any, given: Any) -> Any:
