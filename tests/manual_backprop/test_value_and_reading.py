@@ -117,7 +117,7 @@ def test_every_reading_equals_that_of_jax(name, chunks):
 
 
 def test_the_value_is_that_of_the_objective():
-    net, given = NETS["tied readout"], {"weights": WEIGHTS, "lam": 0.3}
+    net, given = NETS["tied readout, nested"], {"weights": WEIGHTS, "lam": 0.3}
     params = generic(net)
 
     @jax.jit
@@ -135,7 +135,7 @@ def test_the_value_is_that_of_the_objective():
 
 def test_clipped_gradients_without_logits():
     """DP-SGD's sum in two lean sweeps: norms, then the gradient by the weights that clip them."""
-    net = NETS["tied readout"]
+    net = NETS["tied readout, nested"]
     params, plain = generic(net), mb.Objective(net, mb.SoftmaxCrossEntropy(**OPTIONS))
     lean = mb.Objective(net, mb.SoftmaxCrossEntropy(chunk=4, **OPTIONS))
 
