@@ -13,7 +13,7 @@ from manual_backprop import rules
 N, D = 8, 8
 KEY = jax.random.key(3)
 EQUAL = 1e-13  # of a leaf's largest entry, float64: sums in another order
-NET = mb.Serial((mb.Dense(D, D, "tanh"), mb.Dropout(0.3), mb.Dense(D, D, "tanh"), mb.Dense(D, D)))
+NET = mb.Serial((mb.Dense(D, D, "tanh"), mb.Dropout(0.3), mb.Dense(D, D)))
 OBJECTIVE = mb.Objective(NET, mb.softmax_cross_entropy)
 PARAMS, X = generic(NET), batch(D, N)
 LABELS = jnp.arange(N) % D
