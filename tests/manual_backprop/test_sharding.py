@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import OPTIMISED, assert_close, batch, generic
+from helpers import FUSED, assert_close, batch, generic
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import manual_backprop as mb
@@ -32,7 +32,12 @@ def block(width: int = WIDTH) -> mb.Serial:
 
 
 CHAIN = mb.Repeat(mb.Residual(block()), 3)
-NETS = {"mlp": mb.mlp((WIDTH, 64, 64, WIDTH)), "chain": CHAIN, "kept": replace(CHAIN, recompute=False)}
+NETS = {
+    "dense": mb.Dense(WIDTH, WIDTH, "tanh"),
+    "mlp": mb.mlp((WIDTH, 64, 64, WIDTH)),
+    "chain": CHAIN,
+    "kept": replace(CHAIN, recompute=False),
+}
 
 
 def problem(name: str) -> tuple[mb.Objective, Any, Any, Any]:
@@ -109,7 +114,7 @@ def test_a_layout_gives_the_numbers_of_one_device_and_moves_or_keeps_no_more_tha
         theirs = replace(objective, net=replace(CHAIN, block=Checkpointed(block())))
     arguments = placed(name, layout)
     program, by_jax = (
-        jax.jit(f).lower(*arguments).compile(OPTIMISED)
+        jax.jit(f).lower(*arguments).compile(FUSED)
         for f in (mb.value_and_grad(objective), reference.value_and_grad(theirs))
     )
     assert_close(program(*arguments), on_one_device("mlp" if name == "mlp" else "chain"), EQUAL)
@@ -134,7 +139,7 @@ def test_sums_over_devices_are_wider_than_16_bits():
 @jax.numpy_dtype_promotion("standard")  # optax's Adam needs it
 def test_training_splits_its_work_and_compiles_once():
     """`place` copies, so the originals outlive donated steps; an epoch's batches are split as the data are."""
-    objective, params, x, y = problem("mlp")
+    objective, params, x, y = problem("dense")
     optimizer = optax.adam(0.1)
     step = mb.training.make_step(objective, optimizer)
     epoch = mb.training.make_epoch(objective, optimizer, 8)
