@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import array, assert_close, by_method, by_operation, generic
+from helpers import array, assert_close, batch, by_method, by_operation, generic
 from jax.flatten_util import ravel_pytree
 
 import manual_backprop as mb
@@ -171,12 +171,35 @@ def test_products_of_few_positions_are_jaxs():
     assert_close(gram, rows @ rows.T)
 
 
-@pytest.mark.parametrize("ids", [IDS, IDS[:, 0]], ids=["with positions", "without positions"])
-def test_embedding_passes_its_check(ids):
-    """More pairs of positions than rows, and fewer."""
+def test_embedding_passes_its_check():
     layer = mb.Embedding(VOCAB, D, "tanh")
     with by_method(mb.Embedding, Lookup):
-        assert reference.check_layer(layer, generic(layer), ids).verdict == "pass"
+        assert reference.check_layer(layer, generic(layer), IDS).verdict == "pass"
+
+
+def test_ids_without_positions_are_as_those_of_one_position():
+    layer = mb.Embedding(VOCAB, D)
+    own, change, delta = generic(layer), generic(layer, seed=5), batch(D, N)
+
+    def everything(ids, delta):
+        z, saved = layer.net_input(own, ids)
+        dz = layer.pushforward(own, saved, change, None)
+        one = layer.factor(saved, delta)
+        uses = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf[::-1]]), one).tied()
+        readings = [
+            (f.total(), f.weighted_sum(), f.per_example(), f.squared_norms(), f.squared_sum(), f.gram(one))
+            for f in (one, uses)
+        ]
+        return (z, dz), readings
+
+    @jax.jit
+    def both():
+        return everything(IDS[:, 0], delta), everything(IDS[:, :1], delta[:, None])
+
+    ours, expected = both()
+    assert_close(ours[1], expected[1])
+    assert_close([np.asarray(part) for part in ours[0]], [np.asarray(part)[:, 0] for part in expected[0]])
+    assert layer.out_shape(()) == (D,)
 
 
 def test_positional_embedding_passes_its_check():
@@ -186,12 +209,12 @@ def test_positional_embedding_passes_its_check():
         assert reference.check_layer(layer, generic(layer), x).verdict == "pass"
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16"])
 def test_the_check_proves_a_language_model(dtype):
     objective = mb.Objective(NET, mb.softmax_cross_entropy, mb.Frobenius(LAM))
     report = reference.check(objective, generic(NET), IDS, LABELS, dtype=dtype)
     assert report.verdict != "fail", report.summary()
-    if dtype in ("float64", "float32"):
+    if dtype == "float64":
         assert report.passed, report.summary()
     assert {row.path for row in report.rows} >= {"gradients[0].W", "gradients[1].P"}
 

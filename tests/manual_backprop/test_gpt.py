@@ -181,7 +181,9 @@ def test_kronecker_factors_are_of_its_dense_layers() -> None:
 
 def test_an_epoch_takes_ids() -> None:
     """Weights of a filled-up batch are floats, whatever the examples are."""
-    objective, params, x, y = problem("llama")
+    _, _, x, y = problem("llama")
+    net = mb.Serial((mb.Embedding(VOCAB, 8), mb.Dense(8, VOCAB)))
+    objective, params = mb.Objective(net, mb.softmax_cross_entropy), generic(net)
     optimizer = optax.sgd(0.01)
     epoch = mb.training.make_epoch(objective, optimizer, 2)
     _, _, values = epoch(params, optimizer.init(params), jax.random.key(0), x, y)
