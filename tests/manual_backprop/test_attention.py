@@ -75,9 +75,8 @@ def by_hand(layer: Attention, a_in: Any, g: Any) -> Any:
 @pytest.mark.parametrize(
     ("layer", "length"),
     [
-        (Attention(4), 8),
         (Attention(4, kv_heads=2), 66),  # two spans of causal rows
-        (Attention(4, kv_heads=2, block=3), 8),
+        (Attention(4, block=3), 8),
         (Attention(4, kv_heads=2, causal=False, block=3), 8),
     ],
     ids=str,

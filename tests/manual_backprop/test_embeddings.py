@@ -203,7 +203,7 @@ def test_ids_without_positions_are_as_those_of_one_position():
 
 
 def test_positional_embedding_passes_its_check():
-    layer = mb.PositionalEmbedding(LENGTH, D, "gelu")
+    layer = mb.PositionalEmbedding(LENGTH, D, "tanh")
     x = array(np.random.default_rng(1).normal(size=(N, T, D)))
     with by_method(mb.PositionalEmbedding, Shifts):
         assert reference.check_layer(layer, generic(layer), x).verdict == "pass"

@@ -17,8 +17,7 @@ N, T, C = 4, 3, 5
 OPTIONS = {
     "ignored": {"ignored": -1},
     "ignored class": {"ignored": 2},
-    "smoothed": {"label_smoothing": 0.2},
-    "smoothed much": {"label_smoothing": 0.9},
+    "smoothed": {"label_smoothing": 0.9},
     "z-loss": {"z_loss": 0.3},
     "all": {"ignored": -1, "label_smoothing": 0.1, "z_loss": 0.05},
 }
