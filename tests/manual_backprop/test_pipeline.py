@@ -64,13 +64,11 @@ def weights() -> jax.Array:
     return jnp.asarray(np.linspace(0.1, 1, N))
 
 
-@pytest.mark.parametrize(
-    ("name", "stages", "schedule"), [("alone", 2, "gpipe"), ("between", 4, "1f1b"), ("last", 2, "zero_bubble")]
-)
-def test_every_schedule_gives_the_gradient_of_jax_grad(name, stages, schedule):
-    objective, params, x, y = problem(name)
-    found = jax.jit(mb.pipeline(objective, mesh(stage=stages), microbatches=M, schedule=schedule))
-    assert_close(found(params, x, y), by_jax(name))
+def test_zero_bubble_gives_the_gradient_of_jax_grad():
+    """Of gates in composites in composites; the tests below do it by the other schedules."""
+    objective, params, x, y = problem("last")
+    found = jax.jit(mb.pipeline(objective, mesh(stage=2), microbatches=M, schedule="zero_bubble"))
+    assert_close(found(params, x, y), by_jax("last"))
 
 
 def test_beside_data_parallelism():
@@ -108,7 +106,7 @@ def test_with_a_key_a_microbatch_has_the_masks_of_its_examples_in_the_batch(name
     assert abs(by_hand(*given, key=other)[0] - expected[0]) > 1e-3
 
 
-def test_other_names_other_axes_and_fewer_microbatches_than_stages():
+def test_gpipe_with_other_names_other_axes_and_fewer_microbatches_than_stages():
     objective, params, x, y = problem("between")
     found = mb.pipeline(objective, mesh(pipe=4, model=2), "pipe", microbatches=2, schedule="gpipe")
     assert_close(jax.jit(found)(params, x, y), by_jax("between"))
@@ -223,7 +221,8 @@ def test_where_things_are():
     placed = jax.device_put(params, jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec()))
     in_stages = jax.sharding.NamedSharding(devices, jax.sharding.PartitionSpec("stage"))
     placed = (placed[0], jax.device_put(params[1], in_stages), *placed[2:])
-    value, gradient = jax.jit(mb.pipeline(objective, devices, microbatches=M))(placed, x, y)
+    found = mb.pipeline(objective, devices, microbatches=M, schedule="1f1b")
+    value, gradient = jax.jit(found)(placed, x, y)
     assert_close((value, gradient), by_jax("between"))
     assert {leaf.addressable_shards[0].data.shape[0] for leaf in jax.tree.leaves(gradient[1])} == {2}
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves((value, gradient[0], gradient[2:])))
