@@ -91,9 +91,18 @@ def placed(name: str, layout: str) -> tuple[Any, Any, Any]:
     objective, params, x, y = problem(name)
     devices = mesh()
     specs = mb.sharding.specs(objective.net, params, layout, devices)
-    return mb.sharding.place(params, devices, specs), *mb.sharding.place(
-        (x, y), devices, mb.sharding.batch_spec(layout)
-    )
+    place = mb.sharding.place if name == "dense" else from_host
+    return place(params, devices, specs), *place((x, y), devices, mb.sharding.batch_spec(layout))
+
+
+def from_host(tree: Any, devices: jax.sharding.Mesh, specs: Any) -> Any:
+    """As `place` lays them, which cuts what lies on a device already."""
+
+    def of_leaf(leaf: Any, spec: PartitionSpec) -> Any:
+        whole = P(*spec, *(None,) * (leaf.ndim - len(spec)))
+        return jax.device_put(np.asarray(leaf), jax.NamedSharding(devices, whole))
+
+    return jax.tree.map(of_leaf, tree, jax.tree.broadcast(specs, tree, is_leaf=lambda node: isinstance(node, P)))
 
 
 def assert_lie_alike(*trees: Any) -> None:
