@@ -64,8 +64,6 @@ def readings(net: Any, params: Any, x: Any, y: Any, v: Any) -> dict[str, Any]:
     weights, two = WEIGHTS[: len(x)], jax.tree.map(lambda leaf: leaf[:2], at[1:])
     return {
         "gradients": step.gradients,
-        "weighted": mb.backprop(objective, params, x, y, weights=weights).gradients,
-        "value_and_grad": mb.value_and_grad(objective)(params, x, y),
         "value_and_grad, weighted": mb.value_and_grad(objective)(params, x, y, weights=weights),
         "per_example": mb.per_example_gradients(*at),
         "norms": mb.squared_norms(*at),
@@ -130,8 +128,6 @@ def by_jax(forward: Callable[..., Any], params: Any, x: Any, y: Any, v: Any) -> 
 
     return {
         "gradients": jax.grad(J)(params, mean),
-        "weighted": jax.grad(J)(params, weights),
-        "value_and_grad": jax.value_and_grad(J)(params, mean),
         "value_and_grad, weighted": jax.value_and_grad(J)(params, weights),
         "per_example": per_example,
         "norms": norms,
