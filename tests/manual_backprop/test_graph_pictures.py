@@ -125,7 +125,7 @@ def test_a_composite_of_your_own_is_a_box_with_its_name_until_it_says_more():
 
 
 def test_what_has_several_inputs_or_no_parameters_is_drawn(without_hook):
-    u, v = jax.random.normal(jax.random.key(0), (2, 5, 3))
+    u, v = batch(3, 5), batch(3, 5, seed=2)
     forward, backward = (draw(mb.Objective(mb.Product(), mb.squared_error, mb.Frobenius(0.1))) for draw in BOTH)
     assert {a.tail for a in forward.into("times_1")} == {"x_1", "x_2"}
     ways = {(a.head, a.label) for a in backward.arrows if a.tail == "delta_1"}
