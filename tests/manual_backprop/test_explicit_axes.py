@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from helpers import assert_close, batch, generic
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import manual_backprop as mb
 
@@ -100,7 +100,7 @@ def from_host(tree: Any, devices: jax.sharding.Mesh, specs: Any) -> Any:
 
     def of_leaf(leaf: Any, spec: PartitionSpec) -> Any:
         whole = P(*spec, *(None,) * (leaf.ndim - len(spec)))
-        return jax.device_put(np.asarray(leaf), jax.NamedSharding(devices, whole))
+        return jax.device_put(np.asarray(leaf), NamedSharding(devices, whole))
 
     return jax.tree.map(of_leaf, tree, jax.tree.broadcast(specs, tree, is_leaf=lambda node: isinstance(node, P)))
 
