@@ -58,6 +58,12 @@ def run(*arguments, devices=1, **more):
     return done.returncode, done.stdout, done.stderr
 
 
+def started_as(code):
+    """The command, which starts processes that run this code instead of `train`."""
+    begin = f"import sys; from reference.cli import launch, main; launch.BEGIN = {code!r}; sys.exit(main())"
+    return [sys.executable, "-c", begin, "train"]
+
+
 def apart(left, right):
     """How far the arrays of two files are from each other, of the largest entry of each."""
     left, right = np.load(left), np.load(right)
@@ -93,49 +99,72 @@ def losses(text):
     return [float(line.split()[1]) for line in text.splitlines() if line[:2] in ("1 ", "2 ", "3 ")]
 
 
-def test_two_processes_train_what_one_trains_killed_and_resumed_bit_for_bit(capsys, tmp_path, table, in_two_processes):
+def test_two_processes_train_what_one_trains_and_a_run_goes_on_bit_for_bit(capsys, tmp_path, table, in_two_processes):
     """Two devices in each: batches of 17 and a last one of 15 are filled up to 20."""
-    one, again, folder = (tmp_path / name for name in ("one.npz", "again.npz", "kept"))
-    arguments = ["--data", table, *SMALL]
-    assert cli.main(["train", *arguments, "--save", str(one)]) == 0
+    one = tmp_path / "one.npz"
+    assert cli.main(["train", "--data", table, *SMALL, "--save", str(one)]) == 0
     alone = capsys.readouterr().out
+    out, trained, again = in_two_processes
+    whole, resumed, _ = out.split(BETWEEN)
+    assert whole.splitlines()[0] == alone.splitlines()[0]  # and nothing of what connects the processes
+    assert "\nin 2 processes, on 4 devices\n" in whole
+    assert whole.count("loss curves: equal to rounding") == 1
+    assert apart(one, trained) < FLOAT32
+    assert len(losses(whole)) == 3
+    np.testing.assert_allclose(losses(whole), losses(alone), rtol=1e-5)
+    assert "by hand: goes on after epoch 1 of 3\nby jax.grad: goes on after epoch 1 of 3\n" in resumed
+    assert again.read_bytes() == trained.read_bytes()
+    assert losses(resumed) == losses(whole)
 
-    kept = [*arguments, "--checkpoint", str(folder), "--processes", "2", "--save", str(again)]
+
+def test_processes_name_what_differs_and_take_arrays_whose_rows_lie_in_others(in_two_processes):
+    """Eagerly, where the library looks at values; by jit in an epoch, to 1e-12; and what needs whole arrays says so."""
+    out, _, _ = in_two_processes
+    assert out.endswith("equal\n")
+
+
+WAITING = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+
+
+def test_where_one_is_killed_the_others_are_stopped_at_once_and_the_command_says_so():
+    """The processes only wait here; what is left of a run that is killed is in `test_checkpoints`."""
     command = subprocess.Popen(
-        [*COMMAND, *kept], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment(2)
+        [*started_as(WAITING), "--checkpoint", "kept", "--processes", "2"], stderr=subprocess.PIPE, text=True
     )
-    while not any((folder / "by_hand").glob("[1-9]")):
+    while len(found := children(command.pid)) < 2:
         assert command.poll() is None
-        time.sleep(0.001)
-    (second,) = (pid for pid, number in children(command.pid) if number == 1)
+        time.sleep(0.01)
+    (second,) = (pid for pid, number in found if number == 1)
     os.kill(second, signal.SIGKILL)
     killed = time.monotonic()
     _, said = command.communicate(timeout=60)
     assert time.monotonic() - killed < 5
     assert command.returncode == 128 + signal.SIGKILL
     assert (
-        "process 1 of 2 was killed by SIGKILL, so the others were stopped; run the same command with --resume" in said
+        "process 1 of 2 was killed by SIGKILL, so the others were stopped; run the same command with --resume to go on"
+        " from the last checkpoint in kept" in said
     )
     assert children(command.pid) == []
 
+
+@pytest.mark.evidence
+def test_a_run_of_two_that_is_killed_goes_on_bit_for_bit(tmp_path, table, in_two_processes):
+    again, folder = tmp_path / "again.npz", tmp_path / "kept"
+    kept = ["--data", table, *SMALL, "--checkpoint", str(folder), "--processes", "2", "--save", str(again)]
+    command = subprocess.Popen(
+        [*COMMAND, *kept], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment(2)
+    )
+    while not any((folder / "by_hand").glob("[1-9]")):
+        assert command.poll() is None
+        time.sleep(0.001)
+    (second,) = (pid for pid, number in children(command.pid) if number == 1)
+    os.kill(second, signal.SIGKILL)
+    assert command.wait(timeout=60) == 128 + signal.SIGKILL
     status, out, err = run(*kept, "--resume", devices=2)
     assert status == 0, err
-    assert out.splitlines()[0] == alone.splitlines()[0]  # and nothing of what connects the processes
-    assert "\nin 2 processes, on 4 devices\n" in out
     assert "by hand: goes on after epoch " in out
-    assert out.count("loss curves: equal to rounding") == 1
-    assert apart(one, again) < FLOAT32
-    assert len(losses(out)) == 3
-    np.testing.assert_allclose(losses(out), losses(alone), rtol=1e-5)
-    of_whole_run, trained = in_two_processes
+    _, trained, _ = in_two_processes
     assert again.read_bytes() == trained.read_bytes()
-    assert losses(out) == losses(of_whole_run)
-
-
-def test_processes_name_what_differs_and_take_arrays_whose_rows_lie_in_others(in_two_processes):
-    """Eagerly, where the library looks at values; by jit in an epoch, to 1e-12; and what needs whole arrays says so."""
-    said, _ = in_two_processes
-    assert said.endswith("equal\n")
 
 
 def children(parent):
@@ -230,20 +259,24 @@ def test_what_the_environment_says_is_checked_as_well(monkeypatch):
 
 
 TOGETHER = """
-import contextlib, io, sys, jax, numpy as np, jax.numpy as jnp
+import contextlib, io, shutil, sys, jax, numpy as np, jax.numpy as jnp
+from pathlib import Path
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import optax, manual_backprop as mb, reference
 from reference.cli import main, spread
 
-address, number, *command = sys.argv[1:]
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(address, 2, int(number), heartbeat_timeout_seconds=10)
+number, command, folder, again, between = jax.process_index(), COMMAND, Path(FOLDER), AGAIN, BETWEEN
+print(between, end="")
+if number == 0:
+    for epoch in folder.glob("by_*/[23]"):
+        shutil.rmtree(epoch)
+assert main([*command, "--checkpoint", str(folder), "--resume", "--save", again]) == 0
+print(between, end="")
 
-assert main(command) == 0
 said, printed = io.StringIO(), io.StringIO()
 with contextlib.redirect_stderr(said), contextlib.redirect_stdout(printed):
-    assert main([*command, *(["--lam", "0.5", "--epochs", "9"] if number == "1" else [])]) == 2
+    assert main([*command, *(["--lam", "0.5", "--epochs", "9"] if number == 1 else [])]) == 2
 assert (
     "--lam is 0.001 in process 0 and 0.5 in process 1, --epochs is 3 in process 0 and 9 in process 1" in said.getvalue()
 )
@@ -256,7 +289,7 @@ def shared(array):
     return jax.make_array_from_callback(array.shape, rows, lambda index: array[index])
 
 rng = np.random.default_rng(0)
-net = mb.Serial((mb.Embedding(7, 4, "tanh"), mb.Dense(4, 3)))
+net = mb.Embedding(7, 3, "tanh")
 objective = mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(0.1))
 shapes = jax.eval_shape(lambda: net.init(jax.random.key(0), "float64"))
 params = jax.tree.map(lambda leaf: jax.device_put(rng.normal(size=leaf.shape)), shapes)
@@ -297,31 +330,43 @@ for call in (reference.check, mb.forward_graph, mb.backward_graph):
     refused(lambda: call(objective, params, shared(x), shared(y)), "process_allgather(tree, tiled=True)")
 whole = multihost_utils.process_allgather((shared(x), shared(y)), tiled=True)
 np.testing.assert_array_equal(whole[0], x)
-jax.distributed.shutdown()
 print("equal")
 """
+BEFORE_LEAVING = """
+import sys, jax
+from reference.cli.command import begin
+
+leave = jax.distributed.shutdown
+
+def last():
+    jax.distributed.shutdown = leave
+    exec(TOGETHER, {})
+    leave()
+
+jax.distributed.shutdown = last
+sys.exit(begin(sys.argv[1]))
+"""
+BETWEEN = "-- and then --\n"
 
 
 @pytest.fixture(scope="module")
 def in_two_processes(tmp_path_factory, table):
-    """What process 0 of two prints as `TOGETHER` runs in both, and the network that they train there."""
-    port, trained = free_port(), tmp_path_factory.mktemp("together") / "net.npz"
-    command = ["train", "--data", table, *SMALL, "--save", str(trained)]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", TOGETHER, f"localhost:{port}", str(number), *command],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=environment(2),
-        )
-        for number in range(2)
-    ]
-    said = [process.communicate(timeout=120) for process in started]
-    for process, (out, err) in zip(started, said, strict=True):
-        assert process.returncode == 0, err
-        assert "equal" in out
-    return said[0][0], trained
+    """What a run of two prints, the network that it trains, and that which it trains from its first checkpoint on.
+
+    Before they leave, the two go on from there, and do what `TOGETHER` says.
+    """
+    folder = tmp_path_factory.mktemp("together")
+    trained, again, kept = folder / "net.npz", folder / "again.npz", folder / "kept"
+    command = ["train", "--data", table, *SMALL]
+    given = {"COMMAND": command, "FOLDER": str(kept), "AGAIN": str(again), "BETWEEN": BETWEEN}
+    words = "".join(f"{name} = {value!r}\n" for name, value in given.items())
+    code = f"TOGETHER = {words + TOGETHER!r}\n{BEFORE_LEAVING}"
+    arguments = [*command[1:], "--checkpoint", str(kept), "--processes", "2", "--save", str(trained)]
+    done = subprocess.run(
+        [*started_as(code), *arguments], capture_output=True, text=True, check=False, env=environment(2), timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout, trained, again
 
 
 def test_where_processes_end_in_good_order_nobody_is_dead():
