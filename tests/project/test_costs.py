@@ -36,8 +36,7 @@ def test_exact_variants_take_an_array_for_every_layer():
     assert by_hand > 1.2 * plain
 
 
-@pytest.mark.parametrize("quantity", QUANTITIES)
-@pytest.mark.parametrize("lam, weighted", [(0.0, False), (0.1, True)])
+@pytest.mark.parametrize("quantity, lam, weighted", [("grad", 0.0, False), *((name, 0.1, True) for name in QUANTITIES)])
 def test_both_sides_compute_the_same(quantity, lam, weighted):
     setting, case = Setting(quantity, lam, weighted), Case(TABLE["silu"], SMALL, 3)
     args = case.arguments(setting)

@@ -172,8 +172,15 @@ def test_a_forward_formula_that_is_wrong_on_one_side_shows():
     assert report.failures[0].path == "trace[0].a"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("fault", ["sign of db", "sum for mean in dW", "delta of another layer", "dW transposed"])
+@pytest.mark.parametrize(
+    ("fault", "dtype"),
+    [
+        ("sign of db", "float32"),
+        ("sum for mean in dW", "bfloat16"),
+        ("delta of another layer", "float16"),
+        ("dW transposed", "bfloat16"),
+    ],
+)
 def test_planted_faults_are_found_in_working_precision(fault, dtype):
     change, first, _ = FAULTS[fault]
     found, step, (params, x, _) = judge(dtype)
@@ -185,7 +192,7 @@ def test_planted_faults_are_found_in_working_precision(fault, dtype):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_rounding_that_crosses_a_kink_is_no_fault(dtype):
     """relu nets in low precision, many seeds: an equation is checked where the step was, the end where it may be."""
-    net = mb.mlp((20, 20, 20, 20, 3), "relu")
+    net = mb.mlp((20, 20, 20, 3), "relu")
     objective = mb.Objective(net, mb.huber)
     run = jax.jit(partial(mb.backprop, objective))
     for seed in range(2):

@@ -99,8 +99,6 @@ def changed(number: int, key: str | None, how: Callable[[Any, Any], Any]) -> Cot
         (changed(2, None, lambda g, ct: jnp.ones((), int)), "type of args[2]", "float0"),
         (lambda saved, ct: norm_backward(saved, ct)[:2], "bwd", "tuple of 3, one cotangent for each argument, got 2"),
         (lambda saved, ct: norm_backward(saved, ct["z"]), "bwd", "KeyError: 'z' at"),
-        (changed(1, "b", lambda g, ct: g + 1e-8), "args[1]['b']", ""),
-        (changed(1, "b", lambda g, ct: jnp.abs(g)), "args[1]['b']", ""),
     ],
 )
 def test_a_wrong_backward_rule_fails_where_it_is_wrong(backward: Cotangents, first: str, cause: str) -> None:
@@ -132,15 +130,17 @@ def test_transforms_are_names(check: Any) -> None:
     for bad in ("pmap", ("eager", "pmap"), ()):
         with pytest.raises(ValueError, match="transforms are some of eager, jit, vmap, got"):
             check(f, *args, transforms=bad)
-    paths = [row.path for row in check(f, *args, transforms="eager").rows]
-    assert not any(path.startswith("under ") for path in paths)
+    report = check(f, *args, transforms="eager")
+    assert report.passed
+    assert not any(row.path.startswith("under ") for row in report.rows)
 
 
 def test_a_constant_breaks_zero_to_zero_and_an_absolute_value_breaks_linearity() -> None:
-    constant = {row.path for row in quickly(changed(1, "b", lambda g, ct: g + 1e-8)).failures}
-    assert {"zero cotangent", "linear in the cotangent: args[1]['b']"} <= constant
-    bent = {row.path for row in quickly(changed(1, "b", lambda g, ct: jnp.abs(g))).failures}
+    constant = [row.path for row in quickly(changed(1, "b", lambda g, ct: g + 1e-8)).failures]
+    assert {"zero cotangent", "linear in the cotangent: args[1]['b']"} <= {*constant}
+    bent = [row.path for row in quickly(changed(1, "b", lambda g, ct: jnp.abs(g))).failures]
     assert "linear in the cotangent: args[1]['b']" in bent and "zero cotangent" not in bent
+    assert constant[0] == bent[0] == "args[1]['b']"
 
 
 def test_a_wrong_forward_rule() -> None:
@@ -190,7 +190,7 @@ def test_static_arguments_that_the_rule_declares_are_left_alone() -> None:
         lambda f, x, n: (f(x) ** n, x), lambda f, n, x, g: (g * n * f(x) ** (n - 1) * (jnp.cos(x) if n % 2 else 0 * x),)
     )
     assert check_vjp(power, jnp.sin, X[0], 3).passed
-    assert check_vjp(power, jnp.sin, X[0], 4).failures[0].path == "args[1]"
+    assert check_vjp(power, jnp.sin, X[0], 4, transforms=("eager",)).failures[0].path == "args[1]"
     with pytest.raises(ValueError, match="static"):
         check_vjp(power, jnp.sin, X[0], 3, argnums=(1, 2))
 
@@ -225,8 +225,7 @@ def test_the_plain_function_is_given_where_jax_cannot_pull_back_through_it() -> 
     x = np.array([2.0, 3.0])
     asked = check_vjp(f, x, transforms=("eager",))
     assert asked.passed and "held against the slopes of its values" in asked.notes[0]
-    assert check_vjp(f, x, raw=jnp.sqrt, transforms=("eager", "vmap")).passed
-    assert check_vjp(lambda x: f(x), x, raw=jnp.sqrt, transforms=("eager",)).passed
+    assert check_vjp(lambda x: f(x), x, raw=jnp.sqrt, transforms=("eager", "vmap")).passed
     assert check_vjp(f, x, raw=lambda x: x**0.5 * 1.01, transforms=("eager",)).failures[0].path == "primal"
 
 
@@ -240,7 +239,7 @@ def test_a_given_cotangent_is_the_one_pulled_back() -> None:
 
 
 def test_jax_and_its_own_rules_pass() -> None:
-    assert check_jvp(jax.nn.relu, X).passed
+    """And relu's, above."""
     report = check_jvp(jax.scipy.special.xlogy, np.abs(X), np.abs(X) + 1)
     assert report.passed, report.summary()
 
@@ -347,7 +346,7 @@ def test_another_primal_than_the_plain_functions() -> None:
 
 def test_without_x64_a_rule_runs_in_the_users_precision() -> None:
     with jax.enable_x64(False):
-        single = jax.tree.map(lambda leaf: jnp.asarray(leaf, "float32"), (X, P))
+        single = jax.tree.map(lambda leaf: leaf.astype("float32"), (X, P))
         report = check_vjp(with_rule(norm_backward), *single, 3, transforms="eager")
         assert report.passed and report.dtype == "float32"
 

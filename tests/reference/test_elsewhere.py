@@ -83,7 +83,7 @@ def broken(function, scale):
     return ruled
 
 
-@pytest.mark.parametrize("name", ["bernoulli", "cumsum", "digamma", "fft", "qr"])
+@pytest.mark.parametrize("name", ["bernoulli", "digamma", "fft", "qr"])
 def test_a_rule_that_is_a_thousandth_off_still_fails(name):
     """What lets right code pass does not let wrong code pass."""
     found = report(name, "float32", broken(CASES[name].function, 1.001))

@@ -1,5 +1,6 @@
 """The check of one layer: a right one passes, and one with a broken method is told which."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,7 +111,9 @@ READINGS = ("factor.squared_sum.W", "factor.gram", "factor.tied", "pushforward_p
 
 @pytest.mark.parametrize("layer", [mb.Dense(6, 3, "tanh"), Curved()], ids=["dense", "curved"])
 def test_layers_of_ours_and_a_new_one_pass(layer: Any) -> None:
-    report = check_layer(layer, generic(layer), X)
+    """Ours as it is compiled; the next tests say what another one's compilation may change."""
+    with nullcontext() if isinstance(layer, mb.Dense) else by_operation():
+        report = check_layer(layer, generic(layer), X)
     assert report.passed, report
     assert not report.notes
     assert any(row.witness == "reference.model" for row in report.rows)

@@ -126,14 +126,13 @@ def tangents(layer: Layer, saved: Any, delta: Any, dparams: Any) -> tuple[Any, .
     )
 
 
-@pytest.mark.parametrize("net", [lambda dense: dense(6, 3, "tanh"), around], ids=["one layer", "composites"])
-def test_a_family_without_tangents_has_the_hessian_products_of_dense(net):
+def test_a_family_without_tangents_has_the_hessian_products_of_dense():
     y, weights = jnp.cos(X[..., :3]), jnp.linspace(0.1, 0.5, len(X))
-    objectives = [mb.Objective(net(dense), mb.squared_error, mb.Frobenius(0.1)) for dense in (mb.Dense, Tangentless)]
-    params, v = generic(net(mb.Dense), 1), generic(net(mb.Dense), 2)
+    objectives = [mb.Objective(around(dense), mb.squared_error, mb.Frobenius(0.1)) for dense in (mb.Dense, Tangentless)]
+    params, v = generic(around(mb.Dense), 1), generic(around(mb.Dense), 2)
 
     def products(params: Any, v: Any) -> Any:
-        return [[mb.hessian_vector_product(J, params, X, y, v, weights=w) for w in (None, weights)] for J in objectives]
+        return [mb.hessian_vector_product(J, params, X, y, v, weights=weights) for J in objectives]
 
     dense, general = jax.jit(products)(params, v)
     assert_close(general, dense)
