@@ -299,7 +299,7 @@ def test_everything_of_the_catalogue_is_broken_and_mutants_of_what_is_ones_own_a
                 subject.by_hand,
                 step_check(subject),
                 *subject.args,
-                limit=16,
+                limit=8,
                 accept=mutating.EQUIVALENT,
             )
             assert score.score == 1, score

@@ -120,10 +120,6 @@ FAULTS: dict[str, tuple[Any, str, Wrong, str, int, tuple[int, ...]]] = {
         *(attention, "attend_transposed", lambda right: lambda *given: right(*given[:-1], jnp.zeros_like(given[-1]))),
         *("(B2)", K, (ATTENDING,)),
     ),
-    "attention: not turned back": (
-        *(attention, "rotated", lambda right: lambda heads, base, back=False: heads if back else right(heads, base)),
-        *("(B2)", K, (ATTENDING,)),
-    ),
     "attention: turned on instead of back": (
         *(attention, "rotated", lambda right: lambda heads, base, back=False: right(heads, base)),
         *("(B2)", K, (ATTENDING,)),

@@ -19,7 +19,7 @@ from reference.cli import main
 from reference.cli.check import AGAIN
 
 RNG = np.random.default_rng(0)
-NET = mb.mlp((6, 8, 8, 4), activation="tanh")
+NET = mb.mlp((6, 8, 4), activation="tanh")
 OBJECTIVE = mb.Objective(NET, mb.softmax_cross_entropy, mb.Frobenius(0.05))
 PARAMS = generic(NET)
 X, Y = RNG.normal(size=(12, 6)), RNG.integers(0, 4, 12)
