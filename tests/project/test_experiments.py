@@ -21,7 +21,7 @@ from benchmarks.readings.rows import readings
 from reference.cli.files import BadInput
 
 EXACT = {
-    "KP-law": {"seeds": (0,), "steps": 20, "lam": 0.3},
+    "KP-law": {"seeds": (0,), "steps": 8, "lam": 0.75},
     "norms": {"seeds": (0,), "n": 16},
     "norms-sequences": {"seeds": (0,), "n": 16},
     "clipping": {"seeds": (0,), "n": 16},
@@ -223,8 +223,9 @@ def test_the_issues_numbers_are_expected_at_its_batches():
 
 
 def test_every_reading_and_its_peer_have_one_form():
-    objective, args = problem(3)
-    rows = readings(objective)
+    found = []
+    args = jax.eval_shape(lambda: found.append(problem(3)) or found[0][1])  # shapes are enough
+    rows = readings(found[0][0])
     assert len(rows) == 16
     with jax.numpy_rank_promotion("allow"):  # the peers are written as users write
         for row in rows:
