@@ -177,8 +177,9 @@ def children(parent):
                     words, own = line.read(), int(stat.read().rpartition(")")[2].split()[1])
             except (FileNotFoundError, ProcessLookupError):
                 continue
-            if own == parent:
-                found.append((int(folder.name), int(words.partition('"process_id": ')[2].partition(",")[0])))
+            number = words.partition('"process_id": ')[2].partition(",")[0]
+            if own == parent and number.isdigit():  # else it has just begun and runs its parent's words yet
+                found.append((int(folder.name), int(number)))
     return found
 
 
