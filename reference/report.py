@@ -27,7 +27,7 @@ class Row:
 
     Attributes:
         path: the leaf's place on a `Step`, such as `gradients[1].W`, `deltas[0]` or `trace[2].z`; for a user's own
-            function, the argument: `args[0]['W']`.
+            function, the argument by its name, `params['W']`, or `args[0]['W']` where the function tells none.
         shape: of the leaf.
         error: the absolute difference at the entry that uses the largest share of its tolerance; inf where
             one side alone is not a number.

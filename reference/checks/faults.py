@@ -1,7 +1,6 @@
 """Find faults of a function under test other than wrong numbers, and say each in plain words."""
 
 import functools
-import inspect
 import re
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 
 from reference.checks.arguments import Arguments, describe, kind_of, structure
 from reference.checks.culprit import first_nonfinite
+from reference.checks.named import parameter_names
 from reference.report import Row
 
 Tree = Any
@@ -42,11 +42,7 @@ def call_of(check: str, functions: Sequence[Any], args: int, **options: Any) -> 
         args: how many arguments follow.
         options: keywords; those that are None, 0 or False are left out, but for the seed.
     """
-    try:
-        names = list(inspect.signature(functions[0]).parameters)[:args]
-    except (TypeError, ValueError):  # a function in C tells none
-        names = []
-    names += [f"args[{i}]" for i in range(len(names), args)]
+    names = parameter_names(functions[0], args)
     said = [f"{key}={value!r}" for key, value in options.items() if key == "seed" or value not in (None, 0, False)]
     return f"{check}({', '.join([*map(name_of, functions), *names, *said])})"
 

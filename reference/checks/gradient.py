@@ -15,6 +15,7 @@ from reference.checks.culprit import naming_lost
 from reference.checks.disputes import explained
 from reference.checks.gradient_beyond import elsewhere_too, in_double, without_vacuous
 from reference.checks.gradient_trial import NEEDS_VALUES, Subject, Trial
+from reference.checks.named import by_name
 from reference.checks.projections import Plan
 from reference.checks.witness_rows import chosen_ways, witness_rows
 from reference.report import Report, Row
@@ -126,13 +127,14 @@ def check_gradient(
         "approximation": approximation,
         "thorough": thorough,
     }
-    return Report(
+    report = Report(
         rows=tuple(rows),
         dtype=str(given.working),
         subject=f"{faults.name_of(grad_fun)}, the gradient of {faults.name_of(fun)}",
         notes=(*given.notes(), *plan.notes(), *notes),
         reproduce=faults.call_of("check_gradient", [fun, grad_fun], len(args), **options),
     )
+    return by_name(report, fun, len(args))
 
 
 def known_transforms(given: str | Sequence[str]) -> tuple[str, ...]:

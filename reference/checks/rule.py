@@ -18,6 +18,7 @@ from reference.checks.culprit import naming_lost
 from reference.checks.gradient import TRANSFORMS, known_transforms
 from reference.checks.held_rule import held_rule
 from reference.checks.linear_rows import Trial, Truth, combined, drawn
+from reference.checks.named import by_name
 from reference.checks.proof import proven, truth_of
 from reference.checks.rule_parts import parts_of_jvp, parts_of_vjp, transposed
 from reference.checks.rule_subject import like, output_of, primal_rows, rule_under_test, tangents_like
@@ -197,13 +198,14 @@ def _finished(
         notes = [*notes, allowed_text(trial.approximation)]
     options = {"dtype": asked and dtype, "seed": trial.seed, "approximation": trial.approximation, "thorough": thorough}
     count = len(trial.rule.given.build(trial.moving, trial.data))
-    return Report(
+    report = Report(
         rows=tuple(rows),
         dtype=dtype,
         subject=f"the {check.removeprefix('check_')} rule of {name}",
         notes=(*trial.rule.given.notes(), *notes, *said),
         reproduce=faults.call_of(check, [trial.rule.f], count, **options),
     )
+    return by_name(report, trial.rule.f, count)
 
 
 def _naming_lost(trial: Trial, rows: list[Row]) -> list[Row]:
