@@ -68,7 +68,7 @@ def check_gradient(
         witnesses: "all", or names of further ways to differentiate `fun` (`reference.witnesses`).
         approximation: how far the gradient may be off by intent, relative to the largest entry of a leaf: the tolerance
             of a solver behind it.
-        thorough: whether to compare also at other points, with larger and smaller arguments.
+        thorough: whether to compare also at other points, with larger and smaller arguments, and the second derivative.
 
     Returns:
         Rows for every leaf, eager first, then rows on types, jit, vmap, determinism and unchanged arguments.

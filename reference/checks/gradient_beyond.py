@@ -1,10 +1,11 @@
 """A gradient by hand beyond the given point and precision, and rows on it in which nothing could have failed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from reference.checks import faults
@@ -13,8 +14,10 @@ from reference.checks.disputes import explained
 from reference.checks.gradient_trial import NEEDS_VALUES, Subject, Trial
 from reference.checks.near import scaled, shuffled
 from reference.checks.vacuous import TRIED, all_zeros, elsewhere, vacuous, zero_here_alone
+from reference.compare import compare_leaf
 from reference.report import Row
-from reference.tolerance.rounding import Measured
+from reference.tolerance.rounding import Measured, measure
+from reference.xla import quick
 
 Said = tuple[list[Row], list[str]]
 
@@ -53,7 +56,7 @@ def _at(trial: Trial, prefix: str) -> Said:
 
 
 def elsewhere_too(trial: Trial) -> Said:
-    """Rows at larger, smaller and other arguments, and notes on what could not be looked at."""
+    """Rows at larger, smaller and other arguments and on the second derivative, and notes on what is left out."""
     rows, notes = list[Row](), list[str]()
     here = trial.subject.given.fresh("moving")
     points = [(f"at {factor:g} times the arguments: ", scaled(here, factor)) for factor in FACTORS]
@@ -65,7 +68,34 @@ def elsewhere_too(trial: Trial) -> Said:
         except Exception as error:
             found, said = [], [f"{prefix}left out: {faults.one_line(error)}"]
         rows, notes = rows + found, notes + said
+    try:
+        rows += _second(trial)
+    except Exception as error:
+        notes.append(f"the second derivative is left out: {faults.one_line(error)}")
     return rows, notes
+
+
+def _second(trial: Trial) -> Iterator[Row]:
+    """Rows on the derivative of the gradient along a seeded direction, as by jax.jvp of jax.grad of fun."""
+    subject, plan, given = trial.subject, trial.plan, trial.subject.given
+    moving, data = given.fresh("moving"), given.fresh("data")
+    rng = np.random.default_rng([trial.seed, 2])
+    along = [jnp.asarray(rng.normal(size=np.shape(leaf)), leaf.dtype) for leaf in moving]
+
+    def by_hand(moving: list[Any], data: list[Any]) -> list[Any]:
+        return subject.flat(subject.by_hand(moving, data))[1]
+
+    def second(gradient: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        return lambda moving, data, along: plan.seen(jax.jvp(lambda at: gradient(at, data), (moving,), (along,))[1])
+
+    at = list(map(jnp.asarray, moving)), data, along
+    exact = measure(second(jax.grad(subject.loss)), *at, dtype=given.working, samples=trial.samples, seed=trial.seed)
+    ours = jax.jit(second(by_hand), compiler_options=quick())(*at)
+    told: Any = {"kind": "contract", "witness": "the second derivative of fun"}
+    columns = zip(plan.paths, plan.projected, ours, exact.value, exact.tolerance, strict=True)
+    for path, projected, mine, value, allowed in columns:
+        name = f"differentiated again: {path}{' projected' if projected else ''}"
+        yield compare_leaf(name, np.asarray(mine), value, allowed, **told)
 
 
 def without_vacuous(trial: Trial, rows: Sequence[Row], measured: Measured) -> Said:

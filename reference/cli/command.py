@@ -116,7 +116,7 @@ def _parser() -> argparse.ArgumentParser:
         help="how far TARGET may be off by intent, of the largest entry: a solver's tolerance, such as 1e-8",
     )
     check.add_argument(
-        "--thorough", action="store_true", help="check TARGET at other arguments too, and a rule's second derivative"
+        "--thorough", action="store_true", help="check TARGET at other arguments too, and its second derivative"
     )
     check.add_argument(
         "--witnesses", action="store_true", help="with --gradient: differentiate TARGET in every other way too"

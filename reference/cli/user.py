@@ -34,7 +34,7 @@ def run(
         seed: of all random numbers.
         witnesses: for a gradient, as for `check_gradient`.
         approximation: how far a derivative may be off by intent, relative to the largest entry.
-        thorough: whether to check at other arguments too.
+        thorough: whether to check at other arguments too, and the second derivative.
 
     Raises:
         BadInput: a module or name that does not exist, a module that raises, arguments that are no tuple, a target

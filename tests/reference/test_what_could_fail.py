@@ -204,6 +204,21 @@ def test_a_right_rule_passes_the_thorough_check_and_one_that_is_float32_inside_i
     assert report.passed and any("computes in float32 inside" in note for note in report.notes)
 
 
+def test_the_second_derivative_of_a_gradient_is_looked_at_where_jax_can():
+    """Of all entries, or of what is projected; NumPy's code is not differentiated."""
+
+    def loss(x):
+        return jnp.sum(jnp.sin(x))
+
+    options = {"thorough": True, "transforms": "eager"}
+    stopped = check_gradient(loss, lambda x: jnp.cos(jax.lax.stop_gradient(x)), X, **options)
+    assert [row.path for row in stopped.failures] == ["differentiated again: x"]
+    projected = check_gradient(loss, jnp.cos, X, max_elements=2, **options)
+    assert projected.passed and projected.rows[-1].path == "differentiated again: x projected"
+    in_numpy = check_gradient(loss, lambda x: np.cos(np.asarray(x)), X, **options)
+    assert in_numpy.passed and in_numpy.notes[-1].startswith("the second derivative is left out: TracerArrayConversion")
+
+
 def test_a_root_is_left_out_where_its_argument_is_negative():
     root = ruled(jnp.sqrt, lambda saved, g: (g / (2 * jnp.sqrt(saved[0])),))
     report = check_vjp(root, np.abs(X), thorough=True, **QUICK)
