@@ -47,6 +47,12 @@ class Sides:
         low, high = sorted((float(self.left[at]), float(self.right[at])))
         return min(max(value, low), high), float(self.error[at])
 
+    def far_from(self, theirs: np.ndarray) -> np.ndarray:
+        """Where the slopes do not bear out JAX's derivative."""
+        with np.errstate(invalid="ignore"):
+            near = FAR * (self.error + np.abs(self.right - self.left))
+            return np.asarray(~(np.abs(theirs - (self.left + self.right) / 2) <= near))
+
     def rule_on(self, ours: np.ndarray, theirs: np.ndarray, allowed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """For every entry, whether the slopes bear out `ours` against `theirs`, and what they say, in words."""
         with np.errstate(invalid="ignore"):
@@ -54,8 +60,7 @@ class Sides:
             slack = self.error + np.where(np.isfinite(allowed), allowed, 0.0)
             kink = high - low > FAR * self.error + 1e-9 * np.maximum(np.abs(low), np.abs(high))
             inside = (ours >= low - slack) & (ours <= high + slack)
-            middle = (low + high) / 2
-            theirs_off = ~(np.abs(theirs - middle) <= FAR * (self.error + (high - low)))
+            theirs_off = self.far_from(theirs)
             right = np.where(kink, inside, inside & theirs_off)
         told = zip(*(np.ravel(each) for each in (kink, right, self.left, self.right, theirs, theirs_off)), strict=True)
         return right, np.asarray([_in_words(*each) for each in told], object).reshape(right.shape)

@@ -42,7 +42,12 @@ def disputed(ours: np.ndarray, theirs: np.ndarray, allowed: np.ndarray) -> np.nd
 
 
 def settled(
-    name: str, ours: np.ndarray, truth: tuple[np.ndarray, np.ndarray], found: Found, kinks: Callable[[], str]
+    name: str,
+    ours: np.ndarray,
+    truth: tuple[np.ndarray, np.ndarray],
+    found: Found,
+    kinks: Callable[[], str],
+    rounds: Callable[[], np.ndarray],
 ) -> Settled:
     """Ask the function's values about every disputed entry of one leaf.
 
@@ -52,6 +57,7 @@ def settled(
         truth: (values, tolerances) by JAX, likewise.
         found: gives the slopes.
         kinks: names the operations whose kink the point lies on.
+        rounds: gives the rounding of the program by hand, in the shape of `ours`; asked for where JAX is wrong.
     """
     shape, (theirs, allowed) = ours.shape, truth
     flat_ours, values, bars = (np.array(each, np.float64).reshape(len(ours), -1) for each in (ours, theirs, allowed))
@@ -65,6 +71,9 @@ def settled(
     unit = UNKNOWN * float(jnp.finfo(ours.dtype).eps)
     for batch, sides in found(entries):
         rounding = unit * np.abs(flat_ours[:, batch])  # the tolerances are those of JAX's values, not of these
+        if (wrong := where[:, batch] & sides.far_from(values[:, batch])).any():
+            own = _of_program(rounds, flat_ours.shape)[:, batch]
+            rounding = np.where(wrong, np.maximum(rounding, own), rounding)
         right, told = sides.rule_on(flat_ours[:, batch], values[:, batch], bars[:, batch] + rounding)
         for k, j in np.argwhere(where[:, batch]):
             at, text = batch[j], str(told[k, j])
@@ -82,12 +91,20 @@ def settled(
             borne_out.add(at)
             size = np.nanmax(np.abs([flat_ours[k, at], sides.left[k, j], sides.right[k, j]]))
             values[k, at] = flat_ours[k, at]
-            bars[k, at] = max(bars[k, at] if np.isfinite(bars[k, at]) else 0.0, unit * size)
+            bars[k, at] = max(bars[k, at] if np.isfinite(bars[k, at]) else 0.0, unit * size, rounding[k, j])
         if not right[where[:, batch]].any():
             break  # nothing of this is borne out, and the first are the worst
     if len(borne_out) > SHOWN:
         lines.append(f"{name}: {len(borne_out) - SHOWN} more entries like these")
     return Settled(values.reshape(shape), bars.reshape(shape), lines, judged)
+
+
+def _of_program(rounds: Callable[[], np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+    """The rounding of the program by hand, and 0 where it is not known."""
+    try:
+        return np.nan_to_num(np.asarray(rounds(), np.float64).reshape(shape), nan=0.0, posinf=0.0)
+    except Exception:  # it is code that cannot be run with noise, so a few roundings must do
+        return np.zeros(shape)
 
 
 def _named(text: str, kinks: Callable[[], str]) -> str:
@@ -120,6 +137,16 @@ class Disputes:
     def _kinks(self) -> str:
         return self._arbiter.kinks()
 
+    @cached_property
+    def _rounding(self) -> Truth:
+        """The values of the rule's own program, with the tolerances that are due to its rounding."""
+        trial = self.trial
+
+        def by_rule(moving: Vector, data: Vector, vectors: list[Vector]) -> tuple[Vector, list[Vector]]:
+            return trial.apply(trial.rule.f, moving, data, vectors)
+
+        return trial.truth_from(trial.measured(by_rule, trial.moving, trial.data, trial.vectors))
+
     def settle(self) -> tuple[Truth, list[str], dict[str, str]]:
         """(the truth with what was borne out, notes, by name of a leaf what the values say against it)."""
         truth, notes, judged = self.truth, list[str](), dict[str, str]()
@@ -130,7 +157,8 @@ class Disputes:
             if ours.shape != wanted[0].shape or not disputed(ours.astype(np.float64), *wanted).any():
                 continue
             try:
-                found = settled(name, ours, wanted, partial(self.slopes, i), lambda: self._kinks)
+                rounds = lambda i=i: self._rounding.leaf(i)[1]  # noqa: E731
+                found = settled(name, ours, wanted, partial(self.slopes, i), lambda: self._kinks, rounds)
             except NoSay:
                 continue
             for k, (values, allowed) in enumerate(results):

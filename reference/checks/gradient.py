@@ -125,6 +125,7 @@ def check_gradient(
         "seed": seed,
         "transforms": None if transforms is None else names,
         "approximation": approximation,
+        "witnesses": witnesses or None,
         "thorough": thorough,
     }
     report = Report(

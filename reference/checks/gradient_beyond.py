@@ -103,7 +103,11 @@ def without_vacuous(trial: Trial, rows: Sequence[Row], measured: Measured) -> Sa
     given, paths, gradient = trial.subject.given, trial.plan.paths, measured.value[0][1]
     moving = given.fresh("moving")
     empty = [not np.size(leaf) for leaf in moving]
-    zero = [not np.any(slope) and not none for slope, none in zip(gradient, empty, strict=True)]
+    seen = {row.path for row in rows if row.scale}  # the function's values may have settled what JAX takes for zero
+    zero = [
+        not np.any(slope) and not none and path not in seen
+        for slope, none, path in zip(gradient, empty, paths, strict=True)
+    ]
     here_alone = [False] * len(zero)
     if any(zero):
         with given.precision():

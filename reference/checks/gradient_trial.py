@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import jax
@@ -199,7 +199,8 @@ class Trial:
                 continue
             try:
                 slopes = partial(arbiter().by_entries, i, vectors=[[np.ones(())]])
-                found = settled(name, ours[None], (leaves[i][None], bars[i][None]), slopes, arbiter().kinks)
+                rounds = lambda i=i: self._rounding[i][None]  # noqa: E731
+                found = settled(name, ours[None], (leaves[i][None], bars[i][None]), slopes, arbiter().kinks, rounds)
             except NoSay:
                 continue
             leaves[i], bars[i] = found.values[0], found.allowed[0]
@@ -207,6 +208,15 @@ class Trial:
             judged |= {name: found.judged} if found.judged else {}
         new = ([(value, leaves), *measured.value[1:]], [(bar, bars), *measured.tolerance[1:]])
         return Measured(*new), notes, judged
+
+    @cached_property
+    def _rounding(self) -> list[np.ndarray]:
+        """The tolerances of the leaves by hand that are due to the rounding of `grad_fun`."""
+        given = self.subject.given
+        at = given.fresh("moving"), given.fresh("data")
+        return list(
+            measure(self.subject.gradient, *at, dtype=given.working, samples=self.samples, seed=self.seed).tolerance
+        )
 
     def _arbiter(self, moving: list[Any] | None = None) -> Callable[[], Arbiter]:
         """Makes the arbiter at a point when it is first asked for."""

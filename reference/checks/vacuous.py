@@ -76,7 +76,11 @@ def without_vacuous(trial: Trial, rows: Sequence[Row], truth: Truth) -> tuple[li
     n = len(trial.vectors)
     values = [[np.asarray(truth.results[k][0][i]) for k in range(n)] for i in range(len(trial.names))]
     empty = [not leaf[0].size for leaf in values]
-    zero = [not any(map(np.any, leaf)) and bool(leaf[0].size) for leaf in values]
+    seen = {row.path for row in rows if row.scale}  # the function's values may have settled what JAX takes for zero
+    zero = [
+        not any(map(np.any, leaf)) and bool(leaf[0].size) and name not in seen
+        for leaf, name in zip(values, trial.names, strict=True)
+    ]
     here_alone = [False] * len(zero)
     if any(zero):
         vector = trial.vectors[0]

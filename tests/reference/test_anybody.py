@@ -315,6 +315,7 @@ def test_witnesses_agree_with_the_gradient_or_against_it(fault: float) -> None:
     )
     rows = {row.witness: row.verdict for row in report.rows if row.kind == "witness"}
     assert rows == dict.fromkeys(("forward mode", "complex step", "differences"), "pass" if fault == 1 else "fail")
+    assert report.reproduce.endswith("seed=0, transforms=('eager',), witnesses='all')")
     says = "agree" if fault == 1 else "x: manual stands alone"
     assert any(says in note for note in report.notes)
 

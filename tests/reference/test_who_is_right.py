@@ -175,3 +175,34 @@ def test_every_format_of_a_report_says_kink_and_approximation(tmp_path):
     for file in files.values():
         text = file.read_text()
         assert "a kink of the function" in text and "approximation: beyond rounding" in text, file.name
+
+
+def test_where_jax_is_told_to_stop_a_right_gradient_passes_with_its_own_rounding_and_a_wrong_one_fails():
+    """JAX's derivative there is exactly 0, so it has no rounding that could be allowed."""
+    rng = np.random.default_rng(0)
+    p = {name: rng.normal(size=shape).astype("float32") for name, shape in (("W", (16, 3)), ("b", 3), ("c", 3))}
+    x = rng.normal(size=(64, 16)).astype("float32")
+
+    def loss(p, x):
+        h = jnp.tanh(jnp.matmul(x, p["W"]) + p["b"][None])
+        return jnp.mean(jnp.square(jax.lax.stop_gradient(h) @ p["c"]))
+
+    def gradient(p, x, off=1.0):
+        h = jnp.tanh(x @ p["W"] + p["b"][None])
+        d = 2 * (h @ p["c"]) / len(x)
+        d_z = d[:, None] * p["c"][None] * (1 - h * h)
+        return {"W": off * (x.T @ d_z), "b": d_z.sum(0), "c": h.T @ d}
+
+    report = check_gradient(loss, gradient, p, x)
+    assert report.passed, report.summary()
+    assert any("JAX's derivative of the plain function, 0, is the odd one out" in note for note in report.notes)
+    assert not any("is zero here" in note for note in report.notes)
+    wrong = check_gradient(loss, lambda p, x: gradient(p, x, 1 + 1e-4), p, x, transforms="eager")
+    assert [row.path for row in wrong.failures] == ["p['W']"] and "which is neither" in wrong.summary()
+
+    f = jax.custom_vjp(lambda p, x: loss(p, x))
+    f.defvjp(
+        lambda p, x: (loss(p, x), (p, x)),
+        lambda saved, g: (jax.tree.map(lambda leaf: leaf * g, gradient(*saved)), None),
+    )
+    assert check_vjp(f, p, x, argnums=0).passed
