@@ -21,7 +21,7 @@ from reference.cli.flags import refuse
 OPTIONS = ("every", "keep", "resume")
 KEPT = 3
 USUAL = 10  # checkpoints of a run, where nothing else is asked for: a small one takes a tenth of a second to write
-ENDING = 5.0  # seconds: so long may a run that was stopped take to end, when another begins in its place
+ENDING = 2.0  # seconds: so long may a run that was stopped take to end, when another begins in its place
 FOLDERS = {"by hand": "by_hand", "by jax.grad": "by_jax_grad"}
 Described = Mapping[str, Any]
 """A run in words: names of arguments and their values, as JSON has them."""
@@ -162,9 +162,9 @@ def _begun(arguments: Namespace, plan: Plan, managers: ExitStack) -> Sequence[No
             ' run python -m pip install -e ".[checkpoint]"'
         ) from error
     folder, begun = Path(arguments.checkpoint).absolute(), []
+    managers.enter_context(_alone_in(folder))
     if not arguments.resume and any(path.name.isdigit() for path in folder.glob("by_*/*")):
         raise BadInput(f"{folder} holds checkpoints already: add --resume to go on from them, or name another folder")
-    managers.enter_context(_alone_in(folder))
     managers.enter_context(_late_readers_unheard())
     for (who, name), rounds in zip(FOLDERS.items(), plan.rounds, strict=True):
         options = ocp.CheckpointManagerOptions(

@@ -312,6 +312,8 @@ def test_two_runs_never_share_a_folder(capsys, monkeypatch, tmp_path, table):
     assert status == 2
     assert f"another run keeps checkpoints in {folder}; wait until it ends, stop it, or name another folder" in err
     assert run(capsys, *arguments)[0] == 0
+    with FileLock(folder / "in_use.lock"):  # which is said first: to resume would not help
+        assert f"another run keeps checkpoints in {folder}" in run(capsys, *arguments[:-1])[2]
 
 
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_an_error(capsys, monkeypatch, tmp_path, table):

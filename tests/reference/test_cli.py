@@ -105,7 +105,9 @@ def test_train_on_digits_reaches_97_percent_and_equals_jax_grad(capsys, tmp_path
     assert f"{trained:.2f}% before" in again
 
 
-def test_train_on_a_file_of_values_and_save_and_load(capsys, tmp_path):
+def test_train_on_a_file_of_values_and_save_and_load(capsys, monkeypatch, tmp_path):
+    """Of a long run the first epochs are compared."""
+    monkeypatch.setattr(train, "COMPARED", 2)
     rng = np.random.default_rng(0)
     x = 5 + 3 * rng.normal(size=(60, 3))
     np.savez(tmp_path / "data.npz", x=x, y=np.sin(x[:, 0]) + x[:, 1])
@@ -114,6 +116,7 @@ def test_train_on_a_file_of_values_and_save_and_load(capsys, tmp_path):
     status, out, _ = run(capsys, "train", *arguments, "--epochs", "3", "--save", net)
     assert status == 0
     assert "held-out R squared" in out
+    assert "\nloss curves of the first 2 epochs: equal to rounding, at most" in out
     loaded = train.load_network(tmp_path / "net.npz")
     assert [node.d_out for node in loaded.net.nodes] == [8, 1]
     np.testing.assert_allclose(loaded.mean, x[np.random.default_rng(0).permutation(60)[12:]].mean(axis=0))
