@@ -13,9 +13,10 @@ import pytest
 from helpers import as_a_user, in_its_own_process
 
 import manual_backprop as mb
-from reference import cli, compare
+from reference import autodiff, cli, compare
 from reference.catalogue import proving
 from reference.cli import check, train
+from reference.cli.command import _parser
 from reference.cli.files import BadInput, write_atomically
 from reference.reports import formats
 
@@ -117,6 +118,7 @@ def test_train_on_a_file_of_values_and_save_and_load(capsys, monkeypatch, tmp_pa
     assert status == 0
     assert "held-out R squared" in out
     assert "\nloss curves of the first 2 epochs: equal to rounding, at most" in out
+    assert re.search(r"\nafter them: at most \d\.\de[+-]\d\d apart", out)
     loaded = train.load_network(tmp_path / "net.npz")
     assert [node.d_out for node in loaded.net.nodes] == [8, 1]
     np.testing.assert_allclose(loaded.mean, x[np.random.default_rng(0).permutation(60)[12:]].mean(axis=0))
@@ -150,6 +152,40 @@ def test_a_training_run_that_parts_from_jax_grad_ends_with_one(capsys, monkeypat
     status, out, _ = run(capsys, "train", *arguments, "--learning-rate", "0.1")
     assert status == 1
     assert "THEY PART" in out
+
+
+def test_a_run_that_ends_in_nan_late_parts_from_one_that_does_not(capsys):
+    curve = np.linspace(2.0, 1.0, train.COMPARED + 2)
+    split = train.Split(*(np.eye(2, 1, dtype=np.float32),) * 4, np.zeros(1), np.ones(1), 0)
+    objective, params = (
+        mb.Objective(mb.Dense(1, 1), mb.squared_error),
+        mb.Dense(1, 1).init(jax.random.key(0), jnp.float32),
+    )
+    lost = np.where(np.arange(len(curve)) < train.COMPARED, curve, np.nan)
+    assert train._print(objective, split, (params,) * 3, (curve, curve))
+    assert not train._print(objective, split, (params,) * 3, (lost, curve))
+    assert "THEY PART" in capsys.readouterr().out
+
+
+@pytest.mark.evidence
+def test_over_a_hundred_epochs_jax_grad_parts_from_itself_as_far_as_from_the_gradient_by_hand():
+    """Begun one rounding beside. In the first epochs neither parts."""
+    arguments = _parser().parse_args(["train", "--epochs", "100"])
+    _, split, net, params = train._prepared(arguments, None)
+    objective = mb.Objective(net, mb.softmax_cross_entropy, mb.Frobenius(arguments.lam))
+    signs = np.random.default_rng(0)
+
+    def beside(leaf):
+        return leaf * (1 + np.finfo(np.float32).eps * signs.choice([-1, 0, 1], leaf.shape).astype(np.float32))
+
+    moved = jax.tree.map(beside, params)
+    runs = [(params, autodiff.value_and_grad), (params, mb.value_and_grad), (moved, autodiff.value_and_grad)]
+    jax_grad, *others = (
+        train.train(arguments, objective, start, split, gradient, lambda note: None)[1] for start, gradient in runs
+    )
+    for other in others:
+        apart = np.abs(other - jax_grad) / jax_grad[0]
+        assert apart[: train.COMPARED].max() < train.CURVES_EQUAL < apart.max()
 
 
 def test_a_network_without_biases_is_saved_without_them_and_an_older_file_has_them(tmp_path):
