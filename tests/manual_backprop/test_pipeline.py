@@ -109,6 +109,16 @@ def test_with_a_key_a_microbatch_has_the_masks_of_its_examples_in_the_batch(name
     assert abs(by_hand(*given, key=other)[0] - expected[0]) > 1e-3
 
 
+def test_ids_without_a_key():
+    """The readout in chunks; against jax.grad."""
+    net = mb.Serial((mb.Embedding(7, 4), mb.Repeat(BLOCK, 2), mb.Dense(4, 7, bias=False)))
+    objective = mb.Objective(net, mb.SoftmaxCrossEntropy(chunk=5))
+    ids = np.random.default_rng(0).integers(0, 7, (2, 4, 3))
+    data = generic(net), *map(jnp.asarray, ids)
+    found = jax.jit(mb.pipeline(objective, mesh(stage=2), microbatches=2))
+    assert_close(found(*data), jax.jit(reference.value_and_grad(objective))(*data))
+
+
 def test_gpipe_with_other_names_other_axes_and_fewer_microbatches_than_stages():
     objective, params, x, y = problem("between")
     found = mb.pipeline(objective, mesh(pipe=4, model=2), "pipe", microbatches=2, schedule="gpipe")

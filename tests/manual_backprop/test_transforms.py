@@ -142,7 +142,7 @@ def test_every_dtype_keeps_itself(name, dtype):
     assert step.value.dtype == (jnp.float64 if dtype == "float64" else jnp.float32)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_optimised_programs_keep_within_the_same_tolerances(dtype):
     """Every other test compiles quickly; fusion and contraction round otherwise."""
     net = mb.mlp((6, 5, 4))
