@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from reference.checks import faults
+from reference.checks.named import BY_POSITION
 
 Rule = jax.custom_vjp | jax.custom_jvp
-_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _CHECKS: dict[Any, str] = {jax.custom_vjp: "check_vjp", jax.custom_jvp: "check_jvp"}
 
 
@@ -51,7 +51,7 @@ class Held:
             return dict(zip((name or f"before[{i}]" for i, name in enumerate(ours)), everything, strict=True))
         found = signature.bind(*everything, **self.keywords)
         found.apply_defaults()
-        named = [parameter.name for parameter in signature.parameters.values() if parameter.kind in _BY_POSITION]
+        named = [parameter.name for parameter in signature.parameters.values() if parameter.kind in BY_POSITION]
         names = [*ours, *named[len(ours) :]][: len(found.args)]
         return {name or f"before[{i}]": value for i, (name, value) in enumerate(zip(names, found.args, strict=True))}
 

@@ -9,7 +9,7 @@ from typing import Any
 from reference.report import Report, Row
 
 _ARGUMENT = re.compile(r"(?<![.\w])args\[(\d+)\]")
-_BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def parameter_names(function: Callable[..., Any], count: int) -> list[str]:
@@ -18,7 +18,7 @@ def parameter_names(function: Callable[..., Any], count: int) -> list[str]:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # a function in C tells none
         parameters = []
-    names = [each.name for each in parameters if each.kind in _BY_POSITION][:count]
+    names = [each.name for each in parameters if each.kind in BY_POSITION][:count]
     rest = [each.name for each in parameters if each.kind is inspect.Parameter.VAR_POSITIONAL]
     if rest:
         return names + [f"{rest[0]}[{i}]" for i in range(count - len(names))]
