@@ -34,12 +34,14 @@ class Rule:
         f: the function under test.
         raw: the plain function, differentiable by JAX.
         given: the arguments.
+        value: the plain function's result, at the arguments that were given first.
         outputs: path and type of every float output.
     """
 
     f: Callable[..., Any]
     raw: Callable[..., Any]
     given: Arguments
+    value: Any
     outputs: tuple[tuple[str, jax.ShapeDtypeStruct], ...]
 
     def floats(self, function: Callable[..., Any], moving: Vector, data: Vector) -> Vector:

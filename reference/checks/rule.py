@@ -21,7 +21,7 @@ from reference.checks.linear_rows import Trial, Truth, combined, drawn
 from reference.checks.named import by_name
 from reference.checks.proof import proven, truth_of
 from reference.checks.rule_parts import parts_of_jvp, parts_of_vjp, transposed
-from reference.checks.rule_subject import like, output_of, primal_rows, rule_under_test, tangents_like
+from reference.checks.rule_subject import like, primal_rows, rule_under_test, tangents_like
 from reference.checks.vacuous import without_vacuous
 from reference.report import Report, Row
 from reference.tolerance.rounding import require_samples
@@ -88,7 +88,7 @@ def check_vjp(
             if cotangents is None:
                 vectors = drawn([kind for _, kind in rule.outputs], seed)
             else:
-                vectors = combined([like(cotangents, output_of(rule), "cotangents", "f's output", dtype)])
+                vectors = combined([like(cotangents, rule.value, "cotangents", "f's output", dtype)])
         names = rule.given.moving_paths
         return Trial(rule, rule.pullback, names, vectors, "cotangent", seed, samples, approximation)
 
@@ -96,7 +96,7 @@ def check_vjp(
     rule = trial.rule
     with rule.given.precision():
         trial, truth, notes = truth_of(trial)
-        bare = Findings() if held is None else bare_vjp(held, rule.given, trial.vectors[0], output_of(rule))
+        bare = Findings() if held is None else bare_vjp(held, rule.given, trial.vectors[0], rule.value)
         rows, notes = [*primal_rows(rule, truth), *bare.rows], [*notes, *bare.notes]
         if held is not None and (unseen := held.unseen(args)):
             notes.append(f"not differentiated: {', '.join(unseen)}; give by position what has a default, to check it")

@@ -46,7 +46,8 @@ def rule_under_test(
             got = ", ".join(kind_of(leaf) for _, leaf in found) or "nothing"
             raise TypeError(f"{role} returns no float to differentiate: {got}")
         f = keeping(f, given.build(arrays(given.fresh("moving")), arrays(given.fresh("data"))))
-        rule = Rule(f, plain, given, tuple((name, jax.ShapeDtypeStruct(x.shape, x.dtype)) for name, x in outputs))
+        types = tuple((name, jax.ShapeDtypeStruct(x.shape, x.dtype)) for name, x in outputs)
+        rule = Rule(f, plain, given, value, types)
         values, names = [leaf for _, leaf in outputs], [name for name, _ in outputs]
         faults.require_finite(values, names, role, lambda m, d: rule.floats(plain, m, d), moving, data)
     return rule
@@ -67,12 +68,6 @@ def _require_real(found: Sequence[tuple[str, Any]]) -> None:
             raise TypeError(
                 f"{name} is complex: check a function that returns its real and imaginary parts as two outputs"
             )
-
-
-def output_of(rule: Rule) -> Tree:
-    """The plain function's result."""
-    with rule.given.precision():
-        return _value(rule.raw, rule.given, f"the plain function of {faults.name_of(rule.f)}")
 
 
 def like(tree: Tree, due: Tree, what: str, whose: str, dtype: DTypeLike | None) -> Vector:
@@ -113,8 +108,7 @@ def primal_rows(rule: Rule, truth: Truth) -> list[Row]:
         value = rule.f(*rule.given.build(moving, data))
     except Exception as error:  # f raises but its plain function does not: that is the finding
         return [faults.contract("primal", f"f raised {faults.one_line(error)}")]
-    plain = output_of(rule)
-    broken = ""
+    plain, broken = rule.value, ""
     kinds = [[kind_of(jnp.asarray(leaf)) for leaf in jax.tree.leaves(tree)] for tree in (value, plain)]
     if structure(value) != structure(plain) or kinds[0] != kinds[1]:
         theirs = f"the plain function {structure(plain)} of {kinds[1]}"

@@ -198,6 +198,12 @@ OPERATIONS: dict[str, Operation] = {
     "transpose": lambda params, x: x.transpose(0, *_behind(params["permutation"])),
 }
 """The operations that NumPy computes as XLA does, by primitive."""
+ENTRY_BY_ENTRY = frozenset({
+    "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "cosh", "digamma",
+    "erf", "erf_inv", "erfc", "igamma", "igamma_grad_a", "igammac", "lgamma", "polygamma", "random_gamma_grad",
+    "regularized_incomplete_beta", "sinh", "tan", "zeta",
+})  # fmt: skip
+"""Functions that XLA alone knows, and that need no vmap, since samples are more entries to them."""
 THE_SAME_IN_ANY_WIDTH = frozenset({
     "abs", "add", "broadcast_in_dim", "concatenate", "div", "eq", "ge", "gt", "le", "lt", "max", "min", "mul", "ne",
     "neg", "reshape", "select_n", "slice", "squeeze", "sub", "transpose",

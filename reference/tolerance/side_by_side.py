@@ -20,7 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jaxtyping import DTypeLike
 
 from reference.jaxprs import Rule, Values, bind, evaluate
-from reference.tolerance.operations import OPERATIONS, THE_SAME_IN_ANY_WIDTH
+from reference.tolerance.operations import ENTRY_BY_ENTRY, OPERATIONS, THE_SAME_IN_ANY_WIDTH, level
 
 
 def lifted(value: Any, aval: Any) -> Any:
@@ -135,6 +135,8 @@ def _by_jax(equation: JaxprEqn, inputs: Values, narrow: bool = False) -> Values:
     """By the primitive itself, with the float types in its parameters widened unless it is narrow."""
     changed, kept = ({}, _kept) if narrow else (_in_double(equation), widened)
     many = [len(value) > 1 for value in inputs]
+    if equation.primitive.name in ENTRY_BY_ENTRY:
+        return [kept(output) for output in bind(equation, np.broadcast_arrays(*level(inputs)), **changed)]
 
     one = lambda *given: bind(equation, given, **changed)  # noqa: E731
     given = [value if varies else value[0] for value, varies in zip(inputs, many, strict=True)]

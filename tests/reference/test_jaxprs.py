@@ -95,7 +95,8 @@ def traced(name):
 
 
 def ours(name, unrolled):
-    return lambda x: evaluate(traced(name)[0], [x], sound(unrolled=unrolled))
+    closed = traced(name)[0]  # here, since what is first traced within a trace would keep its tracers
+    return lambda x: evaluate(closed, [x], sound(unrolled=unrolled))
 
 
 def assert_same(found, expected):
