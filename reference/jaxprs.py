@@ -16,6 +16,7 @@ with a `body` in their place. The body may evaluate them by the same rule or by 
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import jax
@@ -133,6 +134,13 @@ def parted(equation: JaxprEqn, inputs: Values) -> tuple[Values, Values, Values]:
     """
     first, second = _counts(equation)
     return inputs[:first], inputs[first : first + second], inputs[first + second :]
+
+
+def solving(equation: JaxprEqn, inputs: Values) -> tuple[ClosedJaxpr, Values]:
+    """Of a `custom_linear_solve`, the jaxpr that solves, which JAX never differentiates, and its inputs."""
+    starts = [0, *accumulate(equation.params["const_lengths"])]
+    at = type(equation.params["jaxprs"])._fields.index("solve")
+    return equation.params["jaxprs"].solve, [*inputs[starts[at] : starts[at + 1]], *inputs[starts[-1] :]]
 
 
 def _counts(equation: JaxprEqn) -> tuple[int, int]:

@@ -5,6 +5,7 @@ float64. A factor f here stands for noise of f roundings, whose tolerance is abo
 met. Some functions err relative to a scale of their own, because they cancel near a zero.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -57,12 +58,20 @@ def accumulates_narrowly(name: str, dtype: Any) -> bool:
     return name in NARROW or (name == "reduce_sum" and dtype.itemsize == 2)
 
 
-STABLE: dict[str, float] = {
-    **dict.fromkeys(("cholesky", "eig", "eigh", "geqrf", "householder_product", "lu", "qr", "schur", "svd"), 1.0),
-    "fft": 1.0,
-}
-"""Backward stable: the result is right for an input that differs by this many roundings of its norm (N. J. Higham,
-Accuracy and Stability of Numerical Algorithms, 2002, chapters 9, 10, 19, 24)."""
+STABLE = frozenset({
+    "cholesky", "eig", "eigh", "fft", "geqrf", "householder_product", "lu", "qr", "schur", "svd",
+})  # fmt: skip
+"""Backward stable: the result is right for an input that differs by a few roundings of its norm (N. J. Higham, Accuracy
+and Stability of Numerical Algorithms, 2002, chapters 9, 10, 19, 24)."""
+
+
+def moved(lengths: tuple[int, ...]) -> float:
+    """How many roundings of its norm a backward stable algorithm moves its input by.
+
+    An FFT of n points has log2 n stages, each of which rounds, so its error grows as the root of that; `lengths` are
+    those of the transformed axes, and () for what is no FFT.
+    """
+    return math.sqrt(max(1.0, math.log2(math.prod(lengths))))
 
 
 def norm(name: str, x: np.ndarray, lengths: tuple[int, ...] = ()) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 A jaxpr is interpreted in float64. After every operation each float result x becomes
 
-    x + xi (u |x| + min(|x|, eta))          xi uniform in [-1, 1]
+    x + xi (u |x| + min(|x|, eta))          xi uniform in [-1, 1]; of a complex x both parts
 
 u is the unit roundoff of the precision under test. eta is the size of its smallest results: smaller ones are flushed
 or lose digits. The error of a sum of n terms is relative to its terms, not to its result, so u_sum sqrt(n) times the
@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
-from reference.jaxprs import CALLS, Values, inside, parted
+from reference.jaxprs import CALLS, Values, inside, parted, solving
 from reference.tolerance import libraries
 from reference.tolerance.formats import Format
 from reference.tolerance.operations import level
@@ -85,28 +85,36 @@ class Noise:
             x: exact results.
             factor: how many roundings a library function may be off.
             terms: of a sum; they err by its root times u_sum times `size`.
-            size: of a sum, the sum of its terms' magnitudes in the first sample, which is near enough; of another
-                operation, the scale of a further, absolute error.
+            size: of a sum, the sum of its terms' magnitudes; of another operation, the scale of a further, absolute
+                error. Of every sample, or of the first, which is near enough.
         """
         if not self.format.u:
             return x
         format, count, root = self.format, math.prod(x.shape[1:]), terms**0.5
         flat, results = x.reshape(len(x), count), np.empty((len(self.table), count), x.dtype)
-        sizes = None if size is None else size.reshape(1, count)
+        sizes = None if size is None else size.reshape(len(size), count)
         for start in range(0, count, BLOCK):  # block by block, since a processor's cache is small
             part = (slice(None), slice(start, start + BLOCK))
             magnitude = np.abs(flat[part])
             reach = factor * format.u * magnitude
             reach += np.minimum(magnitude, format.eta)
             if sizes is not None:
-                reach += root * format.u_sum * sizes[part] + np.minimum(sizes[part], root * format.eta)
+                reach = reach + root * format.u_sum * sizes[part] + np.minimum(sizes[part], root * format.eta)
             offset = (site * 7919 + self.turn + start) % TABLE
-            noisy = self.table[:, offset : offset + reach.shape[1]] * reach
+            noisy = self._drawn(offset, reach.shape[1], x.dtype) * reach
             results[part] = noisy + flat[part]
             if not np.all(magnitude <= format.largest):
                 results[part] = np.where(magnitude <= format.largest, results[part], flat[part] * np.inf)
         results[0] = flat[0]
         return results.reshape(len(results), *x.shape[1:])
+
+    def _drawn(self, offset: int, count: int, dtype: np.dtype[Any]) -> np.ndarray:
+        """So many entries of the table from there on; of complex numbers both parts are rounded."""
+        real = self.table[:, offset : offset + count]
+        if dtype.kind != "c":
+            return real
+        other = (offset + TABLE // 2) % TABLE
+        return real + 1j * self.table[:, other : other + count]
 
 
 def noises(format: Format, samples: int, seed: int) -> Noise:
@@ -158,6 +166,8 @@ class _Run:
                     return self._scan(equation, inputs)
                 case "while":
                     return self._while(equation, inputs)
+                case "custom_linear_solve":
+                    return self.run(*solving(equation, inputs))
                 case name if name in CALLS:
                     return self.run(inside(equation)[0], inputs)
             outputs = self._operation(equation, inputs)
@@ -229,13 +239,14 @@ class _Run:
             return results
         terms, size = 0.0, None
         if name in _SUMS:
-            magnitudes = [np.abs(value[:1]) if is_float(value) else value[:1] for value in inputs]
+            near = _near(inputs)
+            magnitudes = [np.abs(value[near]) if is_float(value) else value[near] for value in inputs]
             terms, size = _terms(equation, inputs, results[0]), np.abs(sampled(equation, magnitudes)[0])
             operand: Any = equation.invars[0].aval
             if libraries.accumulates_narrowly(name, operand.dtype):
                 terms *= (self.noise.format.u / self.noise.format.u_sum) ** 2
         elif name in libraries.SCALES:
-            terms, size = 1.0, libraries.SCALES[name](inputs[0][:1])
+            terms, size = 1.0, libraries.SCALES[name](inputs[0][_near(inputs)])
         factor = libraries.roundings(name, equation.params)
         if name in libraries.NARROW - _SUMS:
             factor = _terms(equation, inputs, results[0]) ** 0.5
@@ -244,12 +255,21 @@ class _Run:
     def _moved(self, equation: JaxprEqn, x: np.ndarray) -> np.ndarray:
         """The input, moved by as much as a backward stable algorithm may move it."""
         name, lengths = equation.primitive.name, equation.params.get("fft_lengths", ())
-        size = np.asarray(libraries.norm(name, x[:1], lengths))
-        return self._rounded(x, 0.0, libraries.STABLE[name] ** 2, size)
+        size = np.asarray(libraries.norm(name, x[_near([x])], lengths))
+        return self._rounded(x, 0.0, libraries.moved(lengths) ** 2, size)
 
     def _rounded(self, x: np.ndarray, *of_a_sum: Any) -> np.ndarray:
         self.site += 1
         return self.noise.rounded(self.site, x, *of_a_sum)
+
+
+def _near(inputs: Values) -> slice:
+    """The samples whose magnitudes stand for all: the first; but all, if that is not finite.
+
+    It may have left a loop in which the others go on, and what it then gives is read by nobody.
+    """
+    known = all(np.isfinite(value[:1]).all() for value in inputs if is_float(value))
+    return slice(0, 1) if known else slice(None)
 
 
 def _shared(jaxpr: Jaxpr) -> set[Any]:
