@@ -49,8 +49,9 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _known(name: str) -> str:
-    return "known: " + "; ".join(KNOWN[name]) if name in KNOWN else ""
+def _known(name: str, dtype: str) -> str:
+    told = KNOWN.get(f"{name} in {dtype}", KNOWN.get(name))
+    return "known: " + "; ".join(told) if told else ""
 
 
 def main() -> int:
@@ -70,7 +71,7 @@ def main() -> int:
             elif not given.names or name in given.names:
                 outcome = judged(case, dtype, tuple(given.ways))
                 counts[outcome.verdict] += 1
-                known = _known(name) if outcome.verdict in ("fail", "crash") else ""
+                known = _known(name, dtype) if outcome.verdict in ("fail", "crash") else ""
                 bad |= outcome.verdict in ("fail", "crash") and not known
                 head = f"{library:18} {name:36} {outcome.verdict:12} {outcome.seconds:5.1f} s"
                 print(f"{head}  {known or outcome.reason}".rstrip(), flush=True)

@@ -45,7 +45,7 @@ class Sides:
     def nearest(self, value: float, at: tuple[Any, ...]) -> tuple[float, float]:
         """(the derivative between the two sides that is next to a value, the error of the slopes) of one entry."""
         low, high = sorted((float(self.left[at]), float(self.right[at])))
-        return min(max(value, low), high), float(self.error[at])
+        return min(max(low, value), high), float(self.error[at])  # low, where the value is nan
 
     def far_from(self, theirs: np.ndarray) -> np.ndarray:
         """Where the slopes do not bear out JAX's derivative."""
@@ -74,6 +74,8 @@ def _in_words(kink: Any, right: Any, left: float, after: float, theirs: float, t
     middle = f"the function's values have the slope {(left + after) / 2:.9g} there"
     if right:
         return f"{middle}, and JAX's derivative of the plain function, {theirs:.6g}, is the odd one out"
+    if not np.isfinite(theirs):
+        return f"{middle}, which stands here for JAX's derivative of the plain function, since that is {theirs:.6g}"
     return f"{middle}, which is neither" if theirs_off else f"{middle}, as JAX says"
 
 

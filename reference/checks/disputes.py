@@ -35,10 +35,10 @@ class Settled:
 
 
 def disputed(ours: np.ndarray, theirs: np.ndarray, allowed: np.ndarray) -> np.ndarray:
-    """Where a number by hand is not what JAX says."""
+    """Where a number by hand is not what JAX says, or neither is one."""
     with np.errstate(invalid="ignore"):
         agree = (np.abs(ours - theirs) <= allowed) | (ours == theirs)
-    return np.asarray(~agree & np.isfinite(ours))
+    return np.asarray(~agree & (np.isfinite(ours) | ~np.isfinite(theirs)))
 
 
 def settled(
@@ -92,7 +92,7 @@ def settled(
             size = np.nanmax(np.abs([flat_ours[k, at], sides.left[k, j], sides.right[k, j]]))
             values[k, at] = flat_ours[k, at]
             bars[k, at] = max(bars[k, at] if np.isfinite(bars[k, at]) else 0.0, unit * size, rounding[k, j])
-        if not right[where[:, batch]].any():
+        if not right[where[:, batch]].any() and np.isfinite(values[:, entries]).all():
             break  # nothing of this is borne out, and the first are the worst
     if len(borne_out) > SHOWN:
         lines.append(f"{name}: {len(borne_out) - SHOWN} more entries like these")

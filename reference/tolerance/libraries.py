@@ -24,7 +24,7 @@ FACTORS: dict[str, float] = {
     "igamma": 16.0,
     "exp2": 24.0,
     "igammac": 24.0,
-    "igamma_grad_a": 24.0,
+    "igamma_grad_a": 32.0,
     "random_gamma_grad": 24.0,
     "erf_inv": 32.0,
     "regularized_incomplete_beta": 128.0,
@@ -44,6 +44,24 @@ SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "lgamma": lambda x: 8 * (1 + np.abs(x * np.log(np.abs(x)))),
 }
 """Of the argument: further roundings, absolute."""
+
+DOUBLE: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "atanh": lambda x: _beyond_its_polynomials(-np.abs(x), np.arctanh(x)),
+    "erf_inv": lambda x: x**2 / ((1 - x**2) * np.sqrt(-np.log1p(-(x**2)))),
+    "log1p": lambda x: _beyond_its_polynomials(x, np.log1p(x)),
+}
+"""The same in float64, where XLA takes a rational function for log1p(x) that is good for x > -0.35, up to -0.4142, and
+where it rounds the square in log1p(-x^2), of which it computes erf_inv."""
+
+
+def _beyond_its_polynomials(x: np.ndarray, value: np.ndarray) -> np.ndarray:
+    return np.where((x > -0.415) & (x < -0.34), 80 * np.abs(value), 0.0)
+
+
+def scale(name: str, u: float) -> Callable[[np.ndarray], np.ndarray] | None:
+    """Of the argument of a primitive, further roundings, absolute; None without any. u: the format's rounding."""
+    return DOUBLE.get(name, SCALES.get(name)) if u <= np.finfo(np.float64).eps else SCALES.get(name)
+
 
 NARROW = frozenset({"cumlogsumexp", "cumprod", "cumsum", "reduce_prod", "reduce_window_sum", "scatter-add"})
 """These accumulate in the format itself; other sums of 16-bit numbers accumulate in float32."""

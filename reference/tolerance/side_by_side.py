@@ -6,10 +6,10 @@ would take seconds. An operation that has no row in `OPERATIONS` is computed by 
 
 Floats that depend on the arguments are in double. Integers, bits and random draws have the width that the program gives
 them, since a draw in another width is another draw: a float that is made of bits, or of numbers that stand in the
-program, stays narrow until it meets one in double.
+program, stays narrow until it meets one in double, and is `Standing` where the program's own width is double.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -23,11 +23,23 @@ from reference.jaxprs import Rule, Values, bind, evaluate
 from reference.tolerance.operations import ENTRY_BY_ENTRY, OPERATIONS, THE_SAME_IN_ANY_WIDTH, level
 
 
+class Standing(np.ndarray):
+    """Doubles of a program in double that depend on none of its arguments, such as the times of a solver."""
+
+
+def standing(value: Any) -> Any:
+    """A value that depends on no argument, told from those that do by its width or by its class."""
+    return value.view(Standing) if isinstance(value, np.ndarray) and value.dtype in _DOUBLE else value
+
+
+_DOUBLE = (np.dtype(np.float64), np.dtype(np.complex128))
+
+
 def lifted(value: Any, aval: Any) -> Any:
     """A number that stands in a program, as a value that all samples share; a single one has the program's width."""
     if np.ndim(value) or is_key(value):
         return widened(value)[None]
-    return np.asarray(value, aval.dtype)[None]
+    return standing(np.asarray(value, aval.dtype)[None])
 
 
 def given(value: Any) -> Any:
@@ -45,12 +57,9 @@ def is_key(value: Any) -> bool:
 
 
 def is_narrow(values: Sequence[Any]) -> bool:
-    """Whether there are floats among these, and all of them made of bits or of numbers that stand in the program.
-
-    They are told by their width, so float64 numbers of a program under x64 count as depending on the arguments.
-    """
-    floats = [value.dtype for value in values if is_float(value)]
-    return bool(floats) and all(dtype not in (np.float64, np.complex128) for dtype in floats)
+    """Whether there are floats among these, and all of them made of bits or of numbers that stand in the program."""
+    floats = [value for value in values if is_float(value)]
+    return bool(floats) and all(isinstance(x, Standing) or x.dtype not in _DOUBLE for x in floats)
 
 
 def widened(value: Any) -> Any:
@@ -81,29 +90,34 @@ def chosen(which: np.ndarray, yes: Any, no: Any) -> Any:
     if which.size == 1:
         return yes if which.item() else no
     library: Any = np if isinstance(yes, np.ndarray) else jnp
-    return library.where(which.reshape(*which.shape, *(1,) * (yes.ndim - which.ndim)), yes, no)
+    return _like([yes, no], library.where(which.reshape(*which.shape, *(1,) * (yes.ndim - which.ndim)), yes, no))
 
 
 def stacked(values: Sequence[Any]) -> Any:
     """Values of several turns as one value, turns behind the samples."""
     library = np if isinstance(values[0], np.ndarray) else jnp
     rows = max(map(len, values))
-    return library.stack([library.broadcast_to(value, (rows, *value.shape[1:])) for value in values], axis=1)
+    return _like(values, library.stack([library.broadcast_to(x, (rows, *x.shape[1:])) for x in values], axis=1))
+
+
+def _like(values: Sequence[Any], made: Any) -> Any:
+    """What was made of these; it depends on no argument if none of them does."""
+    return standing(made) if all(isinstance(value, Standing) for value in values) else made
 
 
 def sampled(equation: JaxprEqn, inputs: Values) -> Values:
     """The outputs of an equation without jaxprs inside, for every sample; in double unless its inputs are narrow."""
     if equation.primitive.name == "bitcast_convert_type":
-        return _by_jax(equation, _as_wide_as_known(equation, inputs), narrow=True)
+        return [*map(standing, _by_jax(equation, _as_wide_as_known(equation, inputs), narrow=True))]
     if equation.primitive.name in CALLBACKS:
         return _called(equation, inputs)
     name = equation.primitive.name
     if is_narrow(inputs) or not inputs:  # without inputs it counts: an iota
         found = OPERATIONS[name](equation.params, *inputs) if name in THE_SAME_IN_ANY_WIDTH else None
-        return _by_jax(equation, inputs, narrow=True) if found is None else [found]
+        return [*map(standing, _by_jax(equation, inputs, narrow=True) if found is None else [found])]
     if any(map(is_key, inputs)):
         drawn = _by_jax(equation, _as_wide_as_known(equation, inputs), narrow=True)
-        return [widened(value) for value in drawn] if any(map(is_float, inputs)) else drawn
+        return [widened(value) if any(map(is_float, inputs)) else standing(value) for value in drawn]
     inputs = [widened(value) for value in inputs]
     operation = OPERATIONS.get(name)
     found = None if operation is None else operation(equation.params, *inputs)
@@ -116,24 +130,34 @@ def _as_wide_as_known(equation: JaxprEqn, inputs: Values) -> Values:
     """The inputs in the types that the program gives them."""
     avals: list[Any] = [atom.aval for atom in equation.invars]
     pairs = zip(inputs, avals, strict=True)
-    return [value if is_key(value) else value.astype(aval.dtype) for value, aval in pairs]
+    return [value if is_key(value) else np.asarray(value, aval.dtype) for value, aval in pairs]
 
 
 def _called(equation: JaxprEqn, inputs: Values) -> Values:
     """By the user's function in Python, sample by sample, with values as wide as it knows them."""
     own = _as_wide_as_known(equation, inputs)
-    each = [equation.params["callback"](*(value[0] for value in own))]
-    for k in range(1, max(map(len, own), default=1)):
-        try:
-            each.append(equation.params["callback"](*(value[k % len(value)] for value in own)))
-        except Exception:  # it may check what rounding breaks; then what it gave for the function itself stands
-            each.append(each[0])
+    each = _one_by_one(own, lambda *values: equation.params["callback"](*values))
     return [widened(np.stack([np.asarray(result) for result in results])) for results in zip(*each, strict=True)]
+
+
+def _one_by_one(inputs: Values, compute: Callable[..., Any]) -> list[Any]:
+    """The outputs for each sample; what checks its inputs may raise where noise breaks what it checks.
+
+    Then those of the function itself stand, which is the first sample, and which may raise.
+    """
+    each = [compute(*(value[0] for value in inputs))]
+    for k in range(1, max(map(len, inputs), default=1)):
+        try:
+            each.append(compute(*(value[k % len(value)] for value in inputs)))
+        except Exception:
+            each.append(each[0])
+    return each
 
 
 def _by_jax(equation: JaxprEqn, inputs: Values, narrow: bool = False) -> Values:
     """By the primitive itself, with the float types in its parameters widened unless it is narrow."""
     changed, kept = ({}, _kept) if narrow else (_in_double(equation), widened)
+    inputs = [_kept(value) for value in inputs]
     many = [len(value) > 1 for value in inputs]
     if equation.primitive.name in ENTRY_BY_ENTRY:
         return [kept(output) for output in bind(equation, np.broadcast_arrays(*level(inputs)), **changed)]
@@ -143,13 +167,16 @@ def _by_jax(equation: JaxprEqn, inputs: Values, narrow: bool = False) -> Values:
     if not any(many):
         return [kept(output)[None] for output in one(*given)]
     try:
+        if equation.primitive.name in _OF_A_BATCH:
+            raise NotImplementedError("a sample is not an example of a batch")
         return [kept(output) for output in jax.vmap(one, [0 if varies else None for varies in many])(*given)]
     except Exception:  # a primitive of some library that has no batching rule
-        each = [[value[k % len(value)] for value in inputs] for k in range(max(map(len, inputs)))]
-        rows = [one(*(value if is_key(value) else jnp.asarray(value) for value in given)) for given in each]
+        rows = _one_by_one(inputs, lambda *of: one(*(value if is_key(value) else jnp.asarray(value) for value in of)))
         return [np.stack([kept(output) for output in outputs]) for outputs in zip(*rows, strict=True)]
 
 
+_OF_A_BATCH = ("unvmap_all", "unvmap_any", "unvmap_max")
+"""Equinox's, which under vmap are of all examples at once, to ask whether any of them is in error."""
 CALLBACKS = ("pure_callback", "io_callback")
 TYPES = ("new_dtype", "dtype", "preferred_element_type")
 

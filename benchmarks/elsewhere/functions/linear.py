@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.scipy import linalg
 
-from benchmarks.elsewhere.cases import WIDE, Case, drawn, itself, matrix, normal, square, within
+from benchmarks.elsewhere.cases import WIDE, Case, drawn, formula, itself, matrix, normal, square, within
 
 
 def _solved(A: jax.Array) -> jax.Array:
@@ -29,6 +29,9 @@ CASES: dict[str, Case] = {
     "eigvalsh": square(lambda A: jnp.linalg.eigvalsh((A + A.T) / 2), "normal"),
     "einsum": itself(lambda a, b: jnp.einsum("bij,bjk->bik", a, b), drawn(2, 3, 4), drawn(2, 4, 3)),
     "expm": square(lambda A: linalg.expm(A / 2), "normal"),
+    "expm, diagonal": formula(
+        lambda x: jnp.diagonal(linalg.expm(jnp.diag(x))), jnp.exp, within(7, 7.8, 4), dtypes=WIDE
+    ),
     "fft": normal(lambda x: jnp.abs(jnp.fft.fft(x)) ** 2, 32, dtypes=WIDE),
     "fft2": normal(lambda x: jnp.fft.fft2(x).real, 6, 8, dtypes=WIDE),
     "hfft": normal(lambda x: jnp.fft.hfft(x), 9, dtypes=WIDE),

@@ -24,7 +24,7 @@ CASES: dict[str, Case] = {
     "dm_pix.adjust_gamma": formula(lambda x: pix.adjust_gamma(x, 2.2), lambda x: x**2.2, _IMAGE),
     "dm_pix.adjust_saturation": itself(lambda x: pix.adjust_saturation(x, 0.7), _IMAGE),
     "dm_pix.adjust_hue": itself(lambda x: pix.adjust_hue(x, 0.1), _IMAGE),
-    "dm_pix.gaussian_blur": itself(lambda x: pix.gaussian_blur(x, 1.0, 3), _LARGE),
+    "dm_pix.gaussian_blur": itself(lambda x: pix.gaussian_blur(x, 1.0, 3), _LARGE, dtypes=("float32",)),
     "dm_pix.rotate": itself(lambda x: pix.rotate(x, jnp.asarray(0.3, x.dtype)), _IMAGE),
     "dm_pix.psnr": itself(pix.psnr, _IMAGE, _IMAGE),
     "dm_pix.ssim": itself(lambda x, y: pix.ssim(x, y, filter_size=5), _LARGE, _LARGE),

@@ -7,6 +7,7 @@ import optimistix as optx
 from benchmarks.elsewhere.cases import WIDE, Case, drawn, formula, within
 
 _FINE = {"rtol": 1e-5, "atol": 1e-5}  # float32 gets no further
+_STOPS = {"approximation": 1e-5}
 
 
 def _root(solver: object, start: float = 0.5) -> object:
@@ -58,16 +59,20 @@ _PLACES = (drawn(7, 4), drawn(7))
 _SQUARES = optx.least_squares
 
 CASES: dict[str, Case] = {
-    "optimistix.Newton": formula(_root(optx.Newton(**_FINE)), _cubic, within(0.3, 2, 5), dtypes=WIDE),
-    "optimistix.Chord": formula(_root(optx.Chord(**_FINE)), _cubic, within(0.3, 2, 5), dtypes=WIDE),
-    "optimistix.Dogleg": formula(_root(optx.Dogleg(**_FINE)), _cubic, within(0.3, 2, 5), dtypes=WIDE),
-    "optimistix.FixedPointIteration": formula(_fixed, _iterated, drawn(5), dtypes=WIDE),
+    "optimistix.Newton": formula(_root(optx.Newton(**_FINE)), _cubic, within(0.3, 2, 5), dtypes=WIDE, options=_STOPS),
+    "optimistix.Chord": formula(
+        _root(optx.Chord(**_FINE), 1.0), _cubic, within(0.3, 2, 5), dtypes=WIDE, options=_STOPS
+    ),
+    "optimistix.Dogleg": formula(_root(optx.Dogleg(**_FINE)), _cubic, within(0.3, 2, 5), dtypes=WIDE, options=_STOPS),
+    "optimistix.FixedPointIteration": formula(_fixed, _iterated, drawn(5), dtypes=WIDE, options=_STOPS),
     "optimistix.GaussNewton": formula(
-        _ridge(_SQUARES, optx.GaussNewton(**_FINE), _residual), _solved, *_PLACES, dtypes=WIDE
+        _ridge(_SQUARES, optx.GaussNewton(**_FINE), _residual), _solved, *_PLACES, dtypes=WIDE, options=_STOPS
     ),
     "optimistix.LevenbergMarquardt": formula(
-        _ridge(_SQUARES, optx.LevenbergMarquardt(**_FINE), _residual), _solved, *_PLACES, dtypes=WIDE
+        _ridge(_SQUARES, optx.LevenbergMarquardt(**_FINE), _residual), _solved, *_PLACES, dtypes=WIDE, options=_STOPS
     ),
-    "optimistix.BFGS": formula(_ridge(optx.minimise, optx.BFGS(**_FINE), _objective), _solved, *_PLACES, dtypes=WIDE),
+    "optimistix.BFGS": formula(
+        _ridge(optx.minimise, optx.BFGS(**_FINE), _objective), _solved, *_PLACES, dtypes=WIDE, options=_STOPS
+    ),
     "optimistix.rms_norm": formula(optx.rms_norm, lambda x: jnp.sqrt((x**2).mean()), drawn(7)),
 }
