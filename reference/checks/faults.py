@@ -27,10 +27,11 @@ class CallFailed(RuntimeError):  # noqa: N818
 
 
 def name_of(function: Any) -> str:
-    """The name of a function; of a partial, that of the function inside."""
+    """The name of a function, without that of the function it stands in; of a partial, that of the function inside."""
     while isinstance(function, functools.partial):
         function = function.func
-    return str(getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or function)
+    name = getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or function
+    return str(name).rpartition("<locals>.")[2]
 
 
 def call_of(check: str, functions: Sequence[Any], args: int, **options: Any) -> str:

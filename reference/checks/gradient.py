@@ -15,7 +15,7 @@ from reference.checks.culprit import naming_lost
 from reference.checks.disputes import explained
 from reference.checks.gradient_beyond import elsewhere_too, in_double, without_vacuous
 from reference.checks.gradient_trial import NEEDS_VALUES, Subject, Trial
-from reference.checks.named import by_name
+from reference.checks.named import by_name, errors_by_name
 from reference.checks.projections import Plan
 from reference.checks.witness_rows import chosen_ways, witness_rows
 from reference.report import Report, Row
@@ -25,6 +25,7 @@ Tree = Any
 TRANSFORMS = ("eager", "jit", "vmap")
 
 
+@errors_by_name
 def check_gradient(
     fun: Callable[..., Any],
     grad_fun: Callable[..., Any],

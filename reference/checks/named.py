@@ -1,13 +1,15 @@
-"""Arguments by the names of the function's parameters: in a report, `x['b']` for `args[1]['b']`."""
+"""Arguments by the names of the function's parameters: in reports and errors, `x['b']` for `args[1]['b']`."""
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import wraps
+from typing import Any, ParamSpec
 
 from reference.report import Report, Row
 
+P = ParamSpec("P")
 _ARGUMENT = re.compile(r"(?<![.\w])args\[(\d+)\]")
 BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -31,10 +33,30 @@ def by_name(report: Report, function: Callable[..., Any], count: int) -> Report:
     names = [f"args[{i}]" if name in taken else name for i, name in enumerate(parameter_names(function, count))]
 
     def named(text: str) -> str:
-        return _ARGUMENT.sub(lambda found: names[int(found[1])] if int(found[1]) < count else found[0], text)
+        return _ARGUMENT.sub(lambda found: _name(names, found), text)
 
     def of(row: Row) -> Row:
         cause, judged, reason = map(named, (row.cause, row.judged, row.reason))
         return replace(row, path=named(row.path), cause=cause, judged=judged, reason=reason)
 
     return replace(report, rows=tuple(map(of, report.rows)), notes=tuple(map(named, report.notes)))
+
+
+def errors_by_name(check: Callable[P, Report]) -> Callable[P, Report]:
+    """The check of a function, its first argument, with that function's names for its arguments in errors too."""
+
+    @wraps(check)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Report:
+        try:
+            return check(*args, **kwargs)
+        except (TypeError, ValueError, RuntimeError) as error:
+            if args and callable(args[0]) and len(error.args) == 1:
+                names = parameter_names(args[0], len(args))
+                error.args = (_ARGUMENT.sub(lambda found: _name(names, found), str(error.args[0])),)
+            raise
+
+    return checked
+
+
+def _name(names: Sequence[str], found: re.Match[str]) -> str:
+    return names[int(found[1])] if int(found[1]) < len(names) else found[0]

@@ -18,7 +18,7 @@ from reference.checks.culprit import naming_lost
 from reference.checks.gradient import TRANSFORMS, known_transforms
 from reference.checks.held_rule import held_rule
 from reference.checks.linear_rows import Trial, Truth, combined, drawn
-from reference.checks.named import by_name
+from reference.checks.named import by_name, errors_by_name
 from reference.checks.proof import proven, truth_of
 from reference.checks.rule_parts import parts_of_jvp, parts_of_vjp, transposed
 from reference.checks.rule_subject import like, primal_rows, rule_under_test, tangents_like
@@ -29,6 +29,7 @@ from reference.tolerance.rounding import require_samples
 Tree = Any
 
 
+@errors_by_name
 def check_vjp(
     f: Callable[..., Any],
     *args: Any,
@@ -108,6 +109,7 @@ def check_vjp(
     return _finished("check_vjp", trial, truth, rows, notes + said, prepared, dtype, thorough)
 
 
+@errors_by_name
 def check_jvp(
     f: Callable[..., Any],
     *args: Any,

@@ -370,12 +370,12 @@ def test_a_nearby_point_is_nearer_to_zero_by_2_percent_at_most() -> None:
         (
             lambda: check_gradient(loss, lambda p, x: p["W"], PARAMS, X),
             ValueError,
-            "missing args[0]['W'], args[0]['b']",
+            "missing params['W'], params['b']",
         ),
         (
             lambda: check_gradient(loss, lambda p, x: {"W": p["W"], "b": None}, PARAMS, X),
             ValueError,
-            "missing args[0]['b']",
+            "missing params['b']",
         ),
         (lambda: check_gradient(loss, gradient, PARAMS, X, argnums=2), ValueError, "there are 2 arguments"),
         (lambda: check_gradient(loss, gradient, PARAMS, X, argnums=(0, -2)), ValueError, "twice"),
@@ -392,9 +392,9 @@ def test_a_nearby_point_is_nearer_to_zero_by_2_percent_at_most() -> None:
         (
             lambda: check_gradient(lambda x: jnp.sqrt(x), jnp.ones_like, 0.0),
             ValueError,
-            "args[0] (1 of 1 entries are not finite); first made by div at",
+            "x (1 of 1 entries are not finite); first made by div at",
         ),
-        (lambda: check_gradient(lambda x: x[9], jnp.ones_like, 0.5), CallFailed, "called on args[0]: float64[]"),
+        (lambda: check_gradient(lambda x: x[9], jnp.ones_like, 0.5), CallFailed, "called on x: float64[]"),
         (lambda: check_gradient(jnp.sin, lambda x: {}["no"], 0.5), CallFailed, "KeyError: 'no' at"),
     ],
 )

@@ -139,7 +139,7 @@ def test_what_is_complex_is_refused_in_a_sentence():
 
 
 def test_a_point_that_is_no_number_is_named():
-    with pytest.raises(ValueError, match=r"args\[0\]\[1\] is nan: give a finite point"):
+    with pytest.raises(ValueError, match=r"v\[1\] is nan: give a finite point"):
         check_gradient(lambda v: jnp.sum(v**3), lambda v: 3 * v**2, np.asarray([1, np.nan]))
-    with pytest.raises(ValueError, match=r"args\[0\]\['w'\] is inf"):
+    with pytest.raises(ValueError, match=r"p\['w'\] is inf"):
         check_vjp(ruled(lambda p: p["w"] ** 2, lambda p, g: ({"w": 2 * g * p[0]["w"]},)), {"w": np.float32(np.inf)})

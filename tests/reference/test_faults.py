@@ -180,7 +180,7 @@ def test_arguments_on_another_device_are_refused_by_name() -> None:
     with jax.default_device(here), pytest.raises(ValueError) as raised:
         verdict()
     refused = str(raised.value)
-    assert refused.startswith("args[0]['x'] is on cpu:1, but the default device is cpu:0")
+    assert refused.startswith("p['x'] is on cpu:1, but the default device is cpu:0")
     assert "jax.device_put" in refused
     with jax.default_device(there):
         assert verdict() == "pass"

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import reference
 from reference.checks.gradient import check_gradient
 from reference.checks.named import parameter_names
 from reference.checks.rule import check_vjp
@@ -67,3 +68,16 @@ def test_a_name_that_a_row_has_already_is_left():
     assert paths.count("primal") == 1 and "args[0]" in paths and "scale" in paths
     (failed,) = [row for row in report.failures if row.path == "scale"]
     assert failed.cause.startswith("bwd returns None for scale, which JAX takes for zero")
+
+
+def test_an_error_that_is_raised_names_the_argument_too():
+    def energy(w, b):
+        return jnp.sum(w * b)
+
+    x = jnp.ones(2)
+    with pytest.raises(TypeError, match=r"b has no float leaf to differentiate by; got w: float64\[2\], b: int 3"):
+        reference.check_gradient(energy, lambda w, b: w, x, 3, argnums=1)
+    with pytest.raises(reference.CallFailed, match=r"^fun \(short\) raised .* called on first: float64\[2\]"):
+        short = lambda first: first[0][0]  # noqa: E731
+        short.__qualname__ = "somewhere.<locals>.short"
+        reference.check_gradient(short, lambda first: first, x)

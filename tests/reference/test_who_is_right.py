@@ -114,7 +114,7 @@ def test_gradients_and_tangents_are_settled_too():
 
 def test_where_neither_is_finite_there_is_no_point_to_check_at():
     root = ruled(jnp.sqrt, lambda saved, g: (g / (2 * jnp.sqrt(saved[0])),))
-    with pytest.raises(ValueError, match=r"the reference is inf in args\[0\]\[0\]"):
+    with pytest.raises(ValueError, match=r"the reference is inf in x\[0\]"):
         check_vjp(root, np.zeros(2, "float32"), **QUICK)
 
 
