@@ -101,7 +101,7 @@ def stacked(values: Sequence[Any]) -> Any:
 
 
 def _like(values: Sequence[Any], made: Any) -> Any:
-    """What was made of these; it depends on no argument if none of them does."""
+    """The value that was made of these; it depends on no argument if none of them does."""
     return standing(made) if all(isinstance(value, Standing) for value in values) else made
 
 

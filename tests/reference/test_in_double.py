@@ -98,6 +98,24 @@ def test_a_primitive_of_a_whole_batch_is_asked_about_every_sample_alone():
     assert measured.tolerance == differ.tolerance
 
 
+def test_a_choice_of_equinox_is_not_rounded():
+    choice = jax.extend.core.Primitive("select_if_vmap")
+    choice.def_impl(lambda which, yes, no: yes)
+    choice.def_abstract_eval(lambda which, yes, no: yes)
+    batching.primitive_batchers[choice] = lambda inputs, axes: (choice.bind(*inputs), axes[1])
+    x = np.asarray([0.7, 1.3])
+    assert measure(lambda x: choice.bind(True, x, -x), x, dtype="float64").tolerance.max() == 0
+
+
+def test_what_all_samples_reach_to_the_bit_has_no_noise_when_it_is_used_again():
+    def f(x):
+        end = jnp.minimum(x[0] / 3 * 3 + 1, 1.0)  # every sample is above 1
+        return jnp.where(end < 1, jnp.inf, x), end * x, end + x
+
+    measured = measure(f, np.asarray([0.5, 2.0]), dtype="float64")
+    assert measured.value[0].max() == 2 and measured.tolerance[0].max() == 0
+
+
 def test_log1p_is_as_far_off_as_xla_s_is():
     """XLA's is 240 roundings off at -0.414, where its rational function ends, and right by log(1 + x) at -0.42."""
     near, apart = np.asarray([-0.4141, -0.405, -0.39]), np.asarray([-0.42, -0.2, 0.4])
