@@ -158,7 +158,7 @@ class _Run:
         def rule(equation: JaxprEqn, inputs: Values) -> Values:
             if equation.primitive.name not in _EXACT:
                 anew = [isinstance(atom, Var) and atom in shared for atom in equation.invars]
-                anew = [each and _is_rounded(x) for each, x in zip(anew, inputs, strict=True)]
+                anew = [each and not _is_exact(x) for each, x in zip(anew, inputs, strict=True)]
                 inputs = [self._rounded(x) if other else x for x, other in zip(inputs, anew, strict=True)]
             match equation.primitive.name:
                 case "cond":
@@ -277,9 +277,9 @@ def _near(inputs: Values) -> slice:
     return slice(0, 1) if known else slice(None)
 
 
-def _is_rounded(x: Any) -> bool:
-    """Whether a value has noise in it; not so the time at which a solver ends, which samples reach to the bit."""
-    return len(x) > 1 and not is_narrow([x]) and (x.ndim > 1 or bool((x != x[0]).any()))
+def _is_exact(x: Any) -> bool:
+    """Whether a value is of the program alone, or one number that is not rounded yet, such as the end of a solver."""
+    return is_narrow([x]) or x.shape == (1,)
 
 
 def _changes_nothing(name: str, inputs: Values) -> bool:
@@ -294,7 +294,7 @@ def _changes_nothing(name: str, inputs: Values) -> bool:
 
 
 def _shared(jaxpr: Jaxpr) -> set[Any]:
-    """Computed float variables that more than one operation uses; each use of what is rounded is rounded anew.
+    """Computed float variables that more than one operation uses; each use gets a rounding of its own.
 
     One program may compute f' from the stored a and another from z: errors may cancel in one but not in the other.
     """

@@ -107,13 +107,15 @@ def test_a_choice_of_equinox_is_not_rounded():
     assert measure(lambda x: choice.bind(True, x, -x), x, dtype="float64").tolerance.max() == 0
 
 
-def test_what_all_samples_reach_to_the_bit_has_no_noise_when_it_is_used_again():
-    def f(x):
-        end = jnp.minimum(x[0] / 3 * 3 + 1, 1.0)  # every sample is above 1
-        return jnp.where(end < 1, jnp.inf, x), end * x, end + x
+def test_numbers_of_the_program_alone_are_added_as_it_adds_them():
+    """Ten times 0.1 is 0.9999999999999999, so there are eleven turns, and noise in the time would make them ten."""
 
-    measured = measure(f, np.asarray([0.5, 2.0]), dtype="float64")
-    assert measured.value[0].max() == 2 and measured.tolerance[0].max() == 0
+    def grown(x):
+        return lax.while_loop(lambda state: state[0] < 1.0, lambda state: (state[0] + 0.1, 1.1 * state[1]), (0.0, x))[1]
+
+    x = np.asarray(0.7)
+    assert measure(grown, x, dtype="float64").value == pytest.approx(0.7 * 1.1**11)
+    assert tolerance(grown, x) < 1e-14
 
 
 def test_log1p_is_as_far_off_as_xla_s_is():
