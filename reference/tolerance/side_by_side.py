@@ -10,6 +10,7 @@ program, stays narrow until it meets one in double, and is `Standing` where the 
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -166,17 +167,15 @@ def _by_jax(equation: JaxprEqn, inputs: Values, narrow: bool = False) -> Values:
     given = [value if varies else value[0] for value, varies in zip(inputs, many, strict=True)]
     if not any(many):
         return [kept(output)[None] for output in one(*given)]
-    try:
-        if equation.primitive.name in _OF_A_BATCH:
-            raise NotImplementedError("a sample is not an example of a batch")
-        return [kept(output) for output in jax.vmap(one, [0 if varies else None for varies in many])(*given)]
-    except Exception:  # a primitive of some library that has no batching rule
-        rows = _one_by_one(inputs, lambda *of: one(*(value if is_key(value) else jnp.asarray(value) for value in of)))
-        return [np.stack([kept(output) for output in outputs]) for outputs in zip(*rows, strict=True)]
+    if equation.primitive.name not in _OF_A_BATCH:
+        with suppress(Exception):  # a primitive of some library that has no batching rule
+            return [kept(output) for output in jax.vmap(one, [0 if varies else None for varies in many])(*given)]
+    rows = _one_by_one(inputs, lambda *of: one(*(value if is_key(value) else jnp.asarray(value) for value in of)))
+    return [np.stack([kept(output) for output in outputs]) for outputs in zip(*rows, strict=True)]
 
 
 _OF_A_BATCH = ("unvmap_all", "unvmap_any", "unvmap_max")
-"""Equinox's, which under vmap are of all examples at once, to ask whether any of them is in error."""
+"""Equinox's, which under vmap are of all examples at once, to ask whether any is in error; a sample is no example."""
 CALLBACKS = ("pure_callback", "io_callback")
 TYPES = ("new_dtype", "dtype", "preferred_element_type")
 
