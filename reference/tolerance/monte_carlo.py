@@ -189,6 +189,8 @@ class _Run:
             try:
                 other = self._with(self.noise).run(branches[k], inputs)
             except Exception:  # it may be there to raise; then what the function itself gives stands
+                if not self.noise.format.u:  # these are other points, and no samples of one
+                    raise
                 continue
             found = [chosen(index == k, a, b) for a, b in zip(other, found, strict=True)]
         return found
