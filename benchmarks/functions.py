@@ -20,7 +20,7 @@ from jax import lax
 from mpmath import mp
 
 from reference.tolerance.formats import unit_roundoff
-from reference.tolerance.libraries import FACTORS, scale
+from reference.tolerance.libraries import roundings, scale
 from reference.tolerance.rounding import SIGMAS
 
 POINTS = 20_000
@@ -131,7 +131,7 @@ def errors(name: str, dtype: str = "float32", points: int = POINTS, seed: int = 
                 apart = low - high
             else:
                 high, apart = _beside(EXACT[name][k] if name in EXACT else getattr(mp, name), x, low)
-        size = FACTORS[name] * np.abs(high)
+        size = roundings(name, {}, unit_roundoff(dtype)) * np.abs(high)
         if further := scale(name, unit_roundoff(dtype)):
             size = size + further(x.astype("float64"))
         usual = np.isfinite(high) & (np.abs(high) > 1e-35) & (np.abs(high) < 1e38)

@@ -53,6 +53,7 @@ class Case:
         dtypes: those that the function takes.
         ways: those of "eager", "jit" and "vmap" that it can do.
         options: further arguments of the check.
+        in_double: further ones in float64, where a solver stops at a tolerance of its own before rounding does.
     """
 
     function: Callable[..., Any]
@@ -63,6 +64,7 @@ class Case:
     dtypes: tuple[str, ...] = ALL
     ways: tuple[str, ...] = WAYS
     options: dict[str, Any] = field(default_factory=dict)
+    in_double: dict[str, Any] = field(default_factory=dict)
 
     def point(self) -> tuple[Any, ...]:
         """The arguments, in float32, always the same; JAX's own arrays, since its functions ask for their `.at`."""

@@ -38,8 +38,9 @@ def _verdict(case: Case, dtype: str, ways: tuple[str, ...]) -> tuple[str, str]:
     if dtype not in case.dtypes:
         return "not checked", f"it takes {', '.join(case.dtypes)}"
     check = reference.check_vjp if case.mode == "vjp" else reference.check_jvp
+    options = case.options | (case.in_double if dtype == "float64" else {})
     try:
-        report = check(case.function, *case.point(), raw=case.plain, dtype=dtype, transforms=ways, **case.options)
+        report = check(case.function, *case.point(), raw=case.plain, dtype=dtype, transforms=ways, **options)
     except reference.CallFailed as error:
         return "not checked", _line(error)
     except Exception as error:  # a crash of the harness is a finding, and must not end the run

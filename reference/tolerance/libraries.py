@@ -24,7 +24,7 @@ FACTORS: dict[str, float] = {
     "igamma": 16.0,
     "exp2": 24.0,
     "igammac": 24.0,
-    "igamma_grad_a": 32.0,
+    "igamma_grad_a": 24.0,
     "random_gamma_grad": 24.0,
     "erf_inv": 32.0,
     "regularized_incomplete_beta": 128.0,
@@ -32,11 +32,20 @@ FACTORS: dict[str, float] = {
 """Roundings of the result; a function that is not here is rounded once."""
 
 
-def roundings(name: str, params: dict[str, Any]) -> float:
-    """Those of a primitive; an integer power is made of products, so it errs as its exponent grows."""
+IN_DOUBLE: dict[str, float] = {"igamma_grad_a": 32.0}
+"""The same in float64, where it is more."""
+
+
+def roundings(name: str, params: dict[str, Any], u: float) -> float:
+    """Those of a primitive; an integer power is made of products, so it errs as its exponent grows. u: the format's."""
     if name == "integer_pow":
         return max(1.0, abs(params["y"]) / 3)
-    return FACTORS.get(name, 1.0)
+    factor = FACTORS.get(name, 1.0)
+    return IN_DOUBLE.get(name, factor) if _is_double(u) else factor
+
+
+def _is_double(u: float) -> bool:
+    return bool(u <= np.finfo(np.float64).eps)
 
 
 SCALES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -60,7 +69,7 @@ def _beyond_its_polynomials(x: np.ndarray, value: np.ndarray) -> np.ndarray:
 
 def scale(name: str, u: float) -> Callable[[np.ndarray], np.ndarray] | None:
     """Of the argument of a primitive, further roundings, absolute; None without any. u: the format's rounding."""
-    return DOUBLE.get(name, SCALES.get(name)) if u <= np.finfo(np.float64).eps else SCALES.get(name)
+    return DOUBLE.get(name, SCALES.get(name)) if _is_double(u) else SCALES.get(name)
 
 
 NARROW = frozenset({"cumlogsumexp", "cumprod", "cumsum", "reduce_prod", "reduce_window_sum", "scatter-add"})

@@ -241,7 +241,7 @@ class _Run:
             inputs = [_apart(a, b, self.noise.widened), np.zeros(1)]
         if name in libraries.STABLE and self.noise.format.u and not is_narrow(inputs):
             inputs = [self._moved(equation, x) if is_float(x) else x for x in inputs]
-        results = sampled(equation, inputs)
+        results = sampled(equation, inputs, points=not self.noise.format.u)
         if name in _EXACT or is_narrow(inputs) or not self.noise.format.u or _changes_nothing(name, inputs):
             return results
         terms, size = 0.0, None
@@ -254,7 +254,7 @@ class _Run:
                 terms *= (self.noise.format.u / self.noise.format.u_sum) ** 2
         elif scale := libraries.scale(name, self.noise.format.u):
             terms, size = 1.0, scale(inputs[0][_near(inputs)])
-        factor = libraries.roundings(name, equation.params)
+        factor = libraries.roundings(name, equation.params, self.noise.format.u)
         if name in libraries.NARROW - _SUMS:
             factor = _terms(equation, inputs, results[0]) ** 0.5
         return [self._rounded(result, factor, terms, size) if is_float(result) else result for result in results]

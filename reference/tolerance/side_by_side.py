@@ -106,12 +106,15 @@ def _like(values: Sequence[Any], made: Any) -> Any:
     return standing(made) if all(isinstance(value, Standing) for value in values) else made
 
 
-def sampled(equation: JaxprEqn, inputs: Values) -> Values:
-    """The outputs of an equation without jaxprs inside, for every sample; in double unless its inputs are narrow."""
+def sampled(equation: JaxprEqn, inputs: Values, points: bool = False) -> Values:
+    """The outputs of an equation without jaxprs inside, for every sample; in double unless its inputs are narrow.
+
+    With `points` the samples are points of their own, so that an error in one is an error.
+    """
     if equation.primitive.name == "bitcast_convert_type":
         return [*map(standing, _by_jax(equation, _as_wide_as_known(equation, inputs), narrow=True))]
     if equation.primitive.name in CALLBACKS:
-        return _called(equation, inputs)
+        return _called(equation, inputs, points)
     name = equation.primitive.name
     if is_narrow(inputs) or not inputs:  # without inputs it counts: an iota
         found = OPERATIONS[name](equation.params, *inputs) if name in THE_SAME_IN_ANY_WIDTH else None
@@ -123,7 +126,7 @@ def sampled(equation: JaxprEqn, inputs: Values) -> Values:
     operation = OPERATIONS.get(name)
     found = None if operation is None else operation(equation.params, *inputs)
     if found is None:
-        return _by_jax(equation, inputs)
+        return _by_jax(equation, inputs, points=points)
     return found if isinstance(found, list) else [found]
 
 
@@ -134,28 +137,31 @@ def _as_wide_as_known(equation: JaxprEqn, inputs: Values) -> Values:
     return [value if is_key(value) else np.asarray(value, aval.dtype) for value, aval in pairs]
 
 
-def _called(equation: JaxprEqn, inputs: Values) -> Values:
+def _called(equation: JaxprEqn, inputs: Values, points: bool) -> Values:
     """By the user's function in Python, sample by sample, with values as wide as it knows them."""
     own = _as_wide_as_known(equation, inputs)
-    each = _one_by_one(own, lambda *values: equation.params["callback"](*values))
+    each = _one_by_one(own, lambda *values: equation.params["callback"](*values), points)
     return [widened(np.stack([np.asarray(result) for result in results])) for results in zip(*each, strict=True)]
 
 
-def _one_by_one(inputs: Values, compute: Callable[..., Any]) -> list[Any]:
+def _one_by_one(inputs: Values, compute: Callable[..., Any], points: bool) -> list[Any]:
     """The outputs for each sample; what checks its inputs may raise where noise breaks what it checks.
 
-    Then those of the function itself stand, which is the first sample, and which may raise.
+    Then those of the function itself stand, which is the first sample, and which may raise; but not where the samples
+    are points.
     """
     each = [compute(*(value[0] for value in inputs))]
     for k in range(1, max(map(len, inputs), default=1)):
         try:
             each.append(compute(*(value[k % len(value)] for value in inputs)))
         except Exception:
+            if points:
+                raise
             each.append(each[0])
     return each
 
 
-def _by_jax(equation: JaxprEqn, inputs: Values, narrow: bool = False) -> Values:
+def _by_jax(equation: JaxprEqn, inputs: Values, narrow: bool = False, points: bool = False) -> Values:
     """By the primitive itself, with the float types in its parameters widened unless it is narrow."""
     changed, kept = ({}, _kept) if narrow else (_in_double(equation), widened)
     inputs = [_kept(value) for value in inputs]
@@ -170,7 +176,8 @@ def _by_jax(equation: JaxprEqn, inputs: Values, narrow: bool = False) -> Values:
     if equation.primitive.name not in _OF_A_BATCH:
         with suppress(Exception):  # a primitive of some library that has no batching rule
             return [kept(output) for output in jax.vmap(one, [0 if varies else None for varies in many])(*given)]
-    rows = _one_by_one(inputs, lambda *of: one(*(value if is_key(value) else jnp.asarray(value) for value in of)))
+    each = lambda *of: one(*(value if is_key(value) else jnp.asarray(value) for value in of))  # noqa: E731
+    rows = _one_by_one(inputs, each, points)
     return [np.stack([kept(output) for output in outputs]) for outputs in zip(*rows, strict=True)]
 
 

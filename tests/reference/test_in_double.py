@@ -84,6 +84,21 @@ def test_a_branch_that_only_noise_takes_may_raise():
         exact(jax.make_jaxpr(f)(x, x), [np.asarray([0.3, 0.9]), np.asarray([0.75])])
 
 
+def test_of_several_points_an_error_in_one_is_an_error_of_a_callback_too():
+    def small(x):
+        if x > 1:
+            raise ValueError("too large")
+        return x
+
+    def f(x):
+        return jax.pure_callback(small, jax.ShapeDtypeStruct(x.shape, x.dtype), 1 * x)
+
+    closed = jax.make_jaxpr(f)(np.asarray(0.5))
+    assert exact(closed, [np.asarray([0.5, 0.9])])[0].tolist() == [0.5, 0.9]
+    with pytest.raises(ValueError, match="too large"):
+        exact(closed, [np.asarray([0.5, 1.5])])
+
+
 def test_a_primitive_of_a_whole_batch_is_asked_about_every_sample_alone():
     """Equinox's: under vmap it says whether any example is in error, but a sample is no example."""
     some = jax.extend.core.Primitive("unvmap_any")

@@ -129,6 +129,6 @@ CASES: dict[str, Case] = {
         lambda x: (lambda s: jnp.cbrt(x / 2 + s) + jnp.cbrt(x / 2 - s))(jnp.sqrt(x**2 / 4 + 1 / 27)),
         within(0.3, 2),
         dtypes=WIDE,
-        options={"approximation": 1e-12},
+        in_double={"approximation": 1e-12},
     ),
 }

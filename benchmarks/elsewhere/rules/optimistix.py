@@ -59,20 +59,20 @@ _PLACES = (drawn(7, 4), drawn(7))
 _SQUARES = optx.least_squares
 
 CASES: dict[str, Case] = {
-    "optimistix.Newton": formula(_root(optx.Newton(**_FINE)), _cubic, within(0.3, 2, 5), dtypes=WIDE, options=_STOPS),
+    "optimistix.Newton": formula(_root(optx.Newton(**_FINE)), _cubic, within(0.3, 2, 5), dtypes=WIDE, in_double=_STOPS),
     "optimistix.Chord": formula(
         _root(optx.Chord(**_FINE), 1.0), _cubic, within(0.3, 2, 5), dtypes=WIDE, options=_STOPS
     ),
-    "optimistix.Dogleg": formula(_root(optx.Dogleg(**_FINE)), _cubic, within(0.3, 2, 5), dtypes=WIDE, options=_STOPS),
+    "optimistix.Dogleg": formula(_root(optx.Dogleg(**_FINE)), _cubic, within(0.3, 2, 5), dtypes=WIDE, in_double=_STOPS),
     "optimistix.FixedPointIteration": formula(_fixed, _iterated, drawn(5), dtypes=WIDE, options=_STOPS),
     "optimistix.GaussNewton": formula(
-        _ridge(_SQUARES, optx.GaussNewton(**_FINE), _residual), _solved, *_PLACES, dtypes=WIDE, options=_STOPS
+        _ridge(_SQUARES, optx.GaussNewton(**_FINE), _residual), _solved, *_PLACES, dtypes=WIDE
     ),
     "optimistix.LevenbergMarquardt": formula(
-        _ridge(_SQUARES, optx.LevenbergMarquardt(**_FINE), _residual), _solved, *_PLACES, dtypes=WIDE, options=_STOPS
+        _ridge(_SQUARES, optx.LevenbergMarquardt(**_FINE), _residual), _solved, *_PLACES, dtypes=WIDE, in_double=_STOPS
     ),
     "optimistix.BFGS": formula(
-        _ridge(optx.minimise, optx.BFGS(**_FINE), _objective), _solved, *_PLACES, dtypes=WIDE, options=_STOPS
+        _ridge(optx.minimise, optx.BFGS(**_FINE), _objective), _solved, *_PLACES, dtypes=WIDE, in_double=_STOPS
     ),
     "optimistix.rms_norm": formula(optx.rms_norm, lambda x: jnp.sqrt((x**2).mean()), drawn(7)),
 }

@@ -24,10 +24,10 @@ _FINE = {"epsabs": 1e-6, "epsrel": 1e-6}
 _STOPS = {"approximation": 1e-6}
 
 CASES: dict[str, Case] = {
-    "quadax.quadgk": formula(_by(quadax.quadgk, **_FINE), _exact, *_AT, dtypes=WIDE, options=_STOPS),
-    "quadax.quadcc": formula(_by(quadax.quadcc, **_FINE), _exact, *_AT, dtypes=WIDE, options=_STOPS),
-    "quadax.quadts": formula(_by(quadax.quadts, **_FINE), _exact, *_AT, dtypes=WIDE, options=_STOPS),
-    "quadax.romberg": formula(_by(quadax.romberg, **_FINE), _exact, *_AT, dtypes=WIDE, options=_STOPS),
+    "quadax.quadgk": formula(_by(quadax.quadgk, **_FINE), _exact, *_AT, dtypes=WIDE),
+    "quadax.quadcc": formula(_by(quadax.quadcc, **_FINE), _exact, *_AT, dtypes=WIDE),
+    "quadax.quadts": formula(_by(quadax.quadts, **_FINE), _exact, *_AT, dtypes=WIDE),
+    "quadax.romberg": formula(_by(quadax.romberg, **_FINE), _exact, *_AT, dtypes=WIDE, in_double=_STOPS),
     "quadax.trapezoid": formula(
         lambda y: quadax.trapezoid(y, dx=0.5), lambda y: (y.sum() - (y[0] + y[-1]) / 2) / 2, drawn(9)
     ),
