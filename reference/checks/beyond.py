@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from reference.checks import faults
 from reference.checks.by_values import by_values, with_slopes
@@ -22,12 +23,13 @@ FACTORS = (16.0, 1 / 16, -1.0)
 """By which `thorough` scales the arguments; a product that leaves the function's domain is left out, with a note."""
 
 
-def in_double(trial: Trial, prepared: Callable[[Any], Trial]) -> tuple[list[Row], list[str]]:
+def in_double(trial: Trial, prepared: Callable[[Any], Trial], asked: DTypeLike | None) -> tuple[list[Row], list[str]]:
     """Rows on the rule run in float64, where a fault shows that narrower rounding hides, and notes.
 
-    A rule that computes in a narrower precision inside, or that cannot be run in float64, is left out with a note.
+    Where a precision was asked for, there are none. A rule that computes in a narrower precision inside, or that cannot
+    be run in float64, is left out with a note.
     """
-    if trial.rule.given.working == np.float64:
+    if asked is not None or trial.rule.given.working == np.float64:
         return [], []
     try:
         wide = prepared("float64") if trial.valued is None else by_values(prepared("float64"))
@@ -72,10 +74,9 @@ def _at(trial: Trial, prefix: str) -> tuple[list[Row], list[str]]:
     def by_rule(moving: Vector, data: Vector, vectors: list[Vector]) -> Any:
         return trial.apply(trial.rule.f, moving, data, vectors)
 
+    given = arrays(trial.moving), arrays(trial.data), [arrays(vector) for vector in trial.vectors]
     found = trial.measured(plain, trial.moving, trial.data, trial.vectors)
-    _, results = jax.jit(by_rule, compiler_options=quick())(
-        arrays(trial.moving), arrays(trial.data), [arrays(vector) for vector in trial.vectors]
-    )
+    _, results = jax.jit(by_rule, compiler_options=quick())(*given)
     truth, notes, judged = trial.truth_from(found), list[str](), dict[str, str]()
     if trial.valued is not None:
         truth, notes = with_slopes(trial, truth)
@@ -89,7 +90,7 @@ def _at(trial: Trial, prefix: str) -> tuple[list[Row], list[str]]:
     return trial.hinted(rows), [prefix + note for note in notes]
 
 
-def further(trial: Trial) -> tuple[list[Row], list[str]]:
+def thoroughly(trial: Trial) -> tuple[list[Row], list[str]]:
     """Rows at other points and on the second derivative, and notes on what could not be looked at."""
     rows, notes = list[Row](), list[str]()
     points = [(f"at {factor:g} times the arguments: ", scaled(trial.moving, factor)) for factor in FACTORS]

@@ -1,6 +1,7 @@
 """Every row on one rule at one point, with what JAX and the function's values disagree about settled first."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -9,11 +10,37 @@ from reference.checks import faults
 from reference.checks.blind import probed
 from reference.checks.by_values import by_values, with_slopes
 from reference.checks.disputes import Disputes, explained
-from reference.checks.linear_rows import Trial, Truth, Vector
+from reference.checks.linear_rows import Called, Trial, Truth, Vector
 from reference.checks.mistakes import named
 from reference.checks.rule_parts import by_argument
 from reference.checks.transformed_rows import in_turns, jitted, vmapped
 from reference.report import Row
+
+Told = tuple[list[Row], list[str]]  # rows and notes
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A rule that has been called, and is being compiled while the reference is worked out.
+
+    Attributes:
+        called: its results, or what it raised.
+        transformed: rows on it under jit and under vmap, once the reference is known.
+    """
+
+    called: Called | Exception
+    transformed: tuple[Callable[[Truth], Iterator[Row]], ...] = ()
+
+
+def begin(trial: Trial, transforms: Sequence[str]) -> Begun:
+    """Call the rule as it stands, before anything traces it; then start to compile it, as `transforms` asks."""
+    try:
+        called = trial.called()
+    except Exception as error:  # the error is the finding
+        return Begun(error)
+    compiled = [jitted(trial)] if "jit" in transforms else []
+    batched = [vmapped(trial, by_argument(trial.rule.given))] if "vmap" in transforms else []
+    return Begun(called, (*compiled, *batched))
 
 
 def truth_of(trial: Trial) -> tuple[Trial, Truth, list[str]]:
@@ -38,46 +65,55 @@ def truth_of(trial: Trial) -> tuple[Trial, Truth, list[str]]:
 
 
 def proven(
-    trial: Trial, truth: Truth, transforms: Sequence[str], parts: Callable[[Truth], Iterator[Row]]
-) -> tuple[list[Row], list[str]]:
-    """(rows, notes) on a rule.
+    trial: Trial,
+    truth: Truth,
+    begun: Begun,
+    eager: bool,
+    parts: Callable[[Truth], Iterator[Row]],
+    beyond: Callable[[], Told],
+) -> tuple[Told, Told]:
+    """(rows, notes) on a rule, and (rows, notes) on it beyond the point, where nothing failed at it.
 
     Args:
         trial: what is tested.
         truth: of the trial.
-        transforms: any of "eager", "jit" and "vmap".
+        begun: the same rule.
+        eager: whether its results as it stands are asked for.
         parts: rows on one argument or output at a time.
+        beyond: looks further, while the rule is compiled.
 
     Raises:
         ValueError: the reference is not finite where the rule is not either.
     """
-    eager = "eager" in transforms
-    try:
-        called = trial.called()
-    except Exception as error:  # the error is the finding
+    called = begun.called
+    if isinstance(called, Exception):  # the error is the finding
         _require_finite(trial, truth)
-        return [faults.contract("vjp" if trial.word == "cotangent" else "jvp", f"raised {faults.one_line(error)}")], []
+        what = "vjp" if trial.word == "cotangent" else "jvp"
+        return ([faults.contract(what, f"raised {faults.one_line(called)}")], []), ([], [])
     notes, judged = list[str](), dict[str, str]()
     first: list[Row] = []
     known = all(np.isfinite(leaf).all() for values, _ in truth.results for leaf in values)
     if known:
         first = list(trial.rows(called, truth, eager))
-    if trial.valued is None and (not known or any(row.verdict == "fail" for row in first)):
+    if trial.valued is None and (not known or _failed(first)):
         truth, notes, judged = Disputes(trial, truth, called.results).settle()
         _require_finite(trial, truth)
         first = named(trial, truth, called.results, list(trial.rows(called, truth, eager)))
     rows = [*first]
     if trial.word == "cotangent":
         rows += guarded(lambda: in_turns(trial, truth, notes), "two pullbacks in turns")
-    if "jit" in transforms:
-        rows += jitted(trial, truth)
-    if "vmap" in transforms:
-        rows += vmapped(trial, truth, by_argument(trial.rule.given))
     rows += guarded(lambda: parts(truth), "one at a time")
+    further = ([], []) if _failed(rows) else beyond()
+    for transformed in begun.transformed:
+        rows += transformed(truth)
     more, said = probed(trial, truth, rows)
     rows, small = _without_undecided_promises([explained(row, judged) for row in rows + more], trial.names)
     notes = [*notes, *said, *small]
-    return trial.hinted(rows), notes
+    return (trial.hinted(rows), notes), ([], []) if _failed(rows) else further
+
+
+def _failed(rows: Iterable[Row]) -> bool:
+    return any(row.verdict == "fail" for row in rows)
 
 
 def _without_undecided_promises(rows: list[Row], names: Sequence[str]) -> tuple[list[Row], list[str]]:

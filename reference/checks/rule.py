@@ -13,13 +13,13 @@ from reference.checks import faults
 from reference.checks.approximation import allowed_text, require_approximation
 from reference.checks.arguments import Arguments
 from reference.checks.bare_rule import Findings, bare_vjp
-from reference.checks.beyond import further, in_double
+from reference.checks.beyond import in_double, thoroughly
 from reference.checks.culprit import naming_lost
 from reference.checks.gradient import TRANSFORMS, known_transforms
 from reference.checks.held_rule import held_rule
 from reference.checks.linear_rows import Trial, Truth, combined, drawn
 from reference.checks.named import by_name, errors_by_name
-from reference.checks.proof import proven, truth_of
+from reference.checks.proof import Told, begin, proven, truth_of
 from reference.checks.rule_parts import parts_of_jvp, parts_of_vjp, transposed
 from reference.checks.rule_subject import like, primal_rows, rule_under_test, tangents_like
 from reference.checks.vacuous import without_vacuous
@@ -96,17 +96,21 @@ def check_vjp(
     trial = prepared(dtype)
     rule = trial.rule
     with rule.given.precision():
+        begun = begin(trial, transforms)
         trial, truth, notes = truth_of(trial)
         bare = Findings() if held is None else bare_vjp(held, rule.given, trial.vectors[0], rule.value)
         rows, notes = [*primal_rows(rule, truth), *bare.rows], [*notes, *bare.notes]
+        further: Told = [], []
         if held is not None and (unseen := held.unseen(args)):
             notes.append(f"not differentiated: {', '.join(unseen)}; give by position what has a default, to check it")
         if not any(row.path in ("fwd", "bwd") for row in bare.failures):
-            found, said = proven(trial, truth, transforms, lambda truth: parts_of_vjp(trial, truth))
+            eager, parts = "eager" in transforms, lambda truth: parts_of_vjp(trial, truth)
+            beyond = partial(in_double, trial, prepared, dtype)
+            (found, said), further = proven(trial, truth, begun, eager, parts, beyond)
             rows, notes = rows + found, notes + said
     said, causes = _silent(bare.nones, truth, rule.given)
     rows = [replace(row, cause=causes[row.path]) if not row.passed and row.path in causes else row for row in rows]
-    return _finished("check_vjp", trial, truth, rows, notes + said, prepared, dtype, thorough)
+    return _finished("check_vjp", trial, truth, rows, notes + said, further, dtype, thorough)
 
 
 @errors_by_name
@@ -165,12 +169,15 @@ def check_jvp(
     trial = prepared(dtype)
     rule = trial.rule
     with rule.given.precision():
+        begun = begin(trial, transforms)
         trial, truth, asked = truth_of(trial)
         rows = primal_rows(rule, truth)
-        found, notes = proven(trial, truth, transforms, lambda truth: parts_of_jvp(trial, truth))
+        eager, parts = "eager" in transforms, lambda truth: parts_of_jvp(trial, truth)
+        beyond = partial(in_double, trial, prepared, dtype)
+        (found, notes), further = proven(trial, truth, begun, eager, parts, beyond)
         more, said = transposed(trial, truth, promised=held is not None)
     rows, notes = [*rows, *found, *more], [*asked, *notes, *said]
-    return _finished("check_jvp", trial, truth, rows, notes, prepared, dtype, thorough)
+    return _finished("check_jvp", trial, truth, rows, notes, further, dtype, thorough)
 
 
 def _finished(
@@ -179,19 +186,17 @@ def _finished(
     truth: Truth,
     rows: list[Row],
     notes: list[str],
-    prepared: Callable[[Any], Trial],
+    beyond: Told,
     asked: DTypeLike | None,
     thorough: bool,
 ) -> Report:
     """The report, with the rows of other points and precisions, and with no row that could not have failed."""
     rows = _naming_lost(trial, rows)
     if not any(row.verdict == "fail" for row in rows):
-        if asked is None:
-            more, said = in_double(trial, prepared)
-            rows, notes = rows + more, notes + said
+        rows, notes = rows + beyond[0], notes + beyond[1]
         if thorough:
             with trial.rule.given.precision():
-                more, said = further(trial)
+                more, said = thoroughly(trial)
             rows, notes = rows + more, notes + said
     with trial.rule.given.precision():
         rows, said = without_vacuous(trial, rows, truth)

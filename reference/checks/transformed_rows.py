@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reference.checks import faults
+from reference.checks.ahead import compiling
 from reference.checks.linear_rows import Trial, Truth, Vector, against, arrays
 from reference.compare import compare_leaf
 from reference.report import Row
@@ -43,29 +44,58 @@ def in_turns(trial: Trial, truth: Truth, notes: list[str]) -> Iterator[Row]:
     )
 
 
-def jitted(trial: Trial, truth: Truth) -> Iterator[Row]:
-    """Rows on the rule compiled."""
-    try:
-        _, results = jax.jit(lambda *args: trial.apply(trial.rule.f, *args))(trial.moving, trial.data, trial.vectors)
-    except Exception as error:  # an error under a transformation is the finding
-        yield faults.contract("under jit", f"raised {faults.one_line(error)}")
-        return
-    yield from trial.results(results, truth, "under jit: ")
+def jitted(trial: Trial) -> Callable[[Truth], Iterator[Row]]:
+    """Start to compile the rule; what is returned gives rows on it."""
+    program = compiling(lambda *args: trial.apply(trial.rule.f, *args), trial.moving, trial.data, trial.vectors)
+
+    def rows(truth: Truth) -> Iterator[Row]:
+        try:
+            _, results = program(trial.moving, trial.data, trial.vectors)
+        except Exception as error:  # an error under a transformation is the finding
+            yield faults.contract("under jit", f"raised {faults.one_line(error)}")
+            return
+        yield from trial.results(results, truth, "under jit: ")
+
+    return rows
 
 
-def vmapped(trial: Trial, truth: Truth, groups: Sequence[Sequence[int]]) -> Iterator[Row]:
-    """Rows on the rule under vmap: two points, one alone, vectors alone, and each argument alone with the rest shared.
+def vmapped(trial: Trial, groups: Sequence[Sequence[int]]) -> Callable[[Truth], Iterator[Row]]:
+    """Start to compile the rule under vmap, all batches as one program; what is returned gives rows on it.
+
+    The batches are two points, one alone, vectors alone, and each argument alone with the rest shared.
 
     Args:
         trial: what is tested.
-        truth: what the reference says.
         groups: the numbers of the differentiated leaves, by argument.
     """
+    like = _batches(trial, trial.moving, groups)
+    together = compiling(
+        lambda given: [_one(trial, batch)(*each) for batch, each in zip(like, given, strict=True)],
+        _inputs(trial, like),
+        options=quick(),
+    )
+
+    def rows(truth: Truth) -> Iterator[Row]:
+        for (prefix, *_, numbers), results in _run(trial, _batches(trial, truth.near, groups), together):
+            first = prefix == "under vmap: "
+            if isinstance(results, Exception):
+                yield faults.contract(prefix.partition(":")[0], f"raised {faults.one_line(results)}")
+                if first:
+                    return  # the others will raise the same
+                continue
+            wanted = [truth.results[0], truth.beside] if first else [truth.results[k] for k in numbers]
+            each = [[leaf[k] for leaf in results] for k in range(len(numbers))]
+            yield from _pairs(trial, each, wanted, prefix, "at point" if first else f"for {trial.word}")
+
+    return rows
+
+
+def _batches(trial: Trial, near: Vector, groups: Sequence[Sequence[int]]) -> list[Batch]:
     n, last = len(trial.moving), len(trial.vectors) - 2
     both = [0, last]
     twice = _stacked([trial.moving, trial.moving])
     batches: list[Batch] = [
-        ("under vmap: ", 0, _stacked([trial.moving, truth.near]), both),
+        ("under vmap: ", 0, _stacked([trial.moving, near]), both),
         ("under vmap, a batch of one: ", 0, _stacked([trial.moving]), [0]),
         (f"under vmap over {trial.word}s alone: ", None, arrays(trial.moving), both),
     ]
@@ -74,43 +104,31 @@ def vmapped(trial: Trial, truth: Truth, groups: Sequence[Sequence[int]]) -> Iter
         values = [twice[i] if i in group else jnp.asarray(trial.moving[i]) for i in range(n)]
         path = trial.rule.given.moving_paths[group[0]]
         batches.append((f"under vmap over {path[: path.index(']') + 1]} alone: ", axes, values, both))
-    for (prefix, *_, numbers), results in _run(trial, batches):
-        first = prefix == "under vmap: "
-        if isinstance(results, Exception):
-            yield faults.contract(prefix.partition(":")[0], f"raised {faults.one_line(results)}")
-            if first:
-                return  # the others will raise the same
-            continue
-        wanted = [truth.results[0], truth.beside] if first else [truth.results[k] for k in numbers]
-        rows = [[leaf[k] for leaf in results] for k in range(len(numbers))]
-        yield from _pairs(trial, rows, wanted, prefix, "at point" if first else f"for {trial.word}")
+    return batches
 
 
-def _run(trial: Trial, batches: list[Batch]) -> Iterator[tuple[Batch, Any]]:
-    """Every batch with its results, all compiled as one program; or, where that raises, one by one as it stands."""
+def _one(trial: Trial, batch: Batch) -> Callable[[Any, Any, Any], Any]:
+    def at(moving: Vector, data: Vector, vector: Vector) -> Any:
+        return trial.apply(trial.rule.f, moving, data, [vector])[1][0]
 
-    def one(batch: Batch) -> Callable[[Any, Any, Any], Any]:
-        def at(moving: Vector, data: Vector, vector: Vector) -> Any:
-            return trial.apply(trial.rule.f, moving, data, [vector])[1][0]
+    return jax.vmap(at, in_axes=(batch[1], None, 0))
 
-        return jax.vmap(at, in_axes=(batch[1], None, 0))
 
-    def inputs() -> list[tuple[Any, Any, Any]]:
-        stacks = [_stacked([trial.vectors[k] for k in numbers]) for *_, numbers in batches]
-        return [(values, arrays(trial.data), stack) for (_, _, values, _), stack in zip(batches, stacks, strict=True)]
+def _inputs(trial: Trial, batches: list[Batch]) -> list[tuple[Any, Any, Any]]:
+    stacks = [_stacked([trial.vectors[k] for k in numbers]) for *_, numbers in batches]
+    return [(values, arrays(trial.data), stack) for (_, _, values, _), stack in zip(batches, stacks, strict=True)]
 
+
+def _run(trial: Trial, batches: list[Batch], together: Callable[..., Any]) -> Iterator[tuple[Batch, Any]]:
+    """Every batch with its results, by the program of all; or, where that raises, one by one as it stands."""
     try:
-        together = jax.jit(
-            lambda given: [one(batch)(*each) for batch, each in zip(batches, given, strict=True)],
-            compiler_options=quick(),
-        )
-        yield from zip(batches, together(inputs()), strict=True)
+        yield from zip(batches, together(_inputs(trial, batches)), strict=True)
         return
     except Exception:  # which one raises, and whether it does so uncompiled, is found out below
         pass
-    for batch, given in zip(batches, inputs(), strict=True):
+    for batch, given in zip(batches, _inputs(trial, batches), strict=True):
         try:
-            found = one(batch)(*given)
+            found = _one(trial, batch)(*given)
         except Exception as error:  # an error under a transformation is the finding
             found = error
         yield batch, found

@@ -368,3 +368,26 @@ def test_a_rule_with_a_state_and_one_that_needs_all_outputs_at_once() -> None:
     )
     report = check_vjp(f, X[0], transforms=("eager",))
     assert [row.path for row in report.failures] == ["sum over outputs: x"]
+
+
+def test_a_rule_is_called_before_anything_traces_it() -> None:
+    """What it makes on its first call and keeps are then numbers: kept by a trace, they would be of no use outside."""
+    kept: list[jax.Array] = []
+
+    def backward(x: Any, g: Any) -> Any:
+        if not kept:
+            kept.append(jnp.arange(1, 5, dtype=x.dtype))
+        return (g * kept[0],)
+
+    def plain(x: Any) -> Any:
+        return x * jnp.arange(1, 5, dtype=x.dtype)
+
+    f = jax.custom_vjp(plain)
+    f.defvjp(lambda x: (plain(x), x), backward)
+    assert check_vjp(f, X[0]).passed
+
+    kept.clear()
+    _, pull = jax.vjp(jax.jit(f), X[0])  # the control
+    pull(X[0])
+    with pytest.raises(jax.errors.UnexpectedTracerError):
+        jax.vjp(f, X[0])[1](X[0])
