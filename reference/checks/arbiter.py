@@ -17,7 +17,7 @@ from jax.extend.core import ClosedJaxpr
 
 from reference.jaxprs import inside
 from reference.tolerance.monte_carlo import exact
-from reference.tolerance.side_by_side import CALLBACKS, widened
+from reference.tolerance.side_by_side import in_its_own_types, widened
 from reference.witnesses.differences import limits
 from reference.witnesses.kinks import ties
 from reference.witnesses.points import EPS
@@ -163,10 +163,10 @@ class Arbiter:
 
 
 def _narrow_results(closed: ClosedJaxpr) -> Iterator[float]:
-    """0, and the rounding of what a callback returns: it is asked in the types that the program gives it."""
+    """0, and the rounding of what a callback returns, or another that is asked in the types of the program."""
     yield 0.0
     for equation in closed.jaxpr.eqns:
-        if equation.primitive.name in CALLBACKS:
+        if in_its_own_types(equation):
             avals: list[Any] = [variable.aval for variable in equation.outvars]
             yield from (float(jnp.finfo(a.dtype).eps) for a in avals if jnp.issubdtype(a.dtype, jnp.floating))
         for part in inside(equation):

@@ -116,7 +116,8 @@ class Trial:
             reference.CallFailed: JAX cannot differentiate fun, and its values or grad_fun cannot be had in float64.
         """
         try:
-            return self, *self.measured(two), []
+            points, measured = self.measured(two)
+            return self, points, measured, measured.notes
         except faults.CallFailed as error:
             valued, why = replace(self, valued=True), faults.one_line(error.__cause__ or error)
             try:
@@ -167,7 +168,8 @@ class Trial:
     def _with_slopes(self, points: list[list[Any]], measured: Measured) -> Measured:
         """The slopes of fun's values in the place of the numbers by hand; of a leaf that is projected they stay."""
         slopes = [self._slopes(*each) for each in zip(points, measured.value, measured.tolerance, strict=True)]
-        return Measured(*(list(side) for side in zip(*slopes, strict=True)))
+        value, tolerance = (list(side) for side in zip(*slopes, strict=True))
+        return Measured(value, tolerance)
 
     def _slopes(self, moving: list[Any], found: tuple[Any, list[Any]], bars: tuple[Any, list[Any]]) -> Any:
         """((value, slopes), (tolerance, tolerances)) at one point."""

@@ -95,12 +95,14 @@ class Truth:
         results: for every vector, (values, tolerances) of its result.
         near: a second point.
         beside: (values, tolerances) of the result at the second point for the vector before the last.
+        notes: on how it was had.
     """
 
     outputs: tuple[Vector, Vector]
     results: list[tuple[Vector, Vector]]
     near: Vector
     beside: tuple[Vector, Vector]
+    notes: Sequence[str] = ()
 
     def leaf(self, i: int, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(values, tolerances) of one leaf, for the first vectors, stacked in front."""
@@ -169,7 +171,7 @@ class Trial:
 
         found = self.measured(everything, self.moving, near, self.data, self.vectors)
         (out, results, beside), (out_bars, bars, beside_bars) = found.value, found.tolerance
-        return Truth((out, out_bars), list(zip(results, bars, strict=True)), near, (beside, beside_bars))
+        return Truth((out, out_bars), list(zip(results, bars, strict=True)), near, (beside, beside_bars), found.notes)
 
     @staticmethod
     def truth_from(found: Measured) -> Truth:

@@ -53,7 +53,8 @@ def truth_of(trial: Trial) -> tuple[Trial, Truth, list[str]]:
     role = f"the plain function of {faults.name_of(trial.rule.f)}, {word} through in float64,"
     hint = "if JAX cannot differentiate it, give raw=, a plain function of the same value that it can"
     try:
-        return trial, faults.call(lambda *_: trial.truth(), (), role, hint), []
+        truth = faults.call(lambda *_: trial.truth(), (), role, hint)
+        return trial, truth, [*truth.notes]
     except faults.CallFailed as error:
         valued, why = by_values(trial), faults.one_line(error.__cause__ or error)
         try:

@@ -5,7 +5,7 @@ A few samples give an uncertain spread for one entry, so a part of the whole lea
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jaxtyping import DTypeLike
 from reference.tolerance.formats import Format
 from reference.tolerance.monte_carlo import noises, perturbed
 from reference.tolerance.sharing import Pairs, once
-from reference.tolerance.side_by_side import given, widened
+from reference.tolerance.side_by_side import given, refusing_double, widened
 
 Tree = Any
 SIGMAS = 6.0
@@ -31,10 +31,18 @@ class Measured:
         value: its results in float64, as NumPy arrays; integers unchanged.
         tolerance: the same tree, for every entry the largest error due to rounding; inf if the working precision
             overflows in the computation, so that the error is unknown.
+        narrow: names of what refused to be evaluated in float64, so that the value has its rounding.
     """
 
     value: Tree
     tolerance: Tree
+    narrow: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence on what refused to be evaluated in float64."""
+        names = ", ".join(self.narrow)
+        return [f"the reference has the rounding of {names}, which knows its types by heart"] if names else []
 
     @property
     def overflows(self) -> bool:
@@ -50,7 +58,7 @@ class Measured:
             known = np.isfinite(value) & np.issubdtype(value.dtype, np.inexact)
             return np.asarray(allowed + approximation * np.max(np.abs(value), initial=0, where=known))
 
-        return Measured(self.value, jax.tree.map(one, self.value, self.tolerance))
+        return replace(self, tolerance=jax.tree.map(one, self.value, self.tolerance))
 
 
 def require_samples(samples: Any) -> None:
@@ -102,7 +110,8 @@ def meter(function: Callable[..., Any], *like: Any, samples: int = SAMPLES, seed
             return [spread(widened(result)) for result in results]
 
         pairs = once(pairs_of_all, closed, flat, format, samples, seed)
-        return Measured(tree.unflatten([value for value, _ in pairs]), tree.unflatten([tol for _, tol in pairs]))
+        value, tolerance = (tree.unflatten([pair[side] for pair in pairs]) for side in (0, 1))
+        return Measured(value, tolerance, refusing_double(closed))
 
     return measured
 

@@ -9,7 +9,7 @@ them, since a draw in another width is another draw: a float that is made of bit
 program, stays narrow until it meets one in double, and is `Standing` where the program's own width is double.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 from jaxtyping import DTypeLike
 
-from reference.jaxprs import Rule, Values, bind, evaluate
+from reference.jaxprs import Rule, Values, bind, evaluate, inside
 from reference.tolerance.operations import ENTRY_BY_ENTRY, OPERATIONS, THE_SAME_IN_ANY_WIDTH, level
 
 
@@ -114,7 +114,7 @@ def sampled(equation: JaxprEqn, inputs: Values, points: bool = False) -> Values:
     if equation.primitive.name == "bitcast_convert_type":
         return [*map(standing, _by_jax(equation, _as_wide_as_known(equation, inputs), narrow=True))]
     if equation.primitive.name in CALLBACKS:
-        return _called(equation, inputs, points)
+        return _as_it_stands(equation, inputs, points, equation.params["callback"])
     name = equation.primitive.name
     if is_narrow(inputs) or not inputs:  # without inputs it counts: an iota
         found = OPERATIONS[name](equation.params, *inputs) if name in THE_SAME_IN_ANY_WIDTH else None
@@ -126,8 +126,44 @@ def sampled(equation: JaxprEqn, inputs: Values, points: bool = False) -> Values:
     operation = OPERATIONS.get(name)
     found = None if operation is None else operation(equation.params, *inputs)
     if found is None:
-        return _by_jax(equation, inputs, points=points)
+        return _by_primitive(equation, inputs, points)
     return found if isinstance(found, list) else [found]
+
+
+_REFUSE_DOUBLE: set[Any] = set()
+"""Primitives found to refuse wider floats than a program gives them, as one does that knows its types by heart."""
+
+
+def in_its_own_types(equation: JaxprEqn) -> bool:
+    """Whether an equation is evaluated in the types that the program gives it, and not in double."""
+    refuses = equation.primitive in _REFUSE_DOUBLE and _knows_less_than_double(equation)
+    return refuses or equation.primitive.name in CALLBACKS
+
+
+def refusing_double(closed: ClosedJaxpr) -> tuple[str, ...]:
+    """The names of the primitives in a program that were found to refuse wider floats than it gives them."""
+    return tuple(sorted(set(_refusing(closed)))) if _REFUSE_DOUBLE else ()
+
+
+def _refusing(closed: ClosedJaxpr) -> Iterator[str]:
+    for equation in closed.jaxpr.eqns:
+        if equation.primitive in _REFUSE_DOUBLE and _knows_less_than_double(equation):
+            yield equation.primitive.name
+        for part in inside(equation):
+            yield from _refusing(part)
+
+
+def _by_primitive(equation: JaxprEqn, inputs: Values, points: bool) -> Values:
+    """In double; or in its own types, sample by sample, where it refuses that."""
+    if not in_its_own_types(equation):
+        try:
+            return _by_jax(equation, inputs, points=points)
+        except Exception:
+            if not _knows_less_than_double(equation):
+                raise
+    found = _as_it_stands(equation, inputs, points, lambda *values: bind(equation, [*map(jnp.asarray, values)]))
+    _REFUSE_DOUBLE.add(equation.primitive)
+    return found
 
 
 def _as_wide_as_known(equation: JaxprEqn, inputs: Values) -> Values:
@@ -137,10 +173,14 @@ def _as_wide_as_known(equation: JaxprEqn, inputs: Values) -> Values:
     return [value if is_key(value) else np.asarray(value, aval.dtype) for value, aval in pairs]
 
 
-def _called(equation: JaxprEqn, inputs: Values, points: bool) -> Values:
-    """By the user's function in Python, sample by sample, with values as wide as it knows them."""
-    own = _as_wide_as_known(equation, inputs)
-    each = _one_by_one(own, lambda *values: equation.params["callback"](*values), points)
+def _knows_less_than_double(equation: JaxprEqn) -> bool:
+    avals: list[Any] = [atom.aval for atom in equation.invars]
+    return any(is_float(aval) and double(aval.dtype) != aval.dtype for aval in avals)
+
+
+def _as_it_stands(equation: JaxprEqn, inputs: Values, points: bool, compute: Callable[..., Any]) -> Values:
+    """By a function that knows its types, such as the user's in Python, sample by sample."""
+    each = _one_by_one(_as_wide_as_known(equation, inputs), compute, points)
     return [widened(np.stack([np.asarray(result) for result in results])) for results in zip(*each, strict=True)]
 
 

@@ -9,7 +9,7 @@ import mpmath
 import numpy as np
 import pytest
 from jax import lax
-from jax.interpreters import batching
+from jax.interpreters import ad, batching
 
 import reference
 from benchmarks import functions
@@ -114,6 +114,39 @@ def test_a_primitive_of_a_whole_batch_is_asked_about_every_sample_alone():
     assert measured.value == 0.75
     differ = measure(lambda x, most: jnp.where(x / 3 * 3 > most, 0.0, x), x, x, dtype="float64")
     assert measured.tolerance == differ.tolerance
+
+
+def test_a_primitive_that_knows_its_types_by_heart_is_evaluated_in_them():
+    """As lineax's solve does, whose parameters hold the types of the operator; the reference says so."""
+    twice = jax.extend.core.Primitive("twice")
+
+    @twice.def_impl
+    def doubled(x):
+        if x.dtype != "float32":
+            raise ValueError("not the type that I was made for")
+        return 2 * x
+
+    twice.def_abstract_eval(lambda x: x)
+    ad.deflinear2(twice, lambda cotangent, x: [twice.bind(cotangent)])
+
+    def plain(x):
+        return jnp.sin(twice.bind(x / 3))
+
+    def ruled(factor):
+        f = jax.custom_vjp(plain)
+        f.defvjp(lambda x: (plain(x), x), lambda x, g: (g * jnp.cos(2 * x / 3) * factor,))
+        return f
+
+    x = jnp.asarray([0.7, 1.3], "float32")
+    right, wrong = (reference.check_vjp(ruled(c), x, dtype="float32", transforms="eager") for c in (2 / 3, 0.667))
+    assert (right.verdict, wrong.verdict) == ("pass", "fail")
+    by_hand = reference.check_gradient(
+        lambda x: plain(x).sum(), lambda x: 2 / 3 * jnp.cos(2 * x / 3), x, dtype="float32"
+    )
+    for report in (right, by_hand):
+        assert "the reference has the rounding of twice, which knows its types by heart" in report.notes
+    assert 1e-8 < tolerance(plain, x, dtype="float32") < 1e-5
+    assert not measure(jnp.sin, x, dtype="float32").notes
 
 
 def test_a_choice_of_equinox_is_not_rounded():
