@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -11,6 +11,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import manual_backprop as mb
 from manual_backprop import losses
@@ -55,6 +56,16 @@ def as_a_user() -> Iterator[None]:
     """JAX as it is where nobody has made it strict."""
     with jax.enable_x64(False), jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
+
+
+def every_time(cases: Iterable[Any], *chosen: Any) -> list[Any]:
+    """Cases of a test, of which those that are not chosen are a part of the evidence."""
+    return [
+        case
+        if case in chosen
+        else pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.evidence)
+        for case in cases
+    ]
 
 
 def small_gpt(batch: int) -> list[str]:

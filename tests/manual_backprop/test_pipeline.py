@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, batch, generic, targets
+from helpers import assert_close, batch, every_time, generic, targets
 
 import manual_backprop as mb
 import reference
@@ -92,7 +92,7 @@ DRAWN = {
 }
 
 
-@pytest.mark.parametrize("name", DRAWN)
+@pytest.mark.parametrize("name", every_time(DRAWN, "tied"))
 def test_with_a_key_a_microbatch_has_the_masks_of_its_examples_in_the_batch(name):
     """Of ids: before the blocks, in them and after them, where the readout goes in chunks.
 

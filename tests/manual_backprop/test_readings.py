@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import assert_close, generic
+from helpers import assert_close, every_time, generic
 
 import manual_backprop as mb
 from manual_backprop.layers import Affine, Dense, Factor
@@ -98,7 +98,7 @@ def computed(name: str) -> dict[str, Any]:
     return run(params, x, y, *other)
 
 
-@pytest.fixture(params=SHAPES, ids=SHAPES)
+@pytest.fixture(params=every_time(SHAPES, "vectors", "2 positions"), ids=SHAPES)
 def case(request) -> tuple[Any, Any, np.ndarray, dict[str, Any]]:
     """(step by hand, vmap(grad)'s gradients, the same as rows, every reading)."""
     found = computed(request.param)

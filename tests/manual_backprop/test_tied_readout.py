@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
-from helpers import array, assert_close, generic
+from helpers import array, assert_close, every_time, generic
 from jax.flatten_util import ravel_pytree
 from test_embeddings import FEW, IDS, LABELS, LAM, LENGTH, VOCAB, D, compared
 
@@ -147,7 +147,7 @@ def _(node: Halved, at, x, params, *uses):
     return output / 2, found
 
 
-@pytest.mark.parametrize("net", [DEEP, Halved(NET)], ids=["deep", "wrapped"])
+@pytest.mark.parametrize("net", every_time([DEEP, Halved(NET)], Halved(NET)), ids=["deep", "wrapped"])
 def test_it_is_a_part_like_any_other(net):
     loss = mb.squared_error if net is DEEP else mb.softmax_cross_entropy
     y = array(np.random.default_rng(4).normal(size=(*IDS.shape, 2))) if net is DEEP else LABELS

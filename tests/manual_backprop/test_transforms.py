@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import OPTIMISED, assert_close, batch, generic, in_its_own_process, problem, targets
+from helpers import OPTIMISED, assert_close, batch, every_time, generic, in_its_own_process, problem, targets
 
 import manual_backprop as mb
 import reference
@@ -142,7 +142,7 @@ def test_every_dtype_keeps_itself(name, dtype):
     assert step.value.dtype == (jnp.float64 if dtype == "float64" else jnp.float32)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", every_time(DTYPES, "float64", "bfloat16"))
 def test_optimised_programs_keep_within_the_same_tolerances(dtype):
     """Every other test compiles quickly; fusion and contraction round otherwise."""
     net = mb.mlp((6, 5, 4))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import array, assert_close, batch, generic
+from helpers import array, assert_close, batch, every_time, generic
 
 import manual_backprop as mb
 from manual_backprop import rules
@@ -88,16 +88,16 @@ def by_reading(net: Any, found: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(
-    ("name", "chunks"),
-    [
-        ("dense readout", (13, 4)),
-        ("without bias, nested", (99,)),
-        ("a readout by a table of its own", (4,)),
-        ("tied readout", (None, 13)),
-        ("tied readout, nested", (4,)),
-    ],
-)
+CHUNKS = [
+    ("dense readout", (13, 4)),
+    ("without bias, nested", (99,)),
+    ("a readout by a table of its own", (4,)),
+    ("tied readout", (None, 13)),
+    ("tied readout, nested", (4,)),
+]
+
+
+@pytest.mark.parametrize(("name", "chunks"), every_time(CHUNKS, CHUNKS[0], CHUNKS[3]))
 def test_every_reading_equals_that_of_jax(name, chunks):
     """Without a chunk; in groups of two examples and of all; and where one example has more rows than a chunk.
 

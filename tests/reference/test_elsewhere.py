@@ -5,6 +5,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import every_time
 from jax import lax
 
 import reference
@@ -226,9 +227,7 @@ def test_a_callback_that_objects_to_rounding_does_not_end_a_check():
 SOME = ("bessel_i1e", "digamma", "erf_inv", "exp", "lgamma", "tanh")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in SOME else pytest.param(name, marks=pytest.mark.evidence) for name in functions.FUNCTIONS]
-)
+@pytest.mark.parametrize("name", every_time(functions.FUNCTIONS, *SOME))
 def test_the_table_of_libraries_covers_what_they_err(name):
     assert name in libraries.FACTORS
     assert functions.errors(name, points=2000, seed=1).max() < functions.TOLERANCE
