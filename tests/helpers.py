@@ -60,12 +60,11 @@ def as_a_user() -> Iterator[None]:
 
 def every_time(cases: Iterable[Any], *chosen: Any) -> list[Any]:
     """Cases of a test, of which those that are not chosen are a part of the evidence."""
-    return [
-        case
-        if case in chosen
-        else pytest.param(*(case if isinstance(case, tuple) else [case]), marks=pytest.mark.evidence)
-        for case in cases
-    ]
+
+    def marked(case: Any) -> Any:
+        return pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.evidence)
+
+    return [case if case in chosen else marked(case) for case in cases]
 
 
 def small_gpt(batch: int) -> list[str]:
