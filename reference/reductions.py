@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,22 @@ class Shards:
             yield lacking, loss - part + penalty * (n - 1) / n
             yield lacking, (loss - part) * n / max(n - 1, 1) + penalty
             yield f"the rows of shard {k} are counted twice", loss + part + penalty
+
+
+def of_features(counts: Sequence[int], rows: np.ndarray, W: np.ndarray, rest: Any = 0.0) -> dict[str, np.ndarray]:
+    """What wrong sums over the devices that share the features of `rows` give for rows W + rest, by the mistake."""
+    whole, size, found = rows @ W, len(W), dict[str, np.ndarray]()
+    for n in counts:
+        if not 1 < n <= MOST_BLOCKS or size % n:
+            continue
+        for k, (some, of_W) in enumerate(zip(np.split(rows, n, -1), np.split(W, n), strict=True)):
+            found[f"the features of device {k} of {n} alone: the sum over devices is missing"] = some @ of_W + rest
+        found[f"the product {n} times over: a second sum over devices, or features that every device has"] = (
+            n * whole + rest
+        )
+        if np.any(rest):
+            found[f"the bias {n} times over: every device adds it before the sum"] = whole + n * rest
+    return found
 
 
 def exchanged(manual: np.ndarray, reference: np.ndarray, counts: Sequence[int], near: float) -> str | None:

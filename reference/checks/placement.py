@@ -1,5 +1,6 @@
 """A step under test on several devices: where its inputs lie, and how its results are taken from the devices."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,8 @@ def gathered(tree: Tree, expected: Tree) -> Tree:
     """Results as NumPy arrays; where devices disagree on what they hold in common, the copy that is farthest off.
 
     A result that every device holds is taken from the first, so that a sum over devices which only the others lack
-    would never be seen.
+    would never be seen. All parts of an array are taken from devices that stand alike on the mesh, so that what they
+    hold is one wrong array.
 
     Args:
         tree: of arrays on devices.
@@ -102,12 +104,16 @@ def _farthest(leaf: Any, expected: Any) -> np.ndarray:
     copies: dict[str, list[Any]] = {}
     for shard in leaf.addressable_shards:
         copies.setdefault(str(shard.index), []).append(shard)
-    for same in copies.values():
-        at = same[0].index
-        held = [np.asarray(shard.data) for shard in same]
-        if all(np.array_equal(one, held[0], equal_nan=True) for one in held[1:]):
-            continue
-        with np.errstate(invalid="ignore"):
-            off = [np.max(np.abs(as_float64(one) - truth[at]), initial=0) for one in held]
-        value[at] = held[int(np.argmax(off))]
+    columns = list(zip(*copies.values(), strict=True))  # the first copies of all parts, the second copies, and so on
+    if len(columns) == 1 or all(_agree(same) for same in copies.values()):
+        return value
+    with np.errstate(invalid="ignore"):
+        off = [max(np.max(np.abs(as_float64(s.data) - truth[s.index]), initial=0) for s in one) for one in columns]
+    for shard in columns[int(np.argmax(off))]:
+        value[shard.index] = np.asarray(shard.data)
     return value
+
+
+def _agree(copies: Sequence[Any]) -> bool:
+    first, *others = (np.asarray(shard.data) for shard in copies)
+    return all(np.array_equal(one, first, equal_nan=True) for one in others)

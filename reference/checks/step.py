@@ -199,7 +199,7 @@ class Judge:
     def _equation_rows(self, step: Step, context: causes.Context) -> Iterator[Row]:
         require_same_structure("gradients", step.gradients, self.measured.value.gradients)
         require_same_structure("deltas", step.deltas, self.measured.value.deltas)
-        arithmetic = Arithmetic.of(self.dtype)
+        arithmetic = replace(Arithmetic.of(self.dtype), devices=context.blocks)
         found = equations(self.objective, *self.inputs, step, arithmetic, **self.given, masks=self.masks)
         for equation in found:
             shards = partial(self._shards, equation.path)

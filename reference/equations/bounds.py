@@ -89,8 +89,15 @@ class Curve:
     slope_moved: Wide
 
 
+@dataclass(frozen=True)
 class Arithmetic(Format):
-    """The rounding of the step under test: the numbers of its format, and bounds derived from them."""
+    """The rounding of the step under test: the numbers of its format, and bounds derived from them.
+
+    Attributes:
+        devices: among how many the terms of a sum may be shared; empty for a step on one device.
+    """
+
+    devices: tuple[int, ...] = ()
 
     def gamma(self, terms: int) -> float:
         """Relative error of a sum of this many terms."""

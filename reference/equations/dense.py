@@ -8,6 +8,7 @@ from reference.equations import bounds
 from reference.equations.bounds import Arithmetic, Known
 from reference.equations.chain import Use, Wide
 from reference.equations.families import Family, KnownFlow, Mistakes, family
+from reference.reductions import of_features
 
 
 @family.register
@@ -22,13 +23,13 @@ class _Dense(Family):
         mistakes = {} if b is None else {"the bias is missing": known.value - b}
         if W.shape[0] == W.shape[1]:
             mistakes["W is transposed"] = a_in.value @ W + (0.0 if b is None else b)
-        return known, mistakes
+        return known, mistakes | of_features(of.devices, a_in.value, W.T, 0.0 if b is None else b)
 
     def transport(self, of: Arithmetic, use: Use, a_in: Known, delta: Known) -> tuple[Known, Mistakes]:
         W = use.params.W
         square = W.shape[0] == W.shape[1]
         mistakes = {"W is not transposed": use.delta @ W.T} if square else {}
-        return bounds.transport(of, W, delta), mistakes
+        return bounds.transport(of, W, delta), mistakes | of_features(of.devices, delta.value, W)
 
     def gradient(
         self, of: Arithmetic, uses: list[Use], a_in: list[Known], delta: list[Known], shares: Wide

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import generic
+from helpers import every_time, generic
 from jax.sharding import AxisType, PartitionSpec
 
 import manual_backprop as mb
@@ -134,6 +135,70 @@ def test_a_wrong_reduction_is_named_and_a_right_one_passes():
     }
     for k, (name, (_, named)) in enumerate(FAULTS.items(), start=1):
         assert named in causes[f"value_and_grad.gradients[{k}].W"], name
+
+
+def over_model(a: Any) -> Any:
+    return jax.lax.psum(a, "model")
+
+
+def by_columns_then_rows(**sums: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A step of three layers over "model", which shares the features of 1 and 3, and so the terms of z of 2.
+
+    Args:
+        sums: in the place of the sum over "model" in z of layer 2, in delta of layer 2, and in d_x.
+    """
+    add = {"z": lambda z, b: over_model(z) + b[None], "delta": over_model, "d_x": over_model} | sums
+    columns, by_rows, both = PartitionSpec("model"), PartitionSpec(None, "model"), PartitionSpec("data", "model")
+    weights = [(columns, columns), (by_rows, WHOLE), (columns, columns)]
+    found = [(both, ROWS, both)] * 3
+
+    def on_a_shard(weights: Any, x: Any, y: Any) -> Any:
+        (W1, b1), (W2, b2), (W3, b3) = weights
+        a1 = jnp.tanh(z1 := x @ W1.T + b1[None])
+        a2 = jnp.tanh(z2 := add["z"](a1 @ W2.T, b2))
+        z3 = a2 @ W3.T + b3[None]
+        delta3 = z3 - y
+        delta2 = (1 - a2**2) * add["delta"](delta3 @ W3)
+        delta1 = (1 - a1**2) * (delta2 @ W2)
+        return [(z1, z2, z3), (a1, a2, z3), (delta1, delta2, delta3)], add["d_x"](delta1 @ W1)
+
+    shared = jax.shard_map(
+        on_a_shard, mesh=MESH, in_specs=(weights, ROWS, both), out_specs=(found, ROWS), check_vma=False
+    )
+
+    def backprop(objective: mb.Objective, params: Any, x: Any, y: Any, **given: Any) -> mb.Step:
+        (z, a, deltas), d_x = shared([(layer.W, layer.b) for layer in params], x, y)
+        step = mb.backprop(objective, params, x, y, **given)
+        trace = tuple(replace(values, z=z[i], a=a[i]) for i, values in enumerate(step.trace))
+        return replace(step, trace=trace, deltas=deltas, d_x=d_x, output=a[-1])
+
+    return backprop
+
+
+IN_FEATURES = {
+    "none": ({}, None, ""),
+    "z not summed": ({"z": lambda z, b: z + b[None]}, "trace[1].z", "alone: the sum over devices is missing"),
+    "z summed twice": (
+        {"z": lambda z, b: over_model(over_model(z)) + b[None]},
+        "trace[1].z",
+        "the product 2 times over",
+    ),
+    "b summed": ({"z": lambda z, b: over_model(z + b[None])}, "trace[1].z", "the bias 2 times over"),
+    "delta not summed": ({"delta": lambda d: d}, "deltas[1]", "alone: the sum over devices is missing"),
+    "delta summed twice": ({"delta": lambda d: over_model(over_model(d))}, "deltas[1]", "2 times over"),
+    "d_x not summed": ({"d_x": lambda d: d}, "d_x", "of 2 alone: the sum over devices is missing"),
+}
+
+
+@pytest.mark.parametrize("name", every_time(IN_FEATURES, "none", "b summed", "delta not summed"))
+def test_a_wrong_sum_over_features_is_named(name):
+    sums, path, cause = IN_FEATURES[name]
+    net = mb.mlp((6, 8, 8, 4), activation="tanh")
+    objective, y = mb.Objective(net, mb.squared_error), RNG.normal(size=(12, 4))
+    report = reference.check(objective, generic(net), X, y, mesh=MESH, backprop=by_columns_then_rows(**sums))
+    first = next((row for row in report.rows if not row.passed), None)
+    assert (first and first.path) == path
+    assert path is None or cause in first.cause
 
 
 def test_what_does_not_fit_is_refused(without_hook):
