@@ -53,7 +53,7 @@ class Shards:
 
 
 def of_features(counts: Sequence[int], rows: np.ndarray, W: np.ndarray, rest: Any = 0.0) -> dict[str, np.ndarray]:
-    """What wrong sums over the devices that share the features of `rows` give for rows W + rest, by the mistake."""
+    """Values of rows W + rest under wrong sums over the devices that share the features of `rows`, by the mistake."""
     whole, size, found = rows @ W, len(W), dict[str, np.ndarray]()
     for n in counts:
         if not 1 < n <= MOST_BLOCKS or size % n:
