@@ -64,14 +64,21 @@ def ratio_pattern(manual: np.ndarray, reference: np.ndarray, match: float = _MAT
         return None, "not finite"
     noise = match * largest / np.abs(reference[matter])
     if np.all(np.abs(ratios - 1) <= noise):
+        apart = np.count_nonzero(np.abs(manual - reference)[~matter] > match * largest)
+        if apart:
+            return None, f"{apart} of {manual.size} entries differ, next to zero in the reference"
         return None, f"ratios within {np.abs(ratios - 1).max():.1g} of 1"
     if np.all(np.abs(ratios - middle) <= noise * max(1.0, abs(middle))):
         return middle, f"ratio {number(middle)} everywhere"
     wrong = np.abs(ratios - 1) > noise
     return (
         None,
-        f"{wrong.sum()} of {matter.sum()} entries differ, ratios {ratios.min():.3g} to {ratios.max():.3g}",
+        f"{wrong.sum()} of {matter.sum()} entries differ, ratios {_short(ratios.min())} to {_short(ratios.max())}",
     )
+
+
+def _short(ratio: float) -> str:
+    return number(ratio) if 0.999 < ratio < 1.001 and ratio != 1 else f"{ratio:.3g}"
 
 
 def number(ratio: float) -> str:

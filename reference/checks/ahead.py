@@ -13,13 +13,16 @@ _COMPILER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compiling")
 def compiling(function: Callable[..., Any], *like: Any, options: dict[str, Any] | None = None) -> Callable[..., Any]:
     """Start to compile a function for arguments like these; what is returned waits for that, and calls it.
 
-    It is traced at once, under the caller's settings of JAX. What tracing or compiling raises, the call raises.
+    It is traced at once, under the caller's settings of JAX. What tracing or compiling raises, the call raises. Within
+    jax.disable_jit nothing is compiled, and the function itself is called.
 
     Args:
         function: from arrays to arrays.
         like: arguments; the call takes others of the same structure, shapes and types.
         options: for XLA.
     """
+    if getattr(jax.config, "jax_disable_jit", False):
+        return function
     try:
         lowered = jax.jit(function, compiler_options=options).lower(*like)
     except Exception as error:

@@ -8,6 +8,7 @@ ladder of steps to both sides, so no derivative rule has a part in them.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -15,18 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr
 
+from reference.checks import ladder
 from reference.jaxprs import inside
-from reference.tolerance.monte_carlo import exact
+from reference.tolerance.formats import Format
+from reference.tolerance.monte_carlo import exact, noises, perturbed
+from reference.tolerance.rounding import SAMPLES, spread
 from reference.tolerance.side_by_side import in_its_own_types, widened
-from reference.witnesses.differences import limits
 from reference.witnesses.kinks import ties
 from reference.witnesses.points import EPS
 
 Leaves = Sequence[Any]
-STEPS = 2.0 ** -np.arange(4, 28)
 FIRST = 8  # disputed entries that are looked at before all others: where one of them is wrong, so is the rule
 BUDGET = 1 << 22  # numbers in one batch of points
 MOST = 4096  # disputed entries of one leaf
+CLEAR = 0.1  # of a slope: one of a larger error tells nothing
 FAR = 8.0  # times the error of the slopes: so far is JAX off before it is said to stand alone
 
 
@@ -62,13 +65,18 @@ class Sides:
             inside = (ours >= low - slack) & (ours <= high + slack)
             theirs_off = self.far_from(theirs)
             right = np.where(kink, inside, inside & theirs_off)
-        told = zip(*(np.ravel(each) for each in (kink, right, self.left, self.right, theirs, theirs_off)), strict=True)
+            neither = theirs_off & ~((theirs >= low - slack) & (theirs <= high + slack))
+            clear = self.error <= CLEAR * np.fmax(np.abs(theirs), np.maximum(np.abs(low), np.abs(high)))
+        each = kink, right, self.left, self.right, theirs, neither, clear
+        told = zip(*map(np.ravel, each), strict=True)
         return right, np.asarray([_in_words(*each) for each in told], object).reshape(right.shape)
 
 
-def _in_words(kink: Any, right: Any, left: float, after: float, theirs: float, theirs_off: Any) -> str:
+def _in_words(kink: Any, right: Any, left: float, after: float, theirs: float, neither: Any, clear: Any) -> str:
     if not (np.isfinite(left) and np.isfinite(after)):
         return "the function's values show no slope there"
+    if not (clear or right):
+        return "the function's values show no clear slope there"
     if kink:
         return f"a kink of the function, with the one-sided derivatives {left:.6g} and {after:.6g}"
     middle = f"the function's values have the slope {(left + after) / 2:.9g} there"
@@ -76,7 +84,7 @@ def _in_words(kink: Any, right: Any, left: float, after: float, theirs: float, t
         return f"{middle}, and JAX's derivative of the plain function, {theirs:.6g}, is the odd one out"
     if not np.isfinite(theirs):
         return f"{middle}, which stands here for JAX's derivative of the plain function, since that is {theirs:.6g}"
-    return f"{middle}, which is neither" if theirs_off else f"{middle}, as JAX says"
+    return f"{middle}, which is neither" if neither else f"{middle}, as JAX says"
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,13 +126,22 @@ class Arbiter:
 
     def along(self, direction: Leaves) -> list[Sides]:
         """The slopes of every output along a direction."""
-        signed = np.concatenate([[0.0], STEPS, -STEPS])
-        size = max(1.0, *(float(np.max(np.abs(leaf), initial=0)) for leaf in self.moving))
-        rows = [
-            leaf[None] + size * signed.reshape(-1, *(1,) * leaf.ndim) * np.asarray(part, np.float64)
-            for leaf, part in zip(self.moving, direction, strict=True)
-        ]
-        return [_sides(values, np.asarray(size), self.unit) for values in self._values(rows)]
+        parts = [np.asarray(part, np.float64) for part in direction]
+        taken = ladder.steps(ladder.along([*self.moving], parts))
+        rows, grain = [], 0.0
+        for leaf, part in zip(self.moving, parts, strict=True):
+            moved = part != 0
+            grain = np.max(np.spacing(np.abs(leaf[moved])) / np.abs(part[moved]), initial=grain)
+            moves = taken.reshape(-1, *(1,) * leaf.ndim) * part
+            rows.append(np.concatenate([leaf[None], leaf + moves, leaf - moves]))
+            off = np.abs((leaf + moves) - leaf - moves) > ladder.BELOW * np.abs(moves)
+            taken = np.where(off.reshape(len(taken), -1).any(axis=1), np.nan, taken)
+
+        def found(values: np.ndarray, known: np.ndarray) -> Sides:
+            its = taken.reshape(-1, *(1,) * (values.ndim - 1))
+            return Sides(*ladder.sides(values, its, self._noise(values[:1], known), grain))
+
+        return [found(*each) for each in zip(self._values(rows), self.rounding, strict=True)]
 
     def by_entries(
         self, leaf: int, entries: np.ndarray, vectors: Sequence[Leaves]
@@ -136,22 +153,44 @@ class Arbiter:
             entries: flat numbers of its entries.
             vectors: weights for every output.
         """
-        signed = np.concatenate([[0.0], STEPS, -STEPS])
         x = self.moving[leaf]
+        places = 1 + 4 * len(ladder.STEPS)
         largest = max(1, x.size, *(int(np.prod(v.aval.shape)) for v in self.closed.jaxpr.outvars))
-        count = max(1, BUDGET // (signed.size * largest))
+        count = max(1, BUDGET // (places * largest))
         batches = [entries[:FIRST], *(entries[k : k + count] for k in range(FIRST, len(entries), count))]
         for batch in filter(len, batches):
-            sizes = np.maximum(1.0, np.abs(x.ravel()[batch]))
-            points = np.tile(x.reshape(1, 1, -1), (len(batch), signed.size, 1))
-            points[np.arange(len(batch))[:, None], np.arange(signed.size), batch[:, None]] += sizes[:, None] * signed
+            moved = x.ravel()[batch]
+            taken = ladder.steps(ladder.sizes(moved))
+            signed = np.concatenate([np.zeros((1, len(batch))), taken, -taken])
+            taken = np.where((moved + taken) - moved == taken, taken, np.nan)
+            points = np.tile(x.reshape(1, 1, -1), (len(batch), places, 1))
+            points[np.arange(len(batch))[:, None], np.arange(places), batch[:, None]] += signed.T
             rows: list[Any] = [other[None] for other in self.moving]
             rows[leaf] = points.reshape(-1, *x.shape)
-            total = np.zeros((len(rows[leaf]), len(vectors)))
+            total, noise = np.zeros((len(rows[leaf]), len(vectors))), np.zeros(len(vectors))
             for i, values in enumerate(self._values(rows)):
                 weights = np.stack([np.asarray(vector[i], np.float64).ravel() for vector in vectors], axis=1)
                 total += values.reshape(len(values), -1) @ weights
-            yield batch, _sides(total.reshape(len(batch), signed.size, -1).transpose(1, 2, 0), sizes, self.unit)
+                noise += self.rounding[i].ravel() @ np.abs(weights)
+            found = total.reshape(len(batch), places, -1).transpose(1, 2, 0)
+            known = self._noise(found[:1], noise[None, :, None])
+            yield batch, Sides(*ladder.sides(found, taken[:, None], known, np.spacing(np.abs(moved))))
+
+    @cached_property
+    def rounding(self) -> list[np.ndarray]:
+        """How far the rounding of float64 may move every output, by Monte Carlo arithmetic; 0 where it is not known."""
+        try:
+            with jax.enable_x64(True):
+                noise, given = (
+                    noises(Format.of("float64"), SAMPLES, 0),
+                    [leaf[None] for leaf in (*self.moving, *self.data)],
+                )
+                return [spread(widened(values))[1] for values in perturbed(self.closed, noise, given)]
+        except Exception:  # noise breaks what it checks
+            return [np.zeros(variable.aval.shape) for variable in self.closed.jaxpr.outvars]
+
+    def _noise(self, at: np.ndarray, known: Any) -> np.ndarray:
+        return np.maximum(2 * self.unit * np.abs(at), known)
 
     def _values(self, rows: Leaves) -> list[np.ndarray]:
         try:
@@ -171,18 +210,3 @@ def _narrow_results(closed: ClosedJaxpr) -> Iterator[float]:
             yield from (float(jnp.finfo(a.dtype).eps) for a in avals if jnp.issubdtype(a.dtype, jnp.floating))
         for part in inside(equation):
             yield from _narrow_results(part)
-
-
-def _sides(values: np.ndarray, size: np.ndarray, unit: float) -> Sides:
-    """Slopes from the values at 0, at `STEPS` and at -`STEPS` times `size`, on the first axis."""
-    if len(values) == 1:  # an output that nothing here moves
-        still = np.zeros(values.shape[1:])
-        return Sides(still, still, still)
-    at, ahead, behind = values[:1], values[1 : 1 + STEPS.size], values[1 + STEPS.size :]
-    steps = size * STEPS.reshape(-1, *(1,) * (values.ndim - 1))
-    with np.errstate(invalid="ignore", over="ignore"):
-        rounding = 4 * unit * np.abs(at) / steps
-        right, right_error = limits((ahead - at) / steps, rounding)
-        left, left_error = limits((at - behind) / steps, rounding)
-        error = np.asarray(np.maximum(left_error, right_error))
-    return Sides(left, right, error)

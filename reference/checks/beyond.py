@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from reference.checks import faults
 from reference.checks.by_values import by_values, with_slopes
-from reference.checks.disputes import Disputes, explained
+from reference.checks.disputes import Disputes, Judged, explained
 from reference.checks.linear_rows import Trial, Vector, arrays
 from reference.checks.near import scaled, shuffled
 from reference.compare import compare_leaf
@@ -77,7 +77,7 @@ def _at(trial: Trial, prefix: str) -> tuple[list[Row], list[str]]:
     given = arrays(trial.moving), arrays(trial.data), [arrays(vector) for vector in trial.vectors]
     found = trial.measured(plain, trial.moving, trial.data, trial.vectors)
     _, results = jax.jit(by_rule, compiler_options=quick())(*given)
-    truth, notes, judged = trial.truth_from(found), list[str](), dict[str, str]()
+    truth, notes, judged = trial.truth_from(found), list[str](), dict[str, Judged]()
     if trial.valued is not None:
         truth, notes = with_slopes(trial, truth)
     rows = list(trial.results(results, truth, prefix))

@@ -108,8 +108,8 @@ def _in_words(nan: "_Found | None", inf: "_Found | None") -> str:
 
 def _stop_at(equation: JaxprEqn, inputs: Values, outputs: Values, bad: Callable[[Any], bool]) -> None:
     if any(map(bad, outputs)) and not any(map(bad, inputs)):
-        where = source_info_util.summarize(equation.source_info)
-        raise _Found(f"{equation.primitive.name} at {where}", any(map(_has_inf, inputs)))
+        where = source_info_util.summarize(equation.source_info)  # empty for a program that no file holds
+        raise _Found(equation.primitive.name + (where and f" at {where}"), any(map(_has_inf, inputs)))
 
 
 def _search(closed: ClosedJaxpr, leaves: Sequence[Any], bad: Callable[[Any], bool]) -> "_Found | None":

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,8 @@ from reference.report import Row
 
 Found = Callable[[np.ndarray], Iterator[tuple[np.ndarray, Sides]]]
 """Flat numbers of entries -> (some of them, slopes for every vector and each of these), batch by batch."""
+Judged = list[tuple[float, str, bool]]
+"""A number by hand, what the function's values say of it, and whether they stand for JAX's derivative."""
 SHOWN = 3  # entries that a note names
 UNKNOWN = 8.0  # roundings that pass where JAX's derivative is not the value to round
 
@@ -25,13 +27,13 @@ class Settled:
         values: the reference, with what was borne out in place of JAX's.
         allowed: the tolerances.
         notes: on what was borne out.
-        judged: by what name of a leaf, what the function's values say about an entry that was not.
+        judged: what the function's values say about the entries that were not.
     """
 
     values: np.ndarray
     allowed: np.ndarray
     notes: list[str] = field(default_factory=list)
-    judged: str = ""
+    judged: Judged = field(default_factory=list)
 
 
 def disputed(ours: np.ndarray, theirs: np.ndarray, allowed: np.ndarray) -> np.ndarray:
@@ -65,9 +67,10 @@ def settled(
     with np.errstate(invalid="ignore", divide="ignore"):
         used = np.where(where, np.nan_to_num(np.abs(flat_ours - values) / bars, nan=np.inf, posinf=np.inf), 0.0)
     entries = np.argsort(-used.max(axis=0), kind="stable")[: np.count_nonzero(where.any(axis=0))]
-    lines, judged, worst, borne_out = [], "", 0.0, set[int]()
+    lines, judged, borne_out = [], Judged(), set[int]()
     if len(entries) > MOST:
         return Settled(theirs, allowed)
+    kinks = cache(kinks)
     unit = UNKNOWN * float(jnp.finfo(ours.dtype).eps)
     for batch, sides in found(entries):
         rounding = unit * np.abs(flat_ours[:, batch])  # the tolerances are those of JAX's values, not of these
@@ -78,9 +81,9 @@ def settled(
         for k, j in np.argwhere(where[:, batch]):
             at, text = batch[j], str(told[k, j])
             if not right[k, j]:
-                if used[k, at] > worst and k < max(1, len(ours) - 1):  # a row shows all vectors but the combination
-                    judged, worst = text + _named(text, kinks), used[k, at]
-                if not np.isfinite(values[k, at]):  # JAX has no answer, so the nearer side stands for it
+                unknown = not np.isfinite(values[k, at])
+                judged.append((float(flat_ours[k, at]), text + _named(text, kinks), unknown))
+                if unknown:  # JAX has no answer, so the nearer side stands for it
                     values[k, at], bars[k, at] = sides.nearest(flat_ours[k, at], (k, j))
                 continue
             if len(borne_out | {at}) <= SHOWN and at not in borne_out:
@@ -147,9 +150,9 @@ class Disputes:
 
         return trial.truth_from(trial.measured(by_rule, trial.moving, trial.data, trial.vectors))
 
-    def settle(self) -> tuple[Truth, list[str], dict[str, str]]:
+    def settle(self) -> tuple[Truth, list[str], dict[str, Judged]]:
         """(the truth with what was borne out, notes, by name of a leaf what the values say against it)."""
-        truth, notes, judged = self.truth, list[str](), dict[str, str]()
+        truth, notes, judged = self.truth, list[str](), dict[str, Judged]()
         results = [(list(values), list(allowed)) for values, allowed in truth.results]
         for i, name in enumerate(self.trial.names):
             ours = np.stack([np.asarray(one[i]) for one in self.results])
@@ -195,7 +198,22 @@ class Disputes:
         yield entries, Sides(*flat)
 
 
-def explained(row: Row, judged: dict[str, str]) -> Row:
-    """A failing row with what the function's values say."""
-    text = judged.get(row.path.rpartition(": ")[2], "")
-    return replace(row, judged=text) if text and row.verdict == "fail" else row
+def explained(row: Row, judged: dict[str, Judged]) -> Row:
+    """A failing row with what the function's values say of the number that it shows."""
+    if row.verdict != "fail":
+        return row
+    said = judged.get(row.path.rpartition(": ")[2], [])
+    found = next(((text, stands) for number, text, stands in said if _alike(number, row.manual)), None)
+    if found is None:
+        return row
+    text, stands = found
+    factor = text.startswith("a kink") and row.cause.startswith("a constant factor")  # of JAX's choice there: no cause
+    row = replace(row, judged=text, cause="" if factor else row.cause)
+    return (
+        replace(row, witness="the function's values, since JAX's derivative is not finite", cause="") if stands else row
+    )
+
+
+def _alike(a: float, b: float) -> bool:
+    """Whether two numbers by hand may be one, computed as it stands and compiled."""
+    return bool(np.isclose(a, b, rtol=1e-3, atol=0, equal_nan=True))

@@ -41,10 +41,11 @@ def call_of(check: str, functions: Sequence[Any], args: int, **options: Any) -> 
         check: its name.
         functions: what it is called on.
         args: how many arguments follow.
-        options: keywords; those that are None, 0 or False are left out, but for the seed.
+        options: keywords; those that are None, 0.0 or False are left out.
     """
     names = parameter_names(functions[0], args)
-    said = [f"{key}={value!r}" for key, value in options.items() if key == "seed" or value not in (None, 0, False)]
+    given = {key: value for key, value in options.items() if value is not None and repr(value) not in ("0.0", "False")}
+    said = [f"{key}={name_of(value) if callable(value) else repr(value)}" for key, value in given.items()]
     return f"{check}({', '.join([*map(name_of, functions), *names, *said])})"
 
 
@@ -207,7 +208,11 @@ def made_by(function: Callable[..., Any], *args: Any) -> str:
         culprit = first_nonfinite(function, *args)
     except Exception as error:  # the search is optional, so its failure must not hide the finding
         return f"; where it arises is not known, since tracing it raises {one_line(error)}"
-    return f"; first made by {culprit}" if culprit else "; it comes from outside of what JAX traces"
+    return (
+        f"; first made by {culprit}"
+        if culprit
+        else "; it is a number of the function's own, or comes from outside of what JAX traces"
+    )
 
 
 def same_structure(gradient: Tree, argument: Tree, path: str) -> None:

@@ -121,7 +121,7 @@ def check_gradient(
     rows, text = without_vacuous(trial, rows, measured)
     notes = [*asked, *notes, *text, *([allowed_text(approximation)] if approximation else [])]
     options = {
-        "argnums": argnums,
+        "argnums": argnums or None,
         "dtype": dtype and str(given.working),
         "seed": seed,
         "transforms": None if transforms is None else names,
@@ -173,7 +173,7 @@ def _rows(
     if any(np.shape(got) != np.shape(due) for got, due in zip(flat[1], points[0], strict=True)):
         trial.require_finite(measured)
         return [*wrong, *faults.behaviour(role, first, second)], notes
-    measured, notes, judged = trial.settled(flat, measured)
+    measured, notes, judged = trial.settled(flat, measured, points)
     trial.require_finite(measured)
     rows: list[Row] = []
     if "eager" in names:
@@ -183,7 +183,11 @@ def _rows(
         if name == "eager":
             continue
         try:
-            rows += trial.compared(_transformed(subject, points, name), measured, f"under {name}: ")
+            results = _transformed(subject, points, name)
+            for k, result in enumerate(results[1:], start=1):  # a kink at 0 is one at a second point, too
+                measured, more, _ = trial.settled(result, measured, points, k)
+                notes += [f"at point {k}: {note}" for note in more if note not in notes]
+            rows += trial.compared(results, measured, f"under {name}: ")
         except NEEDS_VALUES as error:
             if lenient:
                 notes.append(f"not checked under {name}: {role} needs concrete values ({faults.one_line(error)})")
@@ -216,6 +220,20 @@ def _transformed(subject: Subject, points: list[list[Any]], name: str) -> list[t
     return [(None if value is None else value[i], [leaf[i] for leaf in leaves]) for i in range(len(points))]
 
 
+def _bars_of_jax(
+    loss: Callable[[list[Any]], Any], point: list[Any], value: list[np.ndarray], allowed: list[np.ndarray]
+) -> list[np.ndarray]:
+    """The error bars of the reference beside witnesses that trace the function anew in float64.
+
+    It is the derivative of the program as the given precision traces it, whose own numbers (1/5, of five examples) are
+    rounded to that. So the bars have the difference to the derivative of the program that the witnesses evaluate.
+    """
+    with jax.enable_x64(True):
+        anew = jax.grad(loss)([jnp.asarray(leaf, "float64") for leaf in point])
+    finer = float(jnp.finfo("float64").eps / jnp.finfo(point[0].dtype).eps)
+    return [finer * a + np.abs(np.asarray(w) - v) for a, w, v in zip(allowed, anew, value, strict=True)]
+
+
 def _witnessed(
     subject: Subject, point: list[Any], measured: Measured, witnesses: str | Sequence[str], seed: int
 ) -> tuple[list[Row], list[str]]:
@@ -223,10 +241,10 @@ def _witnessed(
     data = given.fresh("data")
     result = faults.watched_call(subject.grad_fun, given, "grad_fun").result
     value, allowed = measured.value[0][1], measured.tolerance[0][1]
-    finer = float(jnp.finfo("float64").eps / jnp.finfo(given.working).eps)
-    by = {"manual": (subject.flat(result)[1], allowed), "jax.grad": (value, [finer * bars for bars in allowed])}
 
     def loss(moving: list[Any]) -> Any:
         return subject.loss(moving, data)
+
+    by = {"manual": (subject.flat(result)[1], allowed), "jax.grad": (value, _bars_of_jax(loss, point, value, allowed))}
 
     return witness_rows(loss, point, given.moving_paths, by, witnesses, seed)

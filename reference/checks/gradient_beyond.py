@@ -13,7 +13,7 @@ from reference.checks.beyond import FACTORS, narrower, without_kinks
 from reference.checks.disputes import explained
 from reference.checks.gradient_trial import NEEDS_VALUES, Subject, Trial
 from reference.checks.near import scaled, shuffled
-from reference.checks.vacuous import TRIED, all_zeros, elsewhere, vacuous, zero_here_alone
+from reference.checks.vacuous import TRIED, all_ones, all_zeros, elsewhere, vacuous, zero_here_alone
 from reference.compare import compare_leaf
 from reference.report import Row
 from reference.tolerance.rounding import Measured, measure
@@ -45,9 +45,9 @@ def in_double(trial: Trial, prepared: Callable[[Any], Subject]) -> Said:
 def _at(trial: Trial, prefix: str) -> Said:
     """Rows on every leaf at a trial's point, with disputes settled, and notes."""
     subject = trial.subject
-    _, measured = trial.measured(False)
+    points, measured = trial.measured(False)
     flat = subject.flat(subject.by_hand(subject.given.fresh("moving"), subject.given.fresh("data")))
-    measured, notes, judged = trial.settled(flat, measured)
+    measured, notes, judged = trial.settled(flat, measured, points)
     rows = [explained(row, judged) for row in trial.compared([flat], measured, prefix)]
     known = all(np.isfinite(leaf).all() for leaf in (*measured.value[0][1], *measured.tolerance[0][1]))
     if not known and not any(row.verdict == "fail" for row in rows):
@@ -122,4 +122,5 @@ def without_vacuous(trial: Trial, rows: Sequence[Row], measured: Measured) -> Sa
         if is_zero and not alone
     ]
     notes += all_zeros(paths, moving, {path for path, _, alone, _ in columns if alone})
+    notes += all_ones(paths, moving) if len(measured.value) == 1 else []  # a second point has other values
     return vacuous(rows, paths, here_alone, empty), notes

@@ -13,7 +13,7 @@ from reference.checks.approximation import hinted
 from reference.checks.arbiter import Arbiter, NoSay
 from reference.checks.arguments import Arguments, structure
 from reference.checks.by_values import borne_out
-from reference.checks.disputes import disputed, settled
+from reference.checks.disputes import Judged, disputed, settled
 from reference.checks.near import near_points
 from reference.checks.projections import Plan
 from reference.compare import compare_leaf
@@ -35,8 +35,13 @@ class Subject:
     with_value: bool
 
     def loss(self, moving: list[Any], data: list[Any]) -> Any:
-        """`fun` of the leaves."""
-        return self.fun(*self.given.build(moving, data))
+        """`fun` of the leaves, in a program of JAX even where it is NumPy's or other code's."""
+        try:
+            return self.fun(*self.given.build(moving, data))
+        except NEEDS_VALUES:
+            kind = jax.ShapeDtypeStruct((), self.given.working)
+            outside = lambda *given: np.asarray(self.fun(*self.given.build(*given)), kind.dtype)  # noqa: E731
+            return jax.pure_callback(outside, kind, moving, data)
 
     def by_hand(self, moving: list[Any], data: list[Any]) -> Any:
         """`grad_fun` of the leaves."""
@@ -188,13 +193,22 @@ class Trial:
             again = jax.grad(self.subject.loss), given.fresh("moving"), given.fresh("data")
             faults.require_finite(measured.value[0][1], self.plan.paths, "jax.grad of fun", *again)
 
-    def settled(self, result: tuple[Any, list[Any]], measured: Measured) -> tuple[Measured, list[str], dict[str, str]]:
-        """Ask fun's values about entries that differ: (what was measured with those borne out, notes, the rest)."""
+    def settled(
+        self, result: tuple[Any, list[Any]], measured: Measured, points: list[list[Any]], at: int = 0
+    ) -> tuple[Measured, list[str], dict[str, Judged]]:
+        """Ask fun's values about entries that differ: (what was measured with those borne out, notes, the rest).
+
+        Args:
+            result: (value, gradient leaves) by hand at one of the points.
+            measured: at all of them.
+            points: the values of the leaves.
+            at: which of them.
+        """
         if self.valued:
             return measured, [], {}
-        (value, leaves), (bar, bars) = measured.value[0], measured.tolerance[0]
-        leaves, bars, notes, judged = list(leaves), list(bars), list[str](), dict[str, str]()
-        arbiter = self._arbiter()
+        (value, leaves), (bar, bars) = measured.value[at], measured.tolerance[at]
+        leaves, bars, notes, judged = list(leaves), list(bars), list[str](), dict[str, Judged]()
+        arbiter = self._arbiter(points[at])
         for i, (name, ours) in enumerate(zip(self.plan.paths, map(np.asarray, result[1]), strict=True)):
             wide = ours.astype(np.float64)
             if self.plan.projected[i] or not disputed(wide, leaves[i], bars[i]).any():
@@ -208,8 +222,9 @@ class Trial:
             leaves[i], bars[i] = found.values[0], found.allowed[0]
             notes += found.notes
             judged |= {name: found.judged} if found.judged else {}
-        new = ([(value, leaves), *measured.value[1:]], [(bar, bars), *measured.tolerance[1:]])
-        return Measured(*new), notes, judged
+        values, tolerances = [*measured.value], [*measured.tolerance]
+        values[at], tolerances[at] = (value, leaves), (bar, bars)
+        return replace(measured, value=values, tolerance=tolerances), notes, judged
 
     @cached_property
     def _rounding(self) -> list[np.ndarray]:

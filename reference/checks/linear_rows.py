@@ -1,6 +1,7 @@
 """The rows that hold a derivative rule against the reference where JAX calls it as it stands: right, and linear."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,8 +240,12 @@ class Trial:
         """The rows; one that fails by little, where the function iterates, says that this may be meant."""
         if not any(row.verdict == "fail" for row in rows):
             return rows
-        rule = self.rule
-        return hinted(rows, jax.make_jaxpr(lambda m, d: rule.floats(rule.raw, m, d))(self.moving, self.data))
+        rule, programs = self.rule, list[Any]()
+        for function in (rule.raw, rule.f):  # either may be the one that iterates
+            with suppress(Exception):  # one that JAX cannot trace has no program to look at
+                traced = jax.make_jaxpr(lambda m, d, v, f=function: self.apply(f, m, d, [v]))
+                programs.append(traced(self.moving, self.data, self.vectors[0]))
+        return hinted(rows, *programs)
 
     def results(self, results: list[Vector], truth: Truth, prefix: str = "") -> Iterator[Row]:
         """A row for every leaf, with the vectors, except their combination, on its first axis."""

@@ -26,7 +26,9 @@ def named(trial: Trial, truth: Truth, results: Sequence[Vector], rows: Sequence[
     wrong = {row.path for row in rows if row.verdict == "fail" and row.path in trial.names}
     for i, name in enumerate(trial.names):
         if name in wrong:
-            causes[name] = _deaf(trial, results, i) or _forgetful(trial, truth, results, i)
+            causes[name] = (
+                _deaf(trial, results, i) or _anothers(trial, truth, results, i) or _forgetful(trial, truth, results, i)
+            )
     found = {name: cause for name, cause in causes.items() if cause}
     return [replace(row, cause=found[row.path]) if row.path in wrong & found.keys() else row for row in rows]
 
@@ -36,6 +38,21 @@ def _deaf(trial: Trial, results: Sequence[Vector], i: int) -> str:
     first, last = np.asarray(results[0][i]), np.asarray(results[-2][i])
     same = len(results) > 2 and first.any() and np.array_equal(first, last)
     return f"it does not depend on the {trial.word}, which a derivative is a multiple of" if same else ""
+
+
+def _anothers(trial: Trial, truth: Truth, results: Sequence[Vector], i: int) -> str:
+    """The leaf whose result this is, if it is another's."""
+    ours = np.asarray(results[0][i], np.float64)
+    values, allowed = truth.results[0]
+    for k, name in enumerate(trial.names):
+        if (
+            k != i
+            and np.shape(values[k]) == ours.shape
+            and ours.any()
+            and np.all(np.abs(ours - values[k]) <= allowed[k])
+        ):
+            return f"it is the {trial.word} of {name}: two are exchanged, or one is returned for both"
+    return ""
 
 
 def _forgetful(trial: Trial, truth: Truth, results: Sequence[Vector], i: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from reference.checks import faults
 from reference.checks.blind import probed
 from reference.checks.by_values import by_values, with_slopes
-from reference.checks.disputes import Disputes, explained
+from reference.checks.disputes import Disputes, Judged, explained
 from reference.checks.linear_rows import Called, Trial, Truth, Vector
 from reference.checks.mistakes import named
 from reference.checks.rule_parts import by_argument
@@ -25,10 +25,12 @@ class Begun:
 
     Attributes:
         called: its results, or what it raised.
+        transforms: any of "eager", "jit" and "vmap", as asked for.
         transformed: rows on it under jit and under vmap, once the reference is known.
     """
 
     called: Called | Exception
+    transforms: Sequence[str]
     transformed: tuple[Callable[[Truth], Iterator[Row]], ...] = ()
 
 
@@ -37,10 +39,10 @@ def begin(trial: Trial, transforms: Sequence[str]) -> Begun:
     try:
         called = trial.called()
     except Exception as error:  # the error is the finding
-        return Begun(error)
+        return Begun(error, transforms)
     compiled = [jitted(trial)] if "jit" in transforms else []
     batched = [vmapped(trial, by_argument(trial.rule.given))] if "vmap" in transforms else []
-    return Begun(called, (*compiled, *batched))
+    return Begun(called, transforms, (*compiled, *batched))
 
 
 def truth_of(trial: Trial) -> tuple[Trial, Truth, list[str]]:
@@ -53,7 +55,8 @@ def truth_of(trial: Trial) -> tuple[Trial, Truth, list[str]]:
     role = f"the plain function of {faults.name_of(trial.rule.f)}, {word} through in float64,"
     hint = "if JAX cannot differentiate it, give raw=, a plain function of the same value that it can"
     try:
-        truth = faults.call(lambda *_: trial.truth(), (), role, hint)
+        args = trial.rule.given.build(trial.moving, trial.data)
+        truth = faults.call(lambda *_: trial.truth(), args, role, hint)
         return trial, truth, [*truth.notes]
     except faults.CallFailed as error:
         valued, why = by_values(trial), faults.one_line(error.__cause__ or error)
@@ -69,7 +72,6 @@ def proven(
     trial: Trial,
     truth: Truth,
     begun: Begun,
-    eager: bool,
     parts: Callable[[Truth], Iterator[Row]],
     beyond: Callable[[], Told],
 ) -> tuple[Told, Told]:
@@ -79,19 +81,18 @@ def proven(
         trial: what is tested.
         truth: of the trial.
         begun: the same rule.
-        eager: whether its results as it stands are asked for.
         parts: rows on one argument or output at a time.
         beyond: looks further, while the rule is compiled.
 
     Raises:
         ValueError: the reference is not finite where the rule is not either.
     """
-    called = begun.called
+    called, eager = begun.called, "eager" in begun.transforms
     if isinstance(called, Exception):  # the error is the finding
         _require_finite(trial, truth)
         what = "vjp" if trial.word == "cotangent" else "jvp"
         return ([faults.contract(what, f"raised {faults.one_line(called)}")], []), ([], [])
-    notes, judged = list[str](), dict[str, str]()
+    notes, judged = list[str](), dict[str, Judged]()
     first: list[Row] = []
     known = all(np.isfinite(leaf).all() for values, _ in truth.results for leaf in values)
     if known:
@@ -102,7 +103,8 @@ def proven(
         first = named(trial, truth, called.results, list(trial.rows(called, truth, eager)))
     rows = [*first]
     if trial.word == "cotangent":
-        rows += guarded(lambda: in_turns(trial, truth, notes), "two pullbacks in turns")
+        batched = "vmap" in begun.transforms
+        rows += guarded(lambda: in_turns(trial, truth, notes, batched), "two pullbacks in turns")
     rows += guarded(lambda: parts(truth), "one at a time")
     further = ([], []) if _failed(rows) else beyond()
     for transformed in begun.transformed:

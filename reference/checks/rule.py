@@ -104,13 +104,13 @@ def check_vjp(
         if held is not None and (unseen := held.unseen(args)):
             notes.append(f"not differentiated: {', '.join(unseen)}; give by position what has a default, to check it")
         if not any(row.path in ("fwd", "bwd") for row in bare.failures):
-            eager, parts = "eager" in transforms, lambda truth: parts_of_vjp(trial, truth)
             beyond = partial(in_double, trial, prepared, dtype)
-            (found, said), further = proven(trial, truth, begun, eager, parts, beyond)
+            (found, said), further = proven(trial, truth, begun, lambda truth: parts_of_vjp(trial, truth), beyond)
             rows, notes = rows + found, notes + said
     said, causes = _silent(bare.nones, truth, rule.given)
     rows = [replace(row, cause=causes[row.path]) if not row.passed and row.path in causes else row for row in rows]
-    return _finished("check_vjp", trial, truth, rows, notes + said, further, dtype, thorough)
+    options = {"argnums": argnums, "nondiff_argnums": nondiff_argnums, "raw": raw, "transforms": transforms}
+    return _finished("check_vjp", trial, truth, rows, notes + said, further, dtype, thorough, options)
 
 
 @errors_by_name
@@ -172,12 +172,12 @@ def check_jvp(
         begun = begin(trial, transforms)
         trial, truth, asked = truth_of(trial)
         rows = primal_rows(rule, truth)
-        eager, parts = "eager" in transforms, lambda truth: parts_of_jvp(trial, truth)
         beyond = partial(in_double, trial, prepared, dtype)
-        (found, notes), further = proven(trial, truth, begun, eager, parts, beyond)
+        (found, notes), further = proven(trial, truth, begun, lambda truth: parts_of_jvp(trial, truth), beyond)
         more, said = transposed(trial, truth, promised=held is not None)
     rows, notes = [*rows, *found, *more], [*asked, *notes, *said]
-    return _finished("check_jvp", trial, truth, rows, notes, further, dtype, thorough)
+    options = {"argnums": argnums, "nondiff_argnums": nondiff_argnums, "raw": raw, "transforms": transforms}
+    return _finished("check_jvp", trial, truth, rows, notes, further, dtype, thorough, options)
 
 
 def _finished(
@@ -189,6 +189,7 @@ def _finished(
     beyond: Told,
     asked: DTypeLike | None,
     thorough: bool,
+    options: dict[str, Any],
 ) -> Report:
     """The report, with the rows of other points and precisions, and with no row that could not have failed."""
     rows = _naming_lost(trial, rows)
@@ -203,7 +204,13 @@ def _finished(
     name, dtype = faults.name_of(trial.rule.f), str(trial.rule.given.working)
     if trial.approximation:
         notes = [*notes, allowed_text(trial.approximation)]
-    options = {"dtype": asked and dtype, "seed": trial.seed, "approximation": trial.approximation, "thorough": thorough}
+    options = {name: value for name, value in options.items() if callable(value) or value not in ((), TRANSFORMS)}
+    options |= {
+        "dtype": asked and dtype,
+        "seed": trial.seed,
+        "approximation": trial.approximation,
+        "thorough": thorough,
+    }
     count = len(trial.rule.given.build(trial.moving, trial.data))
     report = Report(
         rows=tuple(rows),

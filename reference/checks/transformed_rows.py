@@ -18,11 +18,12 @@ Batch = tuple[str, Any, Any, list[int]]
 """(name, in_axes of what is differentiated, its values, the numbers of the vectors in the batch)."""
 
 
-def in_turns(trial: Trial, truth: Truth, notes: list[str]) -> Iterator[Row]:
+def in_turns(trial: Trial, truth: Truth, notes: list[str], batched: bool) -> Iterator[Row]:
     """Rows on two pullbacks made first and applied afterwards: what one keeps must not be the other's.
 
-    They are held against pullbacks that are applied at once, which other rows hold against the reference. Where the
-    function refuses the second point, a line is added to `notes`.
+    They are held against pullbacks that are applied at once. These other rows hold against the reference; unless
+    `batched`, the one at the second point is held against it here. Where the function refuses that point, a line is
+    added to `notes`.
     """
     rule, vectors = trial.rule, [arrays(trial.vectors[0]), arrays(trial.vectors[-2])]
 
@@ -35,6 +36,9 @@ def in_turns(trial: Trial, truth: Truth, notes: list[str]) -> Iterator[Row]:
     except Exception as error:  # such as a covariance that is not symmetric there
         notes.append(f"no two pullbacks in turns: called at a second point, it raised {faults.one_line(error)}")
         return
+    if not batched and all(np.isfinite(leaf).all() for leaf in (*truth.beside[0], *truth.beside[1])):
+        told: Any = {"kind": "contract", "witness": trial.witness}
+        yield from against(trial.names, at_once[1], truth.beside, "at a second point: ", **told)
     pulls = [pull(point) for point in points]
     results = [later(vector)[0] for later, vector in zip(pulls, vectors, strict=True)]
     bars = [[2 * allowed for allowed in wanted[1]] for wanted in (truth.results[0], truth.beside)]

@@ -98,6 +98,15 @@ def without_vacuous(trial: Trial, rows: Sequence[Row], truth: Truth) -> tuple[li
     return vacuous(rows, trial.names, here_alone, empty), notes
 
 
+def all_ones(paths: Sequence[str], moving: Vector) -> list[str]:
+    """Notes on arguments that are 1 throughout, where one factor of them is as good as none."""
+    return [
+        f"{path} is all ones: a factor of it too many or too few cannot show; check with other values"
+        for path, leaf in zip(paths, moving, strict=True)
+        if np.size(leaf) and (np.asarray(leaf, np.float64) == 1).all()
+    ]
+
+
 def all_zeros(paths: Sequence[str], moving: Vector, told: set[str]) -> list[str]:
     """Notes on arguments that are all zero, where a term that multiplies them is unseen, unless one was told of."""
     return [

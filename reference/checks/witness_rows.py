@@ -10,7 +10,7 @@ from reference.report import Row
 from reference.witnesses.derivatives import complex_step, forward_mode
 from reference.witnesses.differences import finite_differences
 from reference.witnesses.points import Witness
-from reference.witnesses.voting import vote
+from reference.witnesses.voting import LeafVote, vote
 
 WAYS: dict[str, Callable[..., Witness]] = {
     "forward mode": forward_mode,
@@ -68,7 +68,7 @@ def witness_rows(
     rows = [replace(row, path=named[row.path]) for row in ballot.rows if row.witness != "jax.grad"]
     odd = [leaf for leaf in ballot.leaves if leaf.outcome != "agree"]
     notes += [_renamed(note, named) for note in ballot.notes]
-    return rows, notes + ([f"{named[leaf.path]}: {leaf.text}" for leaf in odd] or [ballot.leaves[0].text])
+    return rows, notes + ([_told(leaf, named[leaf.path]) for leaf in odd] or [ballot.leaves[0].text])
 
 
 def _seen(trees: Mapping[str, Leaves], directions: np.ndarray | None, bars: bool) -> dict[str, Any]:
@@ -78,6 +78,10 @@ def _seen(trees: Mapping[str, Leaves], directions: np.ndarray | None, bars: bool
         return dict(wide)
     flat = {who: np.concatenate([leaf.ravel() for leaf in leaves]) for who, leaves in wide.items()}
     return {who: (np.abs(directions) if bars else directions) @ vector for who, vector in flat.items()}
+
+
+def _told(leaf: LeafVote, path: str) -> str:
+    return f"{path}: {leaf.text.replace(leaf.path, path)}"
 
 
 def _renamed(note: str, named: Mapping[str, str]) -> str:

@@ -111,6 +111,11 @@ def sampled(equation: JaxprEqn, inputs: Values, points: bool = False) -> Values:
 
     With `points` the samples are points of their own, so that an error in one is an error.
     """
+    if any(hasattr(variable.aval, "inner_aval") for variable in equation.outvars):
+        raise NotImplementedError(
+            f"{equation.primitive.name}: a mutable reference (jax.new_ref) is not evaluated in float64; check the"
+            " function written with values, or give that as the plain one"
+        )
     if equation.primitive.name == "bitcast_convert_type":
         return [*map(standing, _by_jax(equation, _as_wide_as_known(equation, inputs), narrow=True))]
     if equation.primitive.name in CALLBACKS:

@@ -404,3 +404,23 @@ def test_what_cannot_be_checked_is_refused_in_words(call: Any, error: type[Excep
     assert says in str(caught.value)
     if error is CallFailed:
         assert caught.value.__cause__ is not None
+
+
+def test_a_function_in_numpy_is_asked_for_its_values() -> None:
+    def value(params: Any, x: Any) -> Any:
+        return np.mean(np.square(np.tanh(np.asarray(x) @ np.asarray(params["W"]) + np.asarray(params["b"])[None])))
+
+    right = check_gradient(value, in_numpy, PARAMS, X)
+    assert right.passed, right.summary()
+    assert any(note.startswith("JAX cannot differentiate fun") for note in right.notes)
+    wrong = check_gradient(value, lambda p, x: jax.tree.map(lambda g: 1.001 * g, in_numpy(p, x)), PARAMS, X)
+    assert [row.path for row in wrong.failures] == ["params['W']", "params['b']"]
+
+
+def test_arguments_that_are_all_ones_are_noted_unless_there_is_a_second_point() -> None:
+    at = np.ones(3)
+    cube, square = lambda v: jnp.sum(v**3), lambda v: 3 * v  # a factor of v is forgotten
+    report = check_gradient(cube, square, at)
+    assert report.passed
+    assert "v is all ones: a factor of it too many or too few cannot show; check with other values" in report.notes
+    assert check_gradient(cube, square, at, transforms=("eager", "vmap")).verdict == "fail"

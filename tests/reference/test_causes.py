@@ -61,3 +61,11 @@ def test_nothing_is_said_where_nothing_is_known():
     assert cause(G + 1e-9 * RNG.normal(size=G.shape)) == ""
     assert cause(G + OTHER) == ""
     assert cause(-G, np.where(np.eye(3), np.nan, G)) == ""
+
+
+def test_entries_next_to_zero_that_differ_are_not_called_equal():
+    sparse = np.where(np.eye(3, dtype=bool), G, 0)
+    wrong = sparse + np.asarray([[0, 0, 1.0], [0, 0, 0], [0, 0, 0]])
+    assert causes.ratio_pattern(wrong, sparse)[1] == "1 of 9 entries differ, next to zero in the reference"
+    close = G * np.where(np.eye(3, dtype=bool), 1 + 3e-5, 1)
+    assert causes.ratio_pattern(close, G)[1] == "3 of 9 entries differ, ratios 1 to 1.00003"

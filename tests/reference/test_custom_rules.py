@@ -391,3 +391,44 @@ def test_a_rule_is_called_before_anything_traces_it() -> None:
     pull(X[0])
     with pytest.raises(jax.errors.UnexpectedTracerError):
         jax.vjp(f, X[0])[1](X[0])
+
+
+def scaled(x: Any, gain: Any, bias: Any) -> Any:
+    return jnp.tanh(x) * gain + bias
+
+
+def backward_of_scaled(saved: Any, g: Any, gain: Any = None) -> Any:
+    x, own = saved
+    return g * (own if gain is None else gain) * (1 - jnp.tanh(x) ** 2), g * jnp.tanh(x), g
+
+
+def test_exchanged_cotangents_are_named() -> None:
+    def exchanged(saved: Any, g: Any) -> Any:
+        d_x, d_gain, d_bias = backward_of_scaled(saved, g)
+        return d_x, d_bias, d_gain
+
+    f = jax.custom_vjp(scaled)
+    f.defvjp(lambda x, gain, bias: (scaled(x, gain, bias), (x, gain)), exchanged)
+    report = check_vjp(f, X[0], X[1], X[2], transforms="eager")
+    causes = {row.path: row.cause for row in report.failures}
+    assert causes["gain"] == "it is the cotangent of bias: two are exchanged, or one is returned for both"
+    assert causes["bias"].startswith("it is the cotangent of gain")
+    assert "x" not in causes
+
+
+def test_a_factor_of_one_shows_at_a_second_point_without_vmap() -> None:
+    f = jax.custom_vjp(scaled)
+    f.defvjp(lambda *args: (scaled(*args), args[:2]), partial(backward_of_scaled, gain=1.0))
+    report = check_vjp(f, X[0], np.ones(4), X[2], transforms="eager")
+    assert [row.path for row in report.failures] == ["at a second point: x"]
+    assert "at a second point: x" not in [row.path for row in check_vjp(f, X[0], np.ones(4), X[2]).rows]  # vmap has it
+
+
+def test_the_call_to_see_it_again_has_every_option() -> None:
+    f = jax.custom_vjp(scaled)
+    f.defvjp(lambda *args: (scaled(*args), args[:2]), lambda saved, g: backward_of_scaled(saved, 2 * g))
+    report = check_vjp(f, X[0], X[1], X[2], raw=scaled, argnums=0, transforms=("eager", "jit"), dtype="float32")
+    call = (
+        "check_vjp(scaled, x, gain, bias, argnums=0, raw=scaled, transforms=('eager', 'jit'), dtype='float32', seed=0)"
+    )
+    assert report.reproduce == call

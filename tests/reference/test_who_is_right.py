@@ -206,3 +206,60 @@ def test_where_jax_is_told_to_stop_a_right_gradient_passes_with_its_own_rounding
         lambda saved, g: (jax.tree.map(lambda leaf: leaf * g, gradient(*saved)), None),
     )
     assert check_vjp(f, p, x, argnums=0).passed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_kink_at_zero_is_one_at_the_second_point_of_vmap_too(dtype):
+    x, every = np.asarray([-1, 0, 2], dtype), ("eager", "jit", "vmap")
+    sums = {"relu": jax.nn.relu, "abs": jnp.abs, "max": lambda x: jnp.maximum(x, 0)}
+    slopes = {"relu": lambda x: 1.0 * (x >= 0), "abs": jnp.sign, "max": lambda x: 1.0 * (x >= 0)}
+    for name, function in sums.items():
+        loss, gradient = (lambda x, f=function: jnp.sum(f(x))), (lambda x, g=slopes[name]: g(x).astype(x.dtype))
+        report = check_gradient(loss, gradient, x, dtype=dtype, transforms=every)
+        assert report.passed, report.summary()
+        assert len([note for note in report.notes if "a kink" in note]) == 1
+    steep = lambda x: jnp.where(x == 0, 1.5, x > 0).astype(x.dtype)  # noqa: E731
+    wrong = check_gradient(lambda x: jnp.sum(jax.nn.relu(x)), steep, x, dtype=dtype, transforms=every)
+    assert [row.path for row in wrong.failures] == ["x", "under jit: x", "under vmap: x"]
+
+
+def test_numbers_that_the_program_rounds_to_its_precision_accuse_nobody():
+    """A fifth, in the mean of five: in the derivative of the float32 program it is that of float32."""
+    x = np.linspace(0.3, 1.1, 5).astype("float32")
+    loss, gradient = lambda x: jnp.mean(jnp.sin(x) ** 2), lambda x: 2 * jnp.sin(x) * jnp.cos(x) / 5
+    right = check_gradient(loss, gradient, x, witnesses="all")
+    assert right.notes == ("manual, jax.grad, forward mode, complex step and differences agree",)
+    wrong = check_gradient(loss, lambda x: 1.01 * gradient(x), x, witnesses="all")
+    assert "as JAX says" in wrong.summary() and "neither" not in wrong.summary()
+    (alone,) = (note for note in wrong.notes if "alone" in note)
+    assert alone.startswith("x: manual stands alone") and "(x[" in alone
+
+
+def test_what_the_values_say_is_of_the_number_that_the_row_shows():
+    """A row for 1024 times the cotangent shows another number, of which nothing was asked."""
+    f = ruled(jnp.sin, lambda saved, g: (g * jnp.sin(saved[0]),))
+    report = check_vjp(f, X[1:3], dtype="float32")
+    told = {row.path: row.judged for row in report.failures}
+    assert "the function's values have the slope" in told["x"]
+    assert told["under jit: x"] == told["x"]
+    assert not told["for 1024 times the cotangent: x"]
+
+
+def test_a_solver_is_suspected_where_it_may_be_one():
+    """A factor is none; an absolute tolerance bends the derivative of a small cotangent, and is told so."""
+    a = np.linspace(1.5, 3, 5)
+    with jax.enable_x64(True):
+        wrong = ruled(iterated, lambda saved, g: (1.001 * jax.vjp(iterated, saved[0])[1](g)[0],))
+        assert "approximation=" not in check_vjp(wrong, a, transforms="eager").summary()
+
+        def absolute(saved, g):
+            slope = 1 / (2 * jnp.sqrt(saved[0]))
+            stopped = lax.while_loop(
+                lambda s: jnp.max(jnp.abs(s - g * slope)) > 1e-4, lambda s: (s + g * slope) / 2, jnp.zeros_like(g)
+            )
+            return (stopped,)
+
+        report = check_vjp(ruled(iterated, absolute), a, transforms="eager", approximation=3e-3)
+        (bent, *_) = (row for row in report.failures if row.path.startswith("for 1/1024"))
+        assert "thresholded" in bent.cause and "relative to the size of its right side" in bent.cause
+        assert "approximation=" not in bent.judged
