@@ -242,6 +242,8 @@ class _Run:
         if name in libraries.STABLE and self.noise.format.u and not is_narrow(inputs):
             inputs = [self._moved(equation, x) if is_float(x) else x for x in inputs]
         results = sampled(equation, inputs, points=not self.noise.format.u)
+        if self.noise.format.u and _by_a_reciprocal(equation, inputs):
+            return [self._rounded(results[0], 2.0).astype(results[0].dtype)]
         if name in _EXACT or is_narrow(inputs) or not self.noise.format.u or _changes_nothing(name, inputs):
             return results
         terms, size = 0.0, None
@@ -282,6 +284,17 @@ def _near(inputs: Values) -> slice:
 def _is_exact(x: Any) -> bool:
     """Whether a value is of the program alone, or one number that is not rounded yet, such as the end of a solver."""
     return is_narrow([x]) or x.shape == (1,)
+
+
+def _by_a_reciprocal(equation: JaxprEqn, inputs: Values) -> bool:
+    """Whether XLA may turn a quotient of the program's own numbers into a product with 1 / divisor, which is rounded.
+
+    Such as 30 percent, 30 / 100, which is then another number than where the quotient is computed while tracing.
+    """
+    if equation.primitive.name != "div" or not is_narrow(inputs) or any(x.shape[1:] for x in inputs):
+        return False
+    divisor = float(inputs[1][0])
+    return isinstance(equation.invars[1], Literal) and math.frexp(divisor)[0] not in (0.5, -0.5)
 
 
 def _changes_nothing(name: str, inputs: Values) -> bool:
