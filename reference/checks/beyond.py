@@ -1,7 +1,8 @@
 """A rule beyond the given point and precision: in float64, at other arguments, and differentiated again."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -34,10 +35,11 @@ def in_double(trial: Trial, prepared: Callable[[Any], Trial], asked: DTypeLike |
     try:
         wide = prepared("float64") if trial.valued is None else by_values(prepared("float64"))
         with wide.rule.given.precision():
-            both = lambda *args: [wide.apply(f, *args) for f in (wide.rule.f, wide.rule.raw)]  # noqa: E731
-            narrow = narrower(both, wide.moving, wide.data, wide.vectors[:1])
+            both = {"the rule": wide.rule.f, "the plain function": wide.rule.raw}
+            applied = {name: partial(wide.apply, function) for name, function in both.items()}
+            narrow = narrower(applied, wide.moving, wide.data, wide.vectors[:1])
             if narrow:
-                return [], [f"not repeated in float64: the rule or the plain function computes in {narrow} inside"]
+                return [], [f"not repeated in float64: {narrow}"]
             return without_kinks(_at(wide, "in float64: "))
     except Exception as error:  # the precision that was asked for is proven; this is more than that
         return [], [f"not repeated in float64: {faults.one_line(error)}"]
@@ -48,10 +50,15 @@ def without_kinks(found: tuple[list[Row], list[str]]) -> tuple[list[Row], list[s
     return found[0], [note for note in found[1] if "left out" in note]
 
 
-def narrower(function: Callable[..., Any], *args: Any) -> str:
-    """The float types other than float64 that a function computes in when it is given these, or ""."""
-    kinds = {str(dtype) for dtype in _types(jax.make_jaxpr(function)(*args).jaxpr) if _is_float_type(dtype)}
-    return " and ".join(sorted(kinds - {"float64"}))
+def narrower(functions: Mapping[str, Callable[..., Any]], *args: Any) -> str:
+    """In words, the first of functions, by their names, that computes in less than float64 when given that; or ""."""
+    for name, function in functions.items():
+        kinds = {str(dtype) for dtype in _types(jax.make_jaxpr(function)(*args).jaxpr) if _is_float_type(dtype)}
+        if less := " and ".join(sorted(kinds - {"float64"})):
+            return (
+                f"{name} computes in {less} inside; give an array that it makes or closes over the dtype of an argument"
+            )
+    return ""
 
 
 def _is_float_type(dtype: Any) -> bool:

@@ -30,13 +30,13 @@ def in_double(trial: Trial, prepared: Callable[[Any], Subject]) -> Said:
         wide = replace(trial, subject=prepared("float64"))
         with wide.subject.given.precision():
             given = wide.subject.given
-            both = lambda *args: [wide.subject.loss(*args), wide.subject.by_hand(*args)]  # noqa: E731
+            both = {"fun": wide.subject.loss, "grad_fun": wide.subject.by_hand}
             try:
                 narrow = narrower(both, given.fresh("moving"), given.fresh("data"))
             except NEEDS_VALUES:
                 return [], ["not repeated in float64: grad_fun is not traced, so it may compute in less inside"]
             if narrow:
-                return [], [f"not repeated in float64: one of the two computes in {narrow} inside"]
+                return [], [f"not repeated in float64: {narrow}"]
             return without_kinks(_at(wide, "in float64: "))
     except Exception as error:  # the precision that was asked for is proven; this is more than that
         return [], [f"not repeated in float64: {faults.one_line(error)}"]

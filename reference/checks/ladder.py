@@ -18,7 +18,7 @@ BELOW = 2.0**-26  # and where for any other, relative to it
 
 
 def sizes(x: np.ndarray) -> np.ndarray:
-    """What the steps of either ladder are multiples of, at these arguments: powers of 2, on a new first axis."""
+    """The units of the steps of either ladder, at these arguments: powers of 2, on a new first axis."""
     own = _power_of_two(np.where(x == 0, AT_ZERO, np.abs(x)))
     return np.stack([np.maximum(own, 1.0), np.where(np.abs(x) < SMALL, own, own * BELOW)])
 

@@ -30,6 +30,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, Var
 
 from reference.jaxprs import CALLS, Values, inside, parted, solving
 from reference.tolerance import libraries
+from reference.tolerance.exactness import by_a_reciprocal, changes_nothing, is_exact
 from reference.tolerance.formats import Format
 from reference.tolerance.operations import level
 from reference.tolerance.side_by_side import chosen, evaluate_all, is_float, is_narrow, sampled, stacked
@@ -158,7 +159,7 @@ class _Run:
         def rule(equation: JaxprEqn, inputs: Values) -> Values:
             if equation.primitive.name not in _EXACT:
                 anew = [isinstance(atom, Var) and atom in shared for atom in equation.invars]
-                anew = [each and not _is_exact(x) for each, x in zip(anew, inputs, strict=True)]
+                anew = [each and not is_exact(x) for each, x in zip(anew, inputs, strict=True)]
                 inputs = [self._rounded(x) if other else x for x, other in zip(inputs, anew, strict=True)]
             match equation.primitive.name:
                 case "cond":
@@ -242,9 +243,9 @@ class _Run:
         if name in libraries.STABLE and self.noise.format.u and not is_narrow(inputs):
             inputs = [self._moved(equation, x) if is_float(x) else x for x in inputs]
         results = sampled(equation, inputs, points=not self.noise.format.u)
-        if self.noise.format.u and _by_a_reciprocal(equation, inputs):
+        if self.noise.format.u and by_a_reciprocal(equation, inputs):
             return [self._rounded(results[0], 2.0).astype(results[0].dtype)]
-        if name in _EXACT or is_narrow(inputs) or not self.noise.format.u or _changes_nothing(name, inputs):
+        if name in _EXACT or is_narrow(inputs) or not self.noise.format.u or changes_nothing(name, inputs):
             return results
         terms, size = 0.0, None
         if name in _SUMS:
@@ -279,33 +280,6 @@ def _near(inputs: Values) -> slice:
     """
     known = all(np.isfinite(value[:1]).all() for value in inputs if is_float(value))
     return slice(0, 1) if known else slice(None)
-
-
-def _is_exact(x: Any) -> bool:
-    """Whether a value is of the program alone, or one number that is not rounded yet, such as the end of a solver."""
-    return is_narrow([x]) or x.shape == (1,)
-
-
-def _by_a_reciprocal(equation: JaxprEqn, inputs: Values) -> bool:
-    """Whether XLA may turn a quotient of the program's own numbers into a product with 1 / divisor, which is rounded.
-
-    Such as 30 percent, 30 / 100, which is then another number than where the quotient is computed while tracing.
-    """
-    if equation.primitive.name != "div" or not is_narrow(inputs) or any(x.shape[1:] for x in inputs):
-        return False
-    divisor = float(inputs[1][0])
-    return isinstance(equation.invars[1], Literal) and math.frexp(divisor)[0] not in (0.5, -0.5)
-
-
-def _changes_nothing(name: str, inputs: Values) -> bool:
-    """Whether an operation is exact: it multiplies or divides by one number that is 1 or -1, or adds one that is 0."""
-    numbers = [x for x in (inputs[1:] if name == "div" else inputs) if x.shape == (1,)]
-    match name:
-        case "mul" | "div":
-            return any(abs(x[0]) == 1 for x in numbers)
-        case "add" | "add_any" | "sub":
-            return any(x[0] == 0 for x in numbers)
-    return False
 
 
 def _shared(jaxpr: Jaxpr) -> set[Any]:
