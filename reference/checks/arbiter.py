@@ -67,8 +67,8 @@ class Sides:
             right = np.where(kink, inside, inside & theirs_off)
             neither = theirs_off & ~((theirs >= low - slack) & (theirs <= high + slack))
             clear = self.error <= CLEAR * np.fmax(np.abs(theirs), np.maximum(np.abs(low), np.abs(high)))
-        each = kink, right, self.left, self.right, theirs, neither, clear
-        told = zip(*map(np.ravel, each), strict=True)
+        columns = kink, right, self.left, self.right, theirs, neither, clear
+        told = zip(*map(np.ravel, columns), strict=True)
         return right, np.asarray([_in_words(*each) for each in told], object).reshape(right.shape)
 
 
@@ -127,19 +127,19 @@ class Arbiter:
     def along(self, direction: Leaves) -> list[Sides]:
         """The slopes of every output along a direction."""
         parts = [np.asarray(part, np.float64) for part in direction]
-        taken = ladder.steps(ladder.along([*self.moving], parts))
-        rows, grain = [], 0.0
+        steps = ladder.steps(ladder.along([*self.moving], parts))
+        rows, grain, whole = [], 0.0, np.ones(len(steps), bool)
         for leaf, part in zip(self.moving, parts, strict=True):
             moved = part != 0
             grain = np.max(np.spacing(np.abs(leaf[moved])) / np.abs(part[moved]), initial=grain)
-            moves = taken.reshape(-1, *(1,) * leaf.ndim) * part
+            moves = steps.reshape(-1, *(1,) * leaf.ndim) * part
             rows.append(np.concatenate([leaf[None], leaf + moves, leaf - moves]))
             off = np.abs((leaf + moves) - leaf - moves) > ladder.BELOW * np.abs(moves)
-            taken = np.where(off.reshape(len(taken), -1).any(axis=1), np.nan, taken)
+            whole &= ~off.reshape(len(steps), -1).any(axis=1)
 
         def found(values: np.ndarray, known: np.ndarray) -> Sides:
-            its = taken.reshape(-1, *(1,) * (values.ndim - 1))
-            return Sides(*ladder.sides(values, its, self._noise(values[:1], known), grain))
+            taken = np.where(whole, steps, np.nan).reshape(-1, *(1,) * (values.ndim - 1))
+            return Sides(*ladder.sides(values, taken, self._noise(values[:1], known), grain))
 
         return [found(*each) for each in zip(self._values(rows), self.rounding, strict=True)]
 
@@ -181,11 +181,9 @@ class Arbiter:
         """How far the rounding of float64 may move every output, by Monte Carlo arithmetic; 0 where it is not known."""
         try:
             with jax.enable_x64(True):
-                noise, given = (
-                    noises(Format.of("float64"), SAMPLES, 0),
-                    [leaf[None] for leaf in (*self.moving, *self.data)],
-                )
-                return [spread(widened(values))[1] for values in perturbed(self.closed, noise, given)]
+                given = [leaf[None] for leaf in (*self.moving, *self.data)]
+                found = perturbed(self.closed, noises(Format.of("float64"), SAMPLES, 0), given)
+                return [spread(widened(values))[1] for values in found]
         except Exception:  # noise breaks what it checks
             return [np.zeros(variable.aval.shape) for variable in self.closed.jaxpr.outvars]
 

@@ -104,3 +104,16 @@ def test_a_mutable_reference_is_refused_by_name():
 
     with pytest.raises(Exception, match=r"a mutable reference \(jax.new_ref\) is not evaluated"):
         check_gradient(doubled, jax.grad(doubled), np.ones(4, "float32"))
+
+
+def test_the_rounding_of_the_values_is_measured():
+    """Of x + 1e6 - 1e6 the values are a staircase in steps of 1e-10, which is flat between two of them."""
+
+    @jax.jit
+    def function(x):
+        return lax.while_loop(lambda s: s[0] < 1, lambda s: (s[0] + 1, (s[1] + 1e6) - 1e6), (0, x))[1]
+
+    with jax.enable_x64(True):
+        for slope, verdict in ((1.0, "pass"), (0.0, "fail")):
+            f = ruled(function, lambda x, c=slope: c * jnp.ones_like(x))
+            assert check_vjp(f, np.asarray([1e-5, 3e-6]), transforms="eager").verdict == verdict
