@@ -128,17 +128,15 @@ class Arbiter:
         """The slopes of every output along a direction."""
         parts = [np.asarray(part, np.float64) for part in direction]
         steps = ladder.steps(ladder.along([*self.moving], parts))
-        rows, grain, whole = [], 0.0, np.ones(len(steps), bool)
+        rows, grain = [], 0.0
         for leaf, part in zip(self.moving, parts, strict=True):
             moved = part != 0
             grain = np.max(np.spacing(np.abs(leaf[moved])) / np.abs(part[moved]), initial=grain)
             moves = steps.reshape(-1, *(1,) * leaf.ndim) * part
             rows.append(np.concatenate([leaf[None], leaf + moves, leaf - moves]))
-            off = np.abs((leaf + moves) - leaf - moves) > ladder.BELOW * np.abs(moves)
-            whole &= ~off.reshape(len(steps), -1).any(axis=1)
 
         def found(values: np.ndarray, known: np.ndarray) -> Sides:
-            taken = np.where(whole, steps, np.nan).reshape(-1, *(1,) * (values.ndim - 1))
+            taken = steps.reshape(-1, *(1,) * (values.ndim - 1))
             return Sides(*ladder.sides(values, taken, self._noise(values[:1], known), grain))
 
         return [found(*each) for each in zip(self._values(rows), self.rounding, strict=True)]
@@ -162,7 +160,6 @@ class Arbiter:
             moved = x.ravel()[batch]
             taken = ladder.steps(ladder.sizes(moved))
             signed = np.concatenate([np.zeros((1, len(batch))), taken, -taken])
-            taken = np.where((moved + taken) - moved == taken, taken, np.nan)
             points = np.tile(x.reshape(1, 1, -1), (len(batch), places, 1))
             points[np.arange(len(batch))[:, None], np.arange(places), batch[:, None]] += signed.T
             rows: list[Any] = [other[None] for other in self.moving]

@@ -49,9 +49,10 @@ def sides(values: np.ndarray, taken: np.ndarray, noise: Any, grain: Any) -> tupl
 
     Args:
         values: of the function; any further axes.
-        taken: the steps, to be broadcast against the values; nan for one that the argument is too large to take.
+        taken: the steps, to be broadcast against the values.
         noise: how far the values may be off by rounding, likewise.
-        grain: the distance of the argument to the next number, likewise; a value may be that of one four away.
+        grain: the distance of the argument to the next number, likewise; a value may be that of one four away, which
+            is more than the rounding of the argument and the step.
     """
     if len(values) == 1:  # an output that nothing here moves
         still = np.zeros(values.shape[1:])

@@ -300,7 +300,7 @@ def limits(slopes: np.ndarray, rounding: Any = 0.0) -> tuple[np.ndarray, np.ndar
     middle = thrice[1:-1]
     for k in reversed(range(len(middle) - 1)):
         with np.errstate(invalid="ignore"):
-            against = np.fmax.reduce(np.abs(middle[k] - middle[k + 1 :]) - spread[k + 1 :], axis=0)
+            against = np.max(np.abs(middle[k] - middle[k + 1 :]) - spread[k + 1 :], axis=0)
         spread[k] = np.fmax(spread[k], against)
     best = np.argmin(spread, axis=0)[None]
     limit, error = (np.asarray(np.take_along_axis(array, best, axis=0)[0]) for array in (middle, spread))
