@@ -55,7 +55,7 @@ KNOWN: dict[str, tuple[str, str, str]] = {
     "jaxopt.GradientDescent": ("the minimum", "7.5e-5 in float32", "the normal equations in float64"),
     "jaxopt.LBFGS": ("the gradient by b", "3e-5 relative in float32", "the normal equations in float64"),
     "jaxopt.linear_solve.solve_cg": (
-        "the gradient by A under vmap",
+        "the gradient by A at a second point",
         "5e-3 relative in float32",
         "jnp.linalg.solve in float64",
     ),

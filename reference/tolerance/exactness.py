@@ -3,6 +3,7 @@
 import math
 from typing import Any
 
+import numpy as np
 from jax.extend.core import JaxprEqn, Literal
 
 from reference.jaxprs import Values
@@ -28,9 +29,10 @@ def changes_nothing(name: str, inputs: Values) -> bool:
 def by_a_reciprocal(equation: JaxprEqn, inputs: Values) -> bool:
     """Whether XLA may turn a quotient of the program's own numbers into a product with 1 / divisor, which is rounded.
 
-    Such as 30 percent, 30 / 100, which is then another number than where the quotient is computed while tracing.
+    Such as 30 percent, 30 / 100, or the points of a linspace, which are then other numbers than where the quotients are
+    computed while tracing.
     """
-    if equation.primitive.name != "div" or not is_narrow(inputs) or any(x.shape[1:] for x in inputs):
+    if equation.primitive.name != "div" or not is_narrow(inputs) or not isinstance(equation.invars[1], Literal):
         return False
-    divisor = float(inputs[1][0])
-    return isinstance(equation.invars[1], Literal) and math.frexp(divisor)[0] not in (0.5, -0.5)
+    divisor = np.unique(inputs[1].astype("float64"))
+    return len(divisor) == 1 and math.frexp(float(divisor[0]))[0] not in (0.5, -0.5)

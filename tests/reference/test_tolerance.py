@@ -298,3 +298,17 @@ def test_a_quotient_of_the_programs_own_numbers_may_become_a_product(dtype, perc
             assert abs(np.asarray(jax.jit(f)(x), float) - measured.value) < measured.tolerance
         half = measure(lambda x: jnp.percentile(x, 50.0), x, dtype=dtype)
         assert half.tolerance < 20 * np.finfo(dtype).eps
+
+
+def test_the_points_of_a_linspace_are_quotients_that_may_be_products():
+    """So the distance of two is off by more than a rounding of it."""
+
+    def apart(x):
+        points = jnp.linspace(0, 1, 8, dtype=x.dtype)
+        return x * (points[6] - points[5])
+
+    x = np.ones((), "float32")
+    measured = measure(apart, x, dtype="float32")
+    exact = np.float64(1) / 7
+    assert abs(measured.value - exact) < measured.tolerance
+    assert 10 * 2**-24 < measured.tolerance / exact < 200 * 2**-24

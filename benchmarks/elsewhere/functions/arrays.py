@@ -43,6 +43,7 @@ CASES: dict[str, Case] = {
     "norm": normal(jnp.linalg.norm),
     "norm, 1": normal(lambda x: jnp.linalg.norm(x, 1)),
     "norm, inf": normal(lambda x: jnp.linalg.norm(x, jnp.inf, 1)),
+    "percentile, a number": normal(lambda x: jnp.percentile(x, 45.0), 21),
     "percentile": normal(lambda x: jnp.percentile(x, jnp.asarray([20.0, 70.0], x.dtype)), 11),
     "prod": positive(lambda x: jnp.prod(x, 0), 6, 5),
     "ptp": normal(lambda x: jnp.ptp(x, 0)),
