@@ -1,13 +1,11 @@
 """A program that XLA compiles on a thread of its own, while what it will be held against is worked out."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from threading import Thread
 from typing import Any
 
 import jax
-
-# One thread beside the one that works out the reference: a check is made for two cores.
-_COMPILER = ThreadPoolExecutor(max_workers=1, thread_name_prefix="compiling")
 
 
 def compiling(function: Callable[..., Any], *like: Any, options: dict[str, Any] | None = None) -> Callable[..., Any]:
@@ -27,8 +25,16 @@ def compiling(function: Callable[..., Any], *like: Any, options: dict[str, Any] 
         lowered = jax.jit(function, compiler_options=options).lower(*like)
     except Exception as error:
         return _raising(error)
-    program = _COMPILER.submit(lowered.compile)
+    program: Future[Any] = Future()
+    Thread(target=_compile, args=(lowered, program)).start()  # its own, since a pool's would not survive a fork
     return lambda *args: program.result()(*args)
+
+
+def _compile(lowered: Any, program: Future[Any]) -> None:
+    try:
+        program.set_result(lowered.compile())
+    except Exception as error:
+        program.set_exception(error)
 
 
 def _raising(error: Exception) -> Callable[..., Any]:
