@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 from helpers import assert_close, batch, generic
 from jax.sharding import AxisType
 
@@ -37,6 +38,7 @@ def found(params: Any, x: Any, y: Any) -> dict[str, Any]:
     }
 
 
+@pytest.mark.evidence
 def test_they_are_those_of_one_device():
     """With rows split over one axis of the mesh and features over the other, where the mesh is set for all arrays."""
     devices = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)

@@ -250,6 +250,7 @@ def test_mathtext_says_what_the_label_says():
         assert picture.math(label) == expected
 
 
+@pytest.mark.evidence
 def test_in_another_process_pictures_are_the_same_bytes_whatever_the_settings_and_the_command_prints():
     code = """
 import sys, manual_backprop.graph.picture

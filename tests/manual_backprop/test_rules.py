@@ -295,6 +295,7 @@ def test_guided_backpropagation_lets_through_what_is_positive():
     assert (np.asarray(found.deltas[1]) >= 0).all()
 
 
+@pytest.mark.evidence
 def test_noise_is_of_its_size_and_differs_everywhere():
     """Between layers, blocks, uses of a Tied, and keys; and is the same for the same key."""
     found, plain = edited(edits.Noise(0.5), NET, key=jax.random.key(0))

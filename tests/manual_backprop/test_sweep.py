@@ -304,6 +304,7 @@ def test_segments_are_for_lean_sweeps_alone():
     assert lean != at_once
 
 
+@pytest.mark.evidence
 def test_segments_take_an_eighth_of_the_memory_of_jax_grad():
     """Temporary memory by XLA's own count, in few segments and in many."""
     width, n, layers = 64, 512, 64

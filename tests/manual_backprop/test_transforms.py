@@ -195,6 +195,7 @@ else:
 """
 
 
+@pytest.mark.evidence
 def test_with_x64_off_in_a_fresh_process():
     done = in_its_own_process(WITHOUT_X64)
     assert done.returncode == 0, done.stderr

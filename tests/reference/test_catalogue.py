@@ -144,6 +144,7 @@ def test_language_models_read_a_real_text() -> None:
     assert (case.y == data.OTHERS).any() and case.objective.loss.ignored == data.OTHERS
 
 
+@pytest.mark.evidence
 def test_a_language_model_is_proven_with_its_pictures() -> None:
     (plan,) = sequences.plans(0, each_once=True)
     (result,) = proving.prove(proving.tasks([plan], []), True, 0)

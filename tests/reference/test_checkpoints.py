@@ -229,6 +229,7 @@ def test_the_network_that_a_run_began_with_must_be_the_same(capsys, tmp_path, ta
     assert "and None here" in err
 
 
+@pytest.mark.evidence
 def test_a_run_on_a_text_stopped_and_resumed_ends_in_the_same_numbers(capsys, monkeypatch, tmp_path, words):
     """By hand and by jax.grad, which train alike: windows and learning rate go on as well."""
     arguments, left = ["--text", words, *GPT], tmp_path / "left.npz"

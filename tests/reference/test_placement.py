@@ -28,7 +28,7 @@ MESH = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)
 WHOLE, ROWS = PartitionSpec(), PartitionSpec("data")
 
 
-@pytest.mark.parametrize("layout", mb.sharding.LAYOUTS)
+@pytest.mark.parametrize("layout", every_time(mb.sharding.LAYOUTS, "fsdp", "2d"))
 def test_our_step_is_proven_in_every_layout(layout):
     report = reference.check(OBJECTIVE, PARAMS, X, Y, mesh=MESH, layout=layout, weights=RNG.uniform(size=12))
     report.raise_if_failed()

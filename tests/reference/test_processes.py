@@ -147,6 +147,7 @@ def test_where_one_is_killed_the_others_are_stopped_at_once_and_the_command_says
     assert children(command.pid) == []
 
 
+@pytest.mark.evidence
 def test_a_run_of_two_that_is_killed_goes_on_bit_for_bit(tmp_path, table, in_two_processes):
     again, folder = tmp_path / "again.npz", tmp_path / "kept"
     kept = ["--data", table, *SMALL, "--checkpoint", str(folder), "--processes", "2", "--save", str(again)]
