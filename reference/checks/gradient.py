@@ -20,6 +20,7 @@ from reference.checks.projections import Plan
 from reference.checks.witness_rows import chosen_ways, witness_rows
 from reference.report import Report, Row
 from reference.tolerance.rounding import Measured, require_samples
+from reference.tolerance.side_by_side import widened
 
 Tree = Any
 TRANSFORMS = ("eager", "jit", "vmap")
@@ -226,10 +227,14 @@ def _bars_of_jax(
     """The error bars of the reference beside witnesses that trace the function anew in float64.
 
     It is the derivative of the program as the given precision traces it, whose own numbers (1/5, of five examples) are
-    rounded to that. So the bars have the difference to the derivative of the program that the witnesses evaluate.
+    rounded to that. So the bars have the difference to the derivative of the program that the witnesses evaluate; where
+    there is none in float64, they are the tolerance of the given precision.
     """
-    with jax.enable_x64(True):
-        anew = jax.grad(loss)([jnp.asarray(leaf, "float64") for leaf in point])
+    try:
+        with jax.enable_x64(True):
+            anew = jax.grad(loss)([jnp.asarray(leaf, "float64") for leaf in point])
+    except Exception:  # such as a function that mixes precisions where promotion is strict
+        return allowed
     finer = float(jnp.finfo("float64").eps / jnp.finfo(point[0].dtype).eps)
     return [finer * a + np.abs(np.asarray(w) - v) for a, w, v in zip(allowed, anew, value, strict=True)]
 
@@ -238,7 +243,7 @@ def _witnessed(
     subject: Subject, point: list[Any], measured: Measured, witnesses: str | Sequence[str], seed: int
 ) -> tuple[list[Row], list[str]]:
     given = subject.given
-    data = given.fresh("data")
+    data = [widened(leaf) for leaf in given.fresh("data")]  # float64 goes with float64 where promotion is strict
     result = faults.watched_call(subject.grad_fun, given, "grad_fun").result
     value, allowed = measured.value[0][1], measured.tolerance[0][1]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -104,12 +105,13 @@ def _farthest(leaf: Any, expected: Any) -> np.ndarray:
     copies: dict[str, list[Any]] = {}
     for shard in leaf.addressable_shards:
         copies.setdefault(str(shard.index), []).append(shard)
-    columns = list(zip(*copies.values(), strict=True))  # the first copies of all parts, the second copies, and so on
+    # The first copies of all parts, the second copies, and so on; one process may hold more copies of one than another.
+    columns = [[shard for shard in column if shard is not None] for column in zip_longest(*copies.values())]
     if len(columns) == 1 or all(_agree(same) for same in copies.values()):
         return value
     with np.errstate(invalid="ignore"):
-        off = [max(np.max(np.abs(as_float64(s.data) - truth[s.index]), initial=0) for s in one) for one in columns]
-    for shard in columns[int(np.argmax(off))]:
+        off = [[np.max(np.abs(as_float64(s.data) - truth[s.index]), initial=0) for s in one] for one in columns]
+    for shard in columns[int(np.argmax([np.max(parts) for parts in off]))]:  # by np.max, which nan stands out in
         value[shard.index] = np.asarray(shard.data)
     return value
 

@@ -70,7 +70,8 @@ def check_vjp(
     Returns:
         Rows on `primal` of f and of its forward rule, on every entry of every result (the first index is the number
         of the cotangent), and on its promises: types, linearity, zero to zero, large and small cotangents, pullbacks
-        in turns, one argument or output at a time, jit, vmap. A rule that raises gives a failing row.
+        in turns, a second point, one argument or output at a time, jit, vmap. A rule that raises gives a failing
+        row.
 
     Raises:
         TypeError: `f` has no rule of its own, no float argument or no float output, or it is complex.

@@ -34,5 +34,7 @@ def by_a_reciprocal(equation: JaxprEqn, inputs: Values) -> bool:
     """
     if equation.primitive.name != "div" or not is_narrow(inputs) or not isinstance(equation.invars[1], Literal):
         return False
+    if np.iscomplexobj(inputs[1]):
+        return False
     divisor = np.unique(inputs[1].astype("float64"))
     return len(divisor) == 1 and math.frexp(float(divisor[0]))[0] not in (0.5, -0.5)

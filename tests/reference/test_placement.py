@@ -16,6 +16,7 @@ from jax.sharding import AxisType, PartitionSpec
 import manual_backprop as mb
 import reference
 from reference.catalogue.on_devices import layouts
+from reference.checks.placement import gathered
 from reference.cli import main
 from reference.cli.check import AGAIN
 
@@ -199,6 +200,18 @@ def test_a_wrong_sum_over_features_is_named(name):
     first = next((row for row in report.rows if not row.passed), None)
     assert (first and first.path) == path
     assert path is None or cause in first.cause
+
+
+def test_of_copies_that_disagree_one_that_is_nan_is_taken_whichever_part_it_is_of():
+    """Two parts along "data", two copies of each along "model"; in one copy of the second part is a nan."""
+    mesh = jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:4])
+
+    def part(x: Any) -> Any:
+        bad = (jax.lax.axis_index("data") == 1) & (jax.lax.axis_index("model") == 1)
+        return x + jnp.where(bad, jnp.nan, jnp.where(jax.lax.axis_index("model") == 1, 0.1, 0.0))
+
+    found = jax.shard_map(part, mesh=mesh, in_specs=ROWS, out_specs=ROWS, check_vma=False)(jnp.ones(4))
+    np.testing.assert_array_equal(gathered(found, np.ones(4)), [1.1, 1.1, np.nan, np.nan])
 
 
 def test_what_does_not_fit_is_refused(without_hook):

@@ -236,6 +236,19 @@ def test_numbers_that_the_program_rounds_to_its_precision_accuse_nobody():
     assert alone.startswith("x: manual stands alone") and "(x[" in alone
 
 
+def test_witnesses_give_a_function_its_data_in_float64_too():
+    """Where promotion is strict, arguments in float64 do not go with data in float32."""
+    data = jnp.linspace(0.5, 1.5, 3, dtype="float32")
+    with jax.numpy_dtype_promotion("strict"):
+        report = check_gradient(lambda x, y: jnp.sum(x * y), lambda x, y: y, X[:3], data, witnesses="all")
+    assert report.verdict == "pass", report.summary()
+    assert {row.witness for row in report.rows if row.kind == "witness"} == {
+        "forward mode",
+        "complex step",
+        "differences",
+    }
+
+
 def test_what_the_values_say_is_of_the_number_that_the_row_shows():
     """A row for 1024 times the cotangent shows another number, of which nothing was asked."""
     f = ruled(jnp.sin, lambda saved, g: (g * jnp.sin(saved[0]),))
