@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 Operation = Callable[..., Any]
 """(the equation's parameters, *inputs) -> its output or outputs; None for what NumPy and XLA treat differently."""
@@ -124,6 +125,11 @@ def _pad(params: dict[str, Any], x: np.ndarray, value: np.ndarray) -> np.ndarray
     return padded
 
 
+def _round(params: dict[str, Any], x: np.ndarray) -> np.ndarray | None:
+    to_even = params["rounding_method"] == lax.RoundingMethod.TO_NEAREST_EVEN
+    return np.rint(x) if to_even and x.dtype.kind == "f" else None
+
+
 def _split(params: dict[str, Any], x: np.ndarray) -> list[np.ndarray]:
     return np.split(x, np.cumsum(params["sizes"])[:-1], params["axis"] + 1)
 
@@ -145,15 +151,24 @@ def _unchanged(params: dict[str, Any], x: np.ndarray) -> np.ndarray:
 _NUMBERS, _ANY = "fiu", "fciub"
 OPERATIONS: dict[str, Operation] = {
     "abs": _each(np.abs, "f"),
+    "acos": _each(np.arccos, "f"),
+    "acosh": _each(np.arccosh, "f"),
     "add": _each(np.add, _NUMBERS + "c"),
     "add_any": _each(np.add),
     "and": _each(np.logical_and, "b"),
+    "asin": _each(np.arcsin, "f"),
+    "asinh": _each(np.arcsinh, "f"),
+    "atan": _each(np.arctan, "f"),
+    "atan2": _each(np.arctan2, "f"),
+    "atanh": _each(np.arctanh, "f"),
     "broadcast_in_dim": _broadcast_in_dim,
+    "cbrt": _each(np.cbrt, "f"),
     "ceil": _each(np.ceil, "f"),
     "concatenate": _concatenate,
     "convert_element_type": _convert,
     "copy": _unchanged,
     "cos": _each(np.cos, "f"),
+    "cosh": _each(np.cosh, "f"),
     "div": _each(np.divide, "f"),
     "dot_general": _dot_general,
     "eq": _each(np.equal, _ANY),
@@ -178,15 +193,19 @@ OPERATIONS: dict[str, Operation] = {
     "not": _each(np.logical_not, "b"),
     "or": _each(np.logical_or, "b"),
     "pad": _pad,
+    "pow": _each(np.power, "f"),
     "reduce_max": _reduced(np.max, "f"),
     "reduce_min": _reduced(np.min, "f"),
     "reduce_sum": _reduced(np.sum, "fc"),
     "reduce_precision": _unchanged,  # cutting the bits would cut the noise
+    "rem": _each(np.fmod, "f"),
     "reshape": _reshape,
+    "round": _round,
     "rsqrt": _each(lambda x: 1 / np.sqrt(x), "f"),
     "select_n": _select_n,
     "sign": _each(np.sign, "f"),
     "sin": _each(np.sin, "f"),
+    "sinh": _each(np.sinh, "f"),
     "slice": _slice,
     "sqrt": _each(np.sqrt, "f"),
     "square": _each(np.square, "f"),
@@ -194,18 +213,18 @@ OPERATIONS: dict[str, Operation] = {
     "stop_gradient": _unchanged,
     "split": _split,
     "sub": _each(np.subtract, _NUMBERS + "c"),
+    "tan": _each(np.tan, "f"),
     "tanh": _each(np.tanh, "f"),
     "transpose": lambda params, x: x.transpose(0, *_behind(params["permutation"])),
 }
 """The operations that NumPy computes as XLA does, by primitive."""
 ENTRY_BY_ENTRY = frozenset({
-    "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "bessel_i0e", "bessel_i1e", "cbrt", "cosh", "digamma",
-    "erf", "erf_inv", "erfc", "igamma", "igamma_grad_a", "igammac", "lgamma", "polygamma", "random_gamma_grad",
-    "regularized_incomplete_beta", "sinh", "tan", "zeta",
+    "bessel_i0e", "bessel_i1e", "digamma", "erf", "erf_inv", "erfc", "igamma", "igamma_grad_a", "igammac", "lgamma",
+    "polygamma", "random_gamma_grad", "regularized_incomplete_beta", "zeta",
 })  # fmt: skip
 """Functions that XLA alone knows, and that need no vmap, since samples are more entries to them."""
 THE_SAME_IN_ANY_WIDTH = frozenset({
-    "abs", "add", "broadcast_in_dim", "concatenate", "div", "eq", "ge", "gt", "le", "lt", "max", "min", "mul", "ne",
-    "neg", "reshape", "select_n", "slice", "squeeze", "sub", "transpose",
+    "abs", "add", "broadcast_in_dim", "ceil", "concatenate", "div", "eq", "floor", "ge", "gt", "le", "lt", "max", "min",
+    "mul", "ne", "neg", "rem", "reshape", "round", "select_n", "slice", "squeeze", "sub", "transpose",
 })  # fmt: skip
 """Of these, those that round correctly or not at all, so that NumPy and XLA agree to the bit in a narrow type too."""

@@ -22,13 +22,21 @@ WEIRD = np.asarray([[np.nan, np.inf, -np.inf], [0.0, -0.0, 1e300]])[None]
 WHICH = rng.uniform(size=(SAMPLES, 2, 3)) < 0.5
 CASES = {
     "abs": [(lax.abs, X), (lax.abs, WEIRD)],
+    "acos": [(lax.acos, X / 4), (lax.acos, WEIRD)],
+    "acosh": [(lax.acosh, 1 + P), (lax.acosh, WEIRD)],
     "add": [(lax.add, X, Y), (lambda x: lax.add(x, 2.0), X), (lax.add, WEIRD, X)],
     "add_any": [(jax.grad(lambda x: jnp.sum(x * x) + jnp.sum(jnp.sin(x))), X)],
     "and": [(lax.bitwise_and, WHICH, ~WHICH[:1])],
+    "asin": [(lax.asin, X / 4), (lax.asin, WEIRD)],
+    "asinh": [(lax.asinh, X), (lax.asinh, WEIRD)],
+    "atan": [(lax.atan, X), (lax.atan, WEIRD)],
+    "atan2": [(lax.atan2, X, Y[:1]), (lax.atan2, WEIRD, X), (lax.atan2, X, WEIRD)],
+    "atanh": [(lax.atanh, X / 4), (lax.atanh, WEIRD)],
     "broadcast_in_dim": [
         (lambda x: lax.broadcast_in_dim(x, (4, 2, 5, 3), (1, 3)), X),
         (lambda x: lax.broadcast_in_dim(x, (2, 4), (0,)), X[:, :, 0]),
     ],
+    "cbrt": [(lax.cbrt, X), (lax.cbrt, np.minimum(WEIRD, 1e30))],
     "ceil": [(lax.ceil, X), (lax.ceil, WEIRD)],
     "concatenate": [(lambda x, y: lax.concatenate([x, y], 1), X, Y[:1]), (lambda x: jnp.concatenate([x, x]), X)],
     "convert_element_type": [
@@ -39,6 +47,7 @@ CASES = {
     ],
     "copy": [(jnp.copy, X)],
     "cos": [(lax.cos, X)],
+    "cosh": [(lax.cosh, X), (lax.cosh, WEIRD)],
     "div": [(lax.div, X, P), (lax.div, X, WEIRD), (lax.div, np.asarray([[7, -7]]), np.asarray([[2, 2], [-2, 3]]))],
     "dot_general": [
         (lambda x, y: x @ y.T, X, Y),
@@ -76,11 +85,14 @@ CASES = {
         (lambda x: lax.pad(x, 7.0, ((-1, 3, 1), (2, -1, 0))), X),
         (lambda x, v: lax.pad(x, v[0, 0], ((-1, -1, 0), (0, 0, 0))), X, Y),
     ],
+    "pow": [(lax.pow, P, Y[:1]), (lax.pow, X, Y), (lax.pow, WEIRD, X), (lax.pow, X, WEIRD)],
     "reduce_max": [(lambda x: jnp.max(x, 1), X), (jnp.max, WEIRD)],
     "reduce_min": [(lambda x: jnp.min(x, 0), X)],
     "reduce_precision": [(lambda x: lax.reduce_precision(x, 11, 52), X)],
+    "rem": [(lax.rem, 3 * X, P), (lax.rem, WEIRD, X), (lax.rem, X, WEIRD)],
     "reduce_sum": [(jnp.sum, X), (lambda x: jnp.sum(x, 0), X), (jnp.sum, X[:, :, :0]), (jnp.sum, WEIRD)],
     "reshape": [(lambda x: x.reshape(3, 2), X), (lambda x: lax.reshape(x, (6,), (1, 0)), X)],
+    "round": [(lambda x: lax.round(x, lax.RoundingMethod.AWAY_FROM_ZERO), 3 * X), (jnp.round, X), (jnp.round, WEIRD)],
     "rsqrt": [(lax.rsqrt, P), (lax.rsqrt, WEIRD)],
     "select_n": [
         (lax.select_n, WHICH, X, Y[:1]),
@@ -90,6 +102,7 @@ CASES = {
     ],
     "sign": [(lax.sign, X), (lax.sign, WEIRD)],
     "sin": [(lax.sin, X)],
+    "sinh": [(lax.sinh, X), (lax.sinh, WEIRD)],
     "slice": [(lambda x: x[1:, ::2], X), (lambda x: x[:, 1], X)],
     "sqrt": [(lax.sqrt, P), (lax.sqrt, WEIRD)],
     "split": [(lambda x: lax.split(x, (1, 2), 1)[1], X)],
@@ -97,6 +110,7 @@ CASES = {
     "squeeze": [(lambda x: lax.squeeze(x, (1,)), X[:, :, :1])],
     "stop_gradient": [(lax.stop_gradient, X)],
     "sub": [(lax.sub, X, Y), (lax.sub, WEIRD, WEIRD)],
+    "tan": [(lax.tan, X), (lax.tan, WEIRD)],
     "tanh": [(lax.tanh, X)],
     "transpose": [(lambda x: lax.transpose(x, (1, 0)), X)],
 }
@@ -129,11 +143,21 @@ def test_an_operation_by_numpy_is_that_of_jax(name, monkeypatch):
     assert name in met
 
 
+def to_even(x):
+    return lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN)
+
+
+ONE_INPUT = [lax.abs, lax.ceil, lax.floor, lax.neg, to_even]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-@pytest.mark.parametrize("function", [lax.abs, lax.add, lax.div, lax.lt, lax.max, lax.min, lax.mul, lax.neg, lax.sub])
+@pytest.mark.parametrize(
+    "function",
+    [*ONE_INPUT, lax.add, lax.div, lax.lt, lax.max, lax.min, lax.mul, lax.rem, lax.sub],
+)
 def test_numbers_that_stand_in_a_program_are_those_of_jax_to_the_bit(function, dtype):
     inputs = [np.random.default_rng(k).normal(size=(1, 500)).astype(dtype) for k in range(2)]
-    inputs = inputs[: 1 if function in (lax.abs, lax.neg) else 2]
+    inputs = inputs[: 1 if function in ONE_INPUT else 2]
     (equation,) = jax.make_jaxpr(function)(*(value[0] for value in inputs)).jaxpr.eqns
     assert equation.primitive.name in THE_SAME_IN_ANY_WIDTH
     (found,), (wanted,) = sampled(equation, inputs), _by_jax(equation, inputs, narrow=True)
