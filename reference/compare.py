@@ -18,6 +18,11 @@ BLIND = 0.5
 
 LOST = "something in their computation or its derivative"
 """How a reason calls the operation that overflows or leaves its domain, until somebody has looked for it."""
+LEAVES = (
+    " overflows or leaves its domain (it may be in a branch that is not selected); check where nothing does, or in a"
+    " wider precision"
+)
+"""How that reason goes on."""
 
 
 def compare_leaf(
@@ -107,11 +112,7 @@ def _why_undecided(unknown: Any, reference: np.ndarray, leading: str) -> str:
     own = at[1:] if leading else at
     parts = [*([str(own)] if own else []), *([f"{leading} {at[0]}"] if leading and at else [])]
     first = f", first {' '.join(parts)}" if parts else ""
-    return (
-        f"no tolerance is known for {np.count_nonzero(unknown)} of {unknown.size} entries{first}: {LOST} overflows or"
-        " leaves its domain (it may be in a branch that is not selected); check where nothing does, or in a wider"
-        " precision"
-    )
+    return f"no tolerance is known for {np.count_nonzero(unknown)} of {unknown.size} entries{first}: {LOST}{LEAVES}"
 
 
 def _power(manual: np.ndarray, reference: np.ndarray, allowed: np.ndarray) -> float:

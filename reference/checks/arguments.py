@@ -150,7 +150,7 @@ def take_apart(
     The arguments numbered `fixed` stay unchanged: they are neither cast nor traced.
 
     Raises:
-        TypeError: there is no float leaf to differentiate by, or one is complex.
+        TypeError: there is no float leaf to differentiate by, or one is complex, or JAX is tracing a leaf.
         ValueError: `dtype` is not a floating-point type, or a leaf is on a device that is not the default.
     """
     if dtype is not None:
@@ -161,6 +161,8 @@ def take_apart(
     names = ["args" + jax.tree_util.keystr(path) for path, _ in found]
     leaves = [leaf for _, leaf in found]
     for name, leaf, kind in zip(names, leaves, kinds, strict=True):
+        if isinstance(leaf, jax.core.Tracer):
+            raise TypeError(f"{name} is traced: a check compares numbers, so call it outside jax.jit, vmap and grad")
         if kind == "moving" and jnp.issubdtype(jnp.result_type(leaf), jnp.complexfloating):
             raise TypeError(f"{name} is complex: pass its real and imaginary parts as two arguments")
     if "moving" not in kinds:
@@ -186,7 +188,7 @@ def _require_default_device(names: Sequence[str], leaves: Sequence[Any]) -> None
     if not isinstance(default, jax.Device):
         default = jax.local_devices(backend=default)[0]
     for name, leaf in zip(names, leaves, strict=True):
-        if isinstance(leaf, jax.Array) and not isinstance(leaf, jax.core.Tracer) and leaf.devices() != {default}:
+        if isinstance(leaf, jax.Array) and leaf.devices() != {default}:
             there = ", ".join(sorted(map(str, leaf.devices())))
             raise ValueError(
                 f"{name} is on {there}, but the default device is {default}, where the reference runs:"

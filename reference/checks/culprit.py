@@ -16,12 +16,14 @@ from jax.extend import source_info_util
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 from jaxtyping import DTypeLike
 
-from reference.compare import LOST
+from reference.compare import LEAVES, LOST
 from reference.jaxprs import Values, evaluate, inside, through
 from reference.report import Row
 from reference.tolerance.formats import Format
-from reference.tolerance.monte_carlo import noises, perturbed
+from reference.tolerance.monte_carlo import Watch, noises, perturbed
 from reference.tolerance.side_by_side import given, is_float
+
+COMPARISONS = frozenset({"eq", "ge", "gt", "le", "lt", "ne"})
 
 
 class _Found(Exception):  # noqa: N818
@@ -63,27 +65,59 @@ def first_lost(function: Callable[..., Any], *args: Any, dtype: DTypeLike, sampl
     Returns:
         As `first_nonfinite`: the first operation in the program's order that any of the samples loses.
     """
-    closed, flat = jax.make_jaxpr(function)(*args), [given(leaf) for leaf in jax.tree.leaves(args)]
-    noise = noises(Format.of(dtype), samples, seed)
+    rounded = _rounded(function, *args, dtype=dtype, samples=samples, seed=seed)
 
     def search(bad: Callable[[Any], bool]) -> _Found | None:
         def watch(equation: JaxprEqn, inputs: Values, outputs: Values) -> None:
             _stop_at(equation, [*filter(is_float, inputs)], [*filter(is_float, outputs)], bad)
 
+        return rounded(watch)
+
+    return _in_words(search(_has_nan), search(_has_inf))
+
+
+def first_turned(function: Callable[..., Any], *args: Any, dtype: DTypeLike, samples: int, seed: int) -> str:
+    """In words, the first comparison that comes out otherwise where every operation is rounded at random; or "".
+
+    Args:
+        function: as for `first_lost`.
+        args: as for `first_lost`.
+        dtype: as for `first_lost`.
+        samples: as for `first_lost`.
+        seed: as for `first_lost`.
+    """
+
+    def watch(equation: JaxprEqn, inputs: Values, outputs: Values) -> None:
+        if equation.primitive.name in COMPARISONS and any((samples != samples[:1]).any() for samples in outputs):
+            raise _Found(_name(equation), from_inf=False)
+
+    return str(_rounded(function, *args, dtype=dtype, samples=samples, seed=seed)(watch) or "")
+
+
+def _rounded(
+    function: Callable[..., Any], *args: Any, dtype: DTypeLike, samples: int, seed: int
+) -> Callable[[Watch], "_Found | None"]:
+    """What evaluates a function with its operations rounded at random, until what watches has found something."""
+    closed, flat = jax.make_jaxpr(function)(*args), [given(leaf) for leaf in jax.tree.leaves(args)]
+    noise = noises(Format.of(dtype), samples, seed)
+
+    def search(watch: Watch) -> _Found | None:
         try:
-            perturbed(closed, noise, flat, watch)
+            with jax.enable_x64(True):
+                perturbed(closed, noise, flat, watch)
         except _Found as found:
             return found
         return None
 
-    with jax.enable_x64(True):
-        return _in_words(search(_has_nan), search(_has_inf))
+    return search
 
 
 def naming_lost(
     rows: Sequence[Row], function: Callable[..., Any], *args: Any, dtype: DTypeLike, samples: int, seed: int
 ) -> list[Row]:
     """The rows. Where no tolerance of a row is known, its reason names the operation that `first_lost` finds, if any.
+
+    If there is none, it names the comparison that `first_turned` finds, which may choose an inf that is written there.
 
     Args:
         rows: of one check, in one precision.
@@ -95,9 +129,14 @@ def naming_lost(
     """
     if not any(LOST in row.reason for row in rows):
         return list(rows)
-    found = first_lost(function, *args, dtype=dtype, samples=samples, seed=seed)
-    named = f"{found}, in their computation or its derivative," if found else LOST
-    return [replace(row, reason=row.reason.replace(LOST, named)) for row in rows]
+    told: Any = {"dtype": dtype, "samples": samples, "seed": seed}
+    if found := first_lost(function, *args, **told):
+        before, after = LOST, f"{found}, in their computation or its derivative,"
+    elif found := first_turned(function, *args, **told):
+        before, after = LOST + LEAVES, f"rounding decides {found}; check where it is clear, or in a wider precision"
+    else:
+        return list(rows)
+    return [replace(row, reason=row.reason.replace(before, after)) for row in rows]
 
 
 def _in_words(nan: "_Found | None", inf: "_Found | None") -> str:
@@ -108,8 +147,12 @@ def _in_words(nan: "_Found | None", inf: "_Found | None") -> str:
 
 def _stop_at(equation: JaxprEqn, inputs: Values, outputs: Values, bad: Callable[[Any], bool]) -> None:
     if any(map(bad, outputs)) and not any(map(bad, inputs)):
-        where = source_info_util.summarize(equation.source_info)  # empty for a program that no file holds
-        raise _Found(equation.primitive.name + (where and f" at {where}"), any(map(_has_inf, inputs)))
+        raise _Found(_name(equation), any(map(_has_inf, inputs)))
+
+
+def _name(equation: JaxprEqn) -> str:
+    where = source_info_util.summarize(equation.source_info)  # empty for a program that no file holds
+    return equation.primitive.name + (where and f" at {where}")
 
 
 def _search(closed: ClosedJaxpr, leaves: Sequence[Any], bad: Callable[[Any], bool]) -> "_Found | None":

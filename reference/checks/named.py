@@ -7,6 +7,8 @@ from dataclasses import replace
 from functools import wraps
 from typing import Any, ParamSpec
 
+import jax
+
 from reference.report import Report, Row
 
 P = ParamSpec("P")
@@ -43,12 +45,16 @@ def by_name(report: Report, function: Callable[..., Any], count: int) -> Report:
 
 
 def errors_by_name(check: Callable[P, Report]) -> Callable[P, Report]:
-    """The check of a function, its first argument, with that function's names for its arguments in errors too."""
+    """The check of a function, its first argument, with that function's names for its arguments in errors too.
+
+    A check moves numbers between NumPy and JAX all the time, so it is made where JAX allows that.
+    """
 
     @wraps(check)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Report:
         try:
-            return check(*args, **kwargs)
+            with jax.transfer_guard("allow"):
+                return check(*args, **kwargs)
         except (TypeError, ValueError, RuntimeError) as error:
             if args and callable(args[0]) and len(error.args) == 1:
                 names = parameter_names(args[0], len(args))

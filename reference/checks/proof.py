@@ -13,7 +13,7 @@ from reference.checks.disputes import Disputes, Judged, explained
 from reference.checks.linear_rows import Called, Trial, Truth, Vector
 from reference.checks.mistakes import named
 from reference.checks.rule_parts import by_argument
-from reference.checks.transformed_rows import in_turns, jitted, vmapped
+from reference.checks.transformed_rows import Transformed, in_turns, jitted, vmapped
 from reference.report import Row
 
 Told = tuple[list[Row], list[str]]  # rows and notes
@@ -31,7 +31,7 @@ class Begun:
 
     called: Called | Exception
     transforms: Sequence[str]
-    transformed: tuple[Callable[[Truth], Iterator[Row]], ...] = ()
+    transformed: tuple[Transformed, ...] = ()
 
 
 def begin(trial: Trial, transforms: Sequence[str]) -> Begun:
@@ -108,7 +108,7 @@ def proven(
     rows += guarded(lambda: parts(truth), "one at a time")
     further = ([], []) if _failed(rows) else beyond()
     for transformed in begun.transformed:
-        rows += transformed(truth)
+        rows += transformed(truth, notes)
     more, said = probed(trial, truth, rows)
     rows, small = _without_undecided_promises([explained(row, judged) for row in rows + more], trial.names)
     notes = [*notes, *said, *small]

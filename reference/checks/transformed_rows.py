@@ -16,6 +16,8 @@ from reference.xla import quick
 
 Batch = tuple[str, Any, Any, list[int]]
 """(name, in_axes of what is differentiated, its values, the numbers of the vectors in the batch)."""
+Transformed = Callable[[Truth, list[str]], Iterator[Row]]
+"""(the reference, notes to add to) -> rows."""
 
 
 def in_turns(trial: Trial, truth: Truth, notes: list[str], batched: bool) -> Iterator[Row]:
@@ -48,11 +50,11 @@ def in_turns(trial: Trial, truth: Truth, notes: list[str], batched: bool) -> Ite
     )
 
 
-def jitted(trial: Trial) -> Callable[[Truth], Iterator[Row]]:
+def jitted(trial: Trial) -> Transformed:
     """Start to compile the rule; what is returned gives rows on it."""
     program = compiling(lambda *args: trial.apply(trial.rule.f, *args), trial.moving, trial.data, trial.vectors)
 
-    def rows(truth: Truth) -> Iterator[Row]:
+    def rows(truth: Truth, notes: list[str]) -> Iterator[Row]:
         try:
             _, results = program(trial.moving, trial.data, trial.vectors)
         except Exception as error:  # an error under a transformation is the finding
@@ -63,7 +65,7 @@ def jitted(trial: Trial) -> Callable[[Truth], Iterator[Row]]:
     return rows
 
 
-def vmapped(trial: Trial, groups: Sequence[Sequence[int]]) -> Callable[[Truth], Iterator[Row]]:
+def vmapped(trial: Trial, groups: Sequence[Sequence[int]]) -> Transformed:
     """Start to compile the rule under vmap, all batches as one program; what is returned gives rows on it.
 
     The batches are two points, one alone, vectors alone, and each argument alone with the rest shared.
@@ -74,16 +76,20 @@ def vmapped(trial: Trial, groups: Sequence[Sequence[int]]) -> Callable[[Truth], 
     """
     like = _batches(trial, trial.moving, groups)
     together = compiling(
-        lambda given: [_one(trial, batch)(*each) for batch, each in zip(like, given, strict=True)],
+        lambda given: [_one(trial, batch, trial.rule.f)(*each) for batch, each in zip(like, given, strict=True)],
         _inputs(trial, like),
         options=quick(),
     )
 
-    def rows(truth: Truth) -> Iterator[Row]:
-        for (prefix, *_, numbers), results in _run(trial, _batches(trial, truth.near, groups), together):
+    def rows(truth: Truth, notes: list[str]) -> Iterator[Row]:
+        for batch, results in _run(trial, _batches(trial, truth.near, groups), together):
+            prefix, _, _, numbers = batch
             first = prefix == "under vmap: "
             if isinstance(results, Exception):
-                yield faults.contract(prefix.partition(":")[0], f"raised {faults.one_line(results)}")
+                if refused := _refused(trial, batch):
+                    notes.append(f"{prefix}left out, since JAX cannot batch the plain function either: {refused}")
+                else:
+                    yield faults.contract(prefix.partition(":")[0], f"raised {faults.one_line(results)}")
                 if first:
                     return  # the others will raise the same
                 continue
@@ -111,9 +117,19 @@ def _batches(trial: Trial, near: Vector, groups: Sequence[Sequence[int]]) -> lis
     return batches
 
 
-def _one(trial: Trial, batch: Batch) -> Callable[[Any, Any, Any], Any]:
+def _refused(trial: Trial, batch: Batch) -> str:
+    """What the plain function raises under the same vmap, or ""."""
+    (given,) = _inputs(trial, [batch])
+    try:
+        _one(trial, batch, trial.rule.raw)(*given)
+    except Exception as error:
+        return faults.one_line(error)
+    return ""
+
+
+def _one(trial: Trial, batch: Batch, function: Callable[..., Any]) -> Callable[[Any, Any, Any], Any]:
     def at(moving: Vector, data: Vector, vector: Vector) -> Any:
-        return trial.apply(trial.rule.f, moving, data, [vector])[1][0]
+        return trial.apply(function, moving, data, [vector])[1][0]
 
     return jax.vmap(at, in_axes=(batch[1], None, 0))
 
@@ -132,7 +148,7 @@ def _run(trial: Trial, batches: list[Batch], together: Callable[..., Any]) -> It
         pass
     for batch, given in zip(batches, _inputs(trial, batches), strict=True):
         try:
-            found = _one(trial, batch)(*given)
+            found = _one(trial, batch, trial.rule.f)(*given)
         except Exception as error:  # an error under a transformation is the finding
             found = error
         yield batch, found

@@ -148,3 +148,23 @@ def test_a_point_that_is_no_number_is_named():
         check_gradient(lambda v: jnp.sum(v**3), lambda v: 3 * v**2, np.asarray([1, np.nan]))
     with pytest.raises(ValueError, match=r"p\['w'\] is inf"):
         check_vjp(ruled(lambda p: p["w"] ** 2, lambda p, g: ({"w": 2 * g * p[0]["w"]},)), {"w": np.float32(np.inf)})
+
+
+def cube(x):
+    return jnp.sum(x**3)
+
+
+def slope(x):
+    return 3 * x**2
+
+
+@pytest.mark.parametrize(
+    "check", [lambda x: check_gradient(cube, slope, x), lambda x: check_vjp(jnp.sin, x, raw=jnp.sin)]
+)
+def test_a_check_moves_numbers_where_jax_guards_that_and_refuses_what_is_traced(check):
+    with jax.transfer_guard("disallow"):
+        assert check(X[0]).passed
+        with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+            jnp.asarray(X[0])  # the guard is as it was
+    with pytest.raises(TypeError, match=r"^x is traced: a check compares numbers, so call it outside jax\.jit"):
+        jax.jit(lambda x: check(x).passed)(X[0])

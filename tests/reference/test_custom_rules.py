@@ -432,3 +432,27 @@ def test_the_call_to_see_it_again_has_every_option() -> None:
         "check_vjp(scaled, x, gain, bias, argnums=0, raw=scaled, transforms=('eager', 'jit'), dtype='float32', seed=0)"
     )
     assert report.reproduce == call
+
+
+def test_what_jax_cannot_batch_either_is_a_note_and_no_fault() -> None:
+    """ragged_dot has batching for its rows alone; a rule that alone cannot be batched fails."""
+    sizes = jnp.asarray([1, 2])
+    a, b = np.ones((3, 2), "float32") * np.arange(3, dtype="float32")[:, None], np.ones((2, 2, 2), "float32")
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jax.lax.ragged_dot(a, b, sizes)
+
+    report = check_vjp(product, a, b, raw=product, dtype="float32")
+    assert report.passed, report.summary()
+    assert any(note.startswith("under vmap: left out, since JAX cannot batch the plain fun") for note in report.notes)
+
+    def double(x: jax.Array) -> jax.Array:
+        return 2 * x
+
+    def backward(_: None, g: jax.Array) -> tuple[jax.Array]:
+        return (2 * jax.lax.ragged_dot(g, jnp.eye(2, dtype=g.dtype)[None], jnp.asarray([len(g)])),)
+
+    rule = jax.custom_vjp(double)
+    rule.defvjp(lambda x: (double(x), None), backward)
+    report = check_vjp(rule, a, dtype="float32")
+    assert [row.path for row in report.failures] == ["under vmap"]

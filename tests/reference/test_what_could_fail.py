@@ -132,6 +132,22 @@ def test_what_is_lost_is_the_first_operation_whatever_it_stands_in():
     assert lost_in(in_a_branch, np.float32(-30)) == ""
 
 
+def test_a_comparison_that_rounding_decides_is_named():
+    """-inf for probabilities that do not sum to one, which all of numpyro's distributions on the simplex do."""
+
+    def checked(x):
+        p = jax.nn.softmax(x)
+        total = jnp.sum(p)
+        return jnp.where((total < 1 + 3e-7) & (total > 1 - 3e-7), jnp.sum(jnp.log(p)), -jnp.inf)
+
+    report = check_vjp(checked, X, raw=checked, **QUICK)
+    assert report.verdict == "inconclusive"
+    said = rf"rounding decides lt at \S*{THIS}:\d+\S* \(.*checked\); check where it is clear, or in a wider precision"
+    assert re.search(said, report.summary()), report.summary()
+    clear = lambda x: jnp.where(jnp.sum(x) < 100, jnp.sum(jnp.log(jnp.abs(x))), -jnp.inf)  # noqa: E731
+    assert check_vjp(clear, X, raw=clear, **QUICK).passed
+
+
 @pytest.mark.parametrize("way", ["check_gradient", "check_jvp"])
 def test_a_gradient_and_a_rule_of_tangents_name_it_too(way):
     """log(1 + e^x) at 100, of which float32 knows no e^x."""
