@@ -6,6 +6,12 @@ from threading import Thread
 from typing import Any
 
 import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from reference.xla import quick
+
+LARGE = 400
+"""Equations of a program above which it is compiled quickly, whatever the caller asks for: XLA may take seconds."""
 
 
 def compiling(function: Callable[..., Any], *like: Any, options: dict[str, Any] | None = None) -> Callable[..., Any]:
@@ -17,22 +23,30 @@ def compiling(function: Callable[..., Any], *like: Any, options: dict[str, Any] 
     Args:
         function: from arrays to arrays.
         like: arguments; the call takes others of the same structure, shapes and types.
-        options: for XLA.
+        options: for XLA, of a program that is not `LARGE`.
     """
     if getattr(jax.config, "jax_disable_jit", False):
         return function
     try:
-        lowered = jax.jit(function, compiler_options=options).lower(*like)
+        traced = jax.jit(function).trace(*like)
+        lowered = traced.lower()
     except Exception as error:
         return _raising(error)
     program: Future[Any] = Future()
-    Thread(target=_compile, args=(lowered, program)).start()  # its own, since a pool's would not survive a fork
+    options = quick() if _size(traced.jaxpr) > LARGE else options
+    Thread(target=_compile, args=(lowered, options, program)).start()  # its own: a pool's would not survive a fork
     return lambda *args: program.result()(*args)
 
 
-def _compile(lowered: Any, program: Future[Any]) -> None:
+def _size(program: ClosedJaxpr | Jaxpr) -> int:
+    within = [jax.tree.leaves([*equation.params.values()]) for equation in program.eqns]
+    parts = [part for parts in within for part in parts if isinstance(part, ClosedJaxpr | Jaxpr)]
+    return len(program.eqns) + sum(map(_size, parts))
+
+
+def _compile(lowered: Any, options: dict[str, Any] | None, program: Future[Any]) -> None:
     try:
-        program.set_result(lowered.compile())
+        program.set_result(lowered.compile(compiler_options=options))
     except Exception as error:
         program.set_exception(error)
 
