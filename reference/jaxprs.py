@@ -14,7 +14,7 @@ with a `body` in their place. The body may evaluate them by the same rule or by 
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import Any
@@ -123,6 +123,27 @@ def inside(equation: JaxprEqn) -> list[ClosedJaxpr]:
         case name:
             found = [each for each in params.values() if isinstance(each, ClosedJaxpr | Jaxpr)] if name in CALLS else []
     return [each if isinstance(each, ClosedJaxpr) else ClosedJaxpr(each, ()) for each in found]
+
+
+def float_types(jaxpr: Jaxpr) -> set[Any]:
+    """The types of the floats that a program computes, those of its loops and branches included."""
+    types = (getattr(variable.aval, "dtype", None) for each in equations(jaxpr) for variable in each.outvars)
+    return {dtype for dtype in types if dtype is not None and jnp.issubdtype(dtype, jnp.floating)}
+
+
+def float_bits(jaxpr: Jaxpr) -> int:
+    """The bits of the narrowest float that a program computes or rounds to; 64 if there is none."""
+    reduced = [each.params for each in equations(jaxpr) if each.primitive.name == "reduce_precision"]
+    bits = [1 + params["exponent_bits"] + params["mantissa_bits"] for params in reduced]
+    return min([*bits, *(8 * dtype.itemsize for dtype in float_types(jaxpr))], default=64)
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
+    """Every equation of a program, those of its loops and branches included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for part in inside(equation):
+            yield from equations(part.jaxpr)
 
 
 def parted(equation: JaxprEqn, inputs: Values) -> tuple[Values, Values, Values]:

@@ -19,7 +19,8 @@ from jax.extend.core import ClosedJaxpr
 from reference.checks import ladder
 from reference.jaxprs import inside
 from reference.tolerance.formats import Format
-from reference.tolerance.monte_carlo import exact, noises, perturbed
+from reference.tolerance.monte_carlo import exact, perturbed
+from reference.tolerance.noise import noises
 from reference.tolerance.rounding import SAMPLES, spread
 from reference.tolerance.side_by_side import in_its_own_types, widened
 from reference.witnesses.kinks import ties

@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
@@ -16,7 +15,7 @@ from reference.checks.disputes import Disputes, Judged, explained
 from reference.checks.linear_rows import Trial, Vector, arrays
 from reference.checks.near import scaled, shuffled
 from reference.compare import compare_leaf
-from reference.jaxprs import inside
+from reference.jaxprs import float_types
 from reference.report import Row
 from reference.xla import quick
 
@@ -53,23 +52,12 @@ def without_kinks(found: tuple[list[Row], list[str]]) -> tuple[list[Row], list[s
 def narrower(functions: Mapping[str, Callable[..., Any]], *args: Any) -> str:
     """In words, the first of functions, by their names, that computes in less than float64 when given that; or ""."""
     for name, function in functions.items():
-        kinds = {str(dtype) for dtype in _types(jax.make_jaxpr(function)(*args).jaxpr) if _is_float_type(dtype)}
+        kinds = set(map(str, float_types(jax.make_jaxpr(function)(*args).jaxpr)))
         if less := " and ".join(sorted(kinds - {"float64"})):
             return (
                 f"{name} computes in {less} inside; give an array that it makes or closes over the dtype of an argument"
             )
     return ""
-
-
-def _is_float_type(dtype: Any) -> bool:
-    return dtype is not None and jnp.issubdtype(dtype, jnp.floating)
-
-
-def _types(jaxpr: jax.extend.core.Jaxpr) -> Iterator[Any]:
-    for equation in jaxpr.eqns:
-        yield from (getattr(variable.aval, "dtype", None) for variable in equation.outvars)
-        for part in inside(equation):
-            yield from _types(part.jaxpr)
 
 
 def _at(trial: Trial, prefix: str) -> tuple[list[Row], list[str]]:

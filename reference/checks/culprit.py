@@ -20,7 +20,8 @@ from reference.compare import LEAVES, LOST
 from reference.jaxprs import Values, evaluate, inside, through
 from reference.report import Row
 from reference.tolerance.formats import Format
-from reference.tolerance.monte_carlo import Watch, noises, perturbed
+from reference.tolerance.monte_carlo import Watch, perturbed
+from reference.tolerance.noise import noises
 from reference.tolerance.side_by_side import given, is_float
 
 COMPARISONS = frozenset({"eq", "ge", "gt", "le", "lt", "ne"})
@@ -99,7 +100,7 @@ def _rounded(
 ) -> Callable[[Watch], "_Found | None"]:
     """What evaluates a function with its operations rounded at random, until what watches has found something."""
     closed, flat = jax.make_jaxpr(function)(*args), [given(leaf) for leaf in jax.tree.leaves(args)]
-    noise = noises(Format.of(dtype), samples, seed)
+    noise = noises(Format.of(dtype), samples, seed, closed)
 
     def search(watch: Watch) -> _Found | None:
         try:

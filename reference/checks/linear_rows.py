@@ -20,8 +20,8 @@ from reference.tolerance.rounding import Measured, measure
 Vector = list[Any]  # a cotangent for every float output, or a tangent for every float argument
 A, B = 0.75, -1.25  # u, v and A u + B v: exact in every binary precision
 DRAWN = 2  # number of drawn vectors; their combination is a third
-FACTORS = {2: (32.0,), 4: (1024.0, 1 / 1024), 8: (1024.0, 1 / 1024)}
-"""Powers of two to scale a vector by, exactly, by the width of its floats: 16 bits underflow soon."""
+FACTORS = ((32, (1024.0, 1 / 1024)), (16, (32.0,)), (0, (2.0,)))
+"""(bits of the narrowest float, powers of two to scale a vector by, exactly): 16 bits underflow soon."""
 
 Apply = Callable[[Callable[..., Any], Vector, Vector, list[Vector]], tuple[Vector, list[Vector]]]
 """(function, moving, data, vectors) -> (float outputs, the derivative applied to every vector)."""
@@ -37,6 +37,7 @@ class Rule:
         given: the arguments.
         value: the plain function's result, at the arguments that were given first.
         outputs: path and type of every float output.
+        bits: of the narrowest float that the plain function computes with.
     """
 
     f: Callable[..., Any]
@@ -44,6 +45,7 @@ class Rule:
     given: Arguments
     value: Any
     outputs: tuple[tuple[str, jax.ShapeDtypeStruct], ...]
+    bits: int
 
     def floats(self, function: Callable[..., Any], moving: Vector, data: Vector) -> Vector:
         """The float leaves of a function's result."""
@@ -274,8 +276,8 @@ class Trial:
             )
 
     def _factors(self) -> Sequence[float]:
-        width = min(leaf.dtype.itemsize for leaf in self.vectors[0])
-        return FACTORS[width]
+        bits = min(self.rule.bits, *(8 * leaf.dtype.itemsize for leaf in self.vectors[0]))
+        return next(factors for least, factors in FACTORS if bits >= least)
 
     def _bent(self, *_: Any) -> tuple[str, str]:
         return "", f"not proportional to the {self.word}: something is clipped, thresholded or added"

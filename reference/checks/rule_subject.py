@@ -14,6 +14,7 @@ from reference.checks.arguments import Arguments, chosen, kind_of, structure, ta
 from reference.checks.donation import keeping
 from reference.checks.held_rule import Held
 from reference.checks.linear_rows import Rule, Truth, Vector, against, arrays
+from reference.jaxprs import float_bits
 from reference.report import Row
 from reference.xla import quick
 
@@ -37,7 +38,7 @@ def rule_under_test(
     given.require_finite()
     with given.precision():
         moving, data = arrays(given.fresh("moving")), arrays(given.fresh("data"))
-        value = _value(plain, given, role)
+        value, bits = _value(plain, given, role)
         leaves = jax.tree_util.tree_leaves_with_path(value)
         found = [("primal" + jax.tree_util.keystr(path), jnp.asarray(leaf)) for path, leaf in leaves]
         _require_real(found)
@@ -47,19 +48,25 @@ def rule_under_test(
             raise TypeError(f"{role} returns no float to differentiate: {got}")
         f = keeping(f, given.build(arrays(given.fresh("moving")), arrays(given.fresh("data"))))
         types = tuple((name, jax.ShapeDtypeStruct(x.shape, x.dtype)) for name, x in outputs)
-        rule = Rule(f, plain, given, value, types)
+        rule = Rule(f, plain, given, value, types, bits)
         values, names = [leaf for _, leaf in outputs], [name for name, _ in outputs]
         faults.require_finite(values, names, role, lambda m, d: rule.floats(plain, m, d), moving, data)
     return rule
 
 
-def _value(plain: Callable[..., Any], given: Arguments, role: str) -> Any:
-    """The plain function's result, compiled as one program if it can be, since one is quicker than many."""
+def _value(plain: Callable[..., Any], given: Arguments, role: str) -> tuple[Any, int]:
+    """The plain function's result, and the bits of the narrowest float that it computes with.
+
+    It is compiled as one program if it can be, since one is quicker than many.
+    """
     leaves = [arrays(given.fresh(kind)) for kind in ("moving", "data")]
     try:
-        return jax.jit(lambda moving, data: plain(*given.build(moving, data)), compiler_options=quick())(*leaves)
+        traced = jax.jit(lambda moving, data: plain(*given.build(moving, data)), compiler_options=quick()).trace(
+            *leaves
+        )
+        return traced.lower().compile()(*leaves), float_bits(traced.jaxpr.jaxpr)
     except Exception:  # it needs values, returns no arrays, or raises; uncompiled it says which
-        return faults.call(plain, given.build(*leaves), role)
+        return faults.call(plain, given.build(*leaves), role), 8 * given.working.itemsize
 
 
 def _require_real(found: Sequence[tuple[str, Any]]) -> None:

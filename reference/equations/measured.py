@@ -17,7 +17,8 @@ from reference import model
 from reference.equations.bounds import Arithmetic, Known
 from reference.equations.chain import Use, Wide
 from reference.equations.families import Family, KnownFlow, Mistakes, family
-from reference.tolerance.monte_carlo import noises, perturbed
+from reference.tolerance.monte_carlo import perturbed
+from reference.tolerance.noise import noises
 from reference.tolerance.rounding import SAMPLES, spread
 
 Tree = Any

@@ -60,3 +60,10 @@ class Format:
         wide = info.bits >= 32
         sums = (u, eta) if wide else (unit_roundoff(jnp.float32), float(jnp.finfo(jnp.float32).tiny))
         return cls(u, sums[0], eta, sums[1], float(info.max))
+
+    @classmethod
+    def of_bits(cls: type[Kind], exponent_bits: int, mantissa_bits: int) -> Kind:
+        """The numbers of IEEE's formats with so many bits, which `jax.lax.reduce_precision` rounds to."""
+        u, most = 2.0 ** -(mantissa_bits + 1), 2 ** (exponent_bits - 1) - 1
+        eta = 2.0 ** (1 - most)
+        return cls(u, u, eta, eta, (2 - 2 * u) * 2.0**most)

@@ -9,7 +9,8 @@ or lose digits. The error of a sum of n terms is relative to its terms, not to i
 sum of magnitudes is added in the bracket. What accumulates in the format itself, how far library functions err, and the
 model of linear algebra stand in `reference.tolerance.libraries`. Results beyond the largest number of the precision
 become inf. The spread of a few samples shows how far apart two right answers may be (D. S. Parker, Monte Carlo
-Arithmetic, 1997).
+Arithmetic, 1997). What a program computes in a type that is narrower than its arguments, as mixed precision does, is
+rounded as that type rounds.
 
 A computed value that several operations use is rounded anew for each of them. Another right program may compute it
 twice, and errors that cancel in one program need not cancel in the other.
@@ -22,7 +23,7 @@ a few samples show its effect.
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -32,13 +33,11 @@ from reference.jaxprs import CALLS, Values, inside, parted, solving
 from reference.tolerance import libraries
 from reference.tolerance.exactness import by_a_reciprocal, changes_nothing, is_exact
 from reference.tolerance.formats import Format
+from reference.tolerance.noise import Noise
 from reference.tolerance.operations import level
 from reference.tolerance.side_by_side import chosen, evaluate_all, is_float, is_narrow, sampled, stacked
 
-WIDENED = 4.0  # factor by which the spread of a comparison's operands is widened
-BLOCK = 1 << 12  # entries of every sample that are rounded at a time
 SPARE_TURNS = 4
-TABLE = 1 << 14  # noise is drawn once, and every operation reads it at another offset
 
 # fmt: off
 _EXACT = frozenset({
@@ -56,74 +55,10 @@ _SUMS = frozenset({
     "scatter-add",
 })
 # fmt: on
+_CASTS = frozenset({"convert_element_type", "reduce_precision"})
 _TURNS = frozenset({"ge", "gt", "le", "lt"})
 Watch = Callable[[JaxprEqn, Values, Values], None]
 """Is shown every operation without jaxprs inside, with what enters and leaves it, sample by sample."""
-
-
-@dataclass(frozen=True)
-class Noise:
-    """The noise of all samples: a table that every operation reads at its own offset, and the format's rounding.
-
-    Attributes:
-        table: [samples, entries], uniform in [-1, 1]; the first sample is 0, which is the function itself.
-        format: the precision under test.
-        turn: added to every offset, so that each turn of a loop has other noise.
-        widened: factor by which the spread of a comparison's operands is widened.
-    """
-
-    table: np.ndarray
-    format: Format
-    turn: int = 0
-    widened: float = WIDENED
-
-    def rounded(
-        self, site: int, x: np.ndarray, factor: float = 1.0, terms: float | int = 0, size: np.ndarray | None = None
-    ) -> np.ndarray:
-        """The results of one operation, rounded in every sample as the module says.
-
-        Args:
-            site: the operation's number, for noise of its own.
-            x: exact results.
-            factor: how many roundings a library function may be off.
-            terms: of a sum; they err by its root times u_sum times `size`.
-            size: of a sum, the sum of its terms' magnitudes; of another operation, the scale of a further, absolute
-                error. Of every sample, or of the first, which is near enough.
-        """
-        if not self.format.u:
-            return x
-        format, count, root = self.format, math.prod(x.shape[1:]), terms**0.5
-        flat, results = x.reshape(len(x), count), np.empty((len(self.table), count), x.dtype)
-        sizes = None if size is None else size.reshape(len(size), count)
-        for start in range(0, count, BLOCK):  # block by block, since a processor's cache is small
-            part = (slice(None), slice(start, start + BLOCK))
-            magnitude = np.abs(flat[part])
-            reach = factor * format.u * magnitude
-            reach += np.minimum(magnitude, format.eta)
-            if sizes is not None:
-                reach = reach + root * format.u_sum * sizes[part] + np.minimum(sizes[part], root * format.eta)
-            offset = (site * 7919 + self.turn + start) % TABLE
-            noisy = self._drawn(offset, reach.shape[1], x.dtype) * reach
-            results[part] = noisy + flat[part]
-            if not np.all(magnitude <= format.largest):
-                results[part] = np.where(magnitude <= format.largest, results[part], flat[part] * np.inf)
-        results[0] = flat[0]
-        return results.reshape(len(results), *x.shape[1:])
-
-    def _drawn(self, offset: int, count: int, dtype: np.dtype[Any]) -> np.ndarray:
-        """So many entries of the table from there on; of complex numbers both parts are rounded."""
-        real = self.table[:, offset : offset + count]
-        if dtype.kind != "c":
-            return real
-        other = (offset + TABLE // 2) % TABLE
-        return real + 1j * self.table[:, other : other + count]
-
-
-def noises(format: Format, samples: int, seed: int) -> Noise:
-    """`samples` samples of noise, and in front one without noise."""
-    table = np.random.default_rng(seed).uniform(-1, 1, (samples + 1, TABLE))
-    table[0] = 0.0
-    return Noise(np.concatenate([table, table], axis=1), format)  # twice, so that no read wraps around
 
 
 def exact(closed: ClosedJaxpr, inputs: Sequence[Any]) -> Values:
@@ -158,9 +93,8 @@ class _Run:
 
         def rule(equation: JaxprEqn, inputs: Values) -> Values:
             if equation.primitive.name not in _EXACT:
-                anew = [isinstance(atom, Var) and atom in shared for atom in equation.invars]
-                anew = [each and not is_exact(x) for each, x in zip(anew, inputs, strict=True)]
-                inputs = [self._rounded(x) if other else x for x, other in zip(inputs, anew, strict=True)]
+                pairs = zip(equation.invars, inputs, strict=True)
+                inputs = [self._anew(atom, x) if isinstance(atom, Var) and atom in shared else x for atom, x in pairs]
             match equation.primitive.name:
                 case "cond":
                     return self._cond(equation, *inputs)
@@ -236,16 +170,19 @@ class _Run:
         return _Run(noise, self.site, self.watch)
 
     def _operation(self, equation: JaxprEqn, inputs: Values) -> Values:
-        name = equation.primitive.name
+        name, noise = equation.primitive.name, self.noise.of_results(equation)
+        u = noise.format.u
         if name in _TURNS and self.noise.widened > 1 and is_float(inputs[0]) and not is_narrow(inputs):
             a, b = level(inputs)
             inputs = [_apart(a, b, self.noise.widened), np.zeros(1)]
-        if name in libraries.STABLE and self.noise.format.u and not is_narrow(inputs):
+        if name in libraries.STABLE and u and not is_narrow(inputs):
             inputs = [self._moved(equation, x) if is_float(x) else x for x in inputs]
-        results = sampled(equation, inputs, points=not self.noise.format.u)
-        if self.noise.format.u and by_a_reciprocal(equation, inputs):
+        results = sampled(equation, inputs, points=not u)
+        if u and by_a_reciprocal(equation, inputs):
             return [self._rounded(results[0], 2.0).astype(results[0].dtype)]
-        if name in _EXACT or is_narrow(inputs) or not self.noise.format.u or changes_nothing(name, inputs):
+        if name in _CASTS and noise is not self.noise and is_float(inputs[0]) and not is_narrow(inputs):
+            return [self._rounded(results[0], noise=noise)]
+        if name in _EXACT or is_narrow(inputs) or not u or changes_nothing(name, inputs):
             return results
         terms, size = 0.0, None
         if name in _SUMS:
@@ -254,13 +191,18 @@ class _Run:
             terms, size = _terms(equation, inputs, results[0]), np.abs(sampled(equation, magnitudes)[0])
             operand: Any = equation.invars[0].aval
             if libraries.accumulates_narrowly(name, operand.dtype):
-                terms *= (self.noise.format.u / self.noise.format.u_sum) ** 2
-        elif scale := libraries.scale(name, self.noise.format.u):
+                terms *= (u / noise.format.u_sum) ** 2
+        elif scale := libraries.scale(name, u):
             terms, size = 1.0, scale(inputs[0][_near(inputs)])
-        factor = libraries.roundings(name, equation.params, self.noise.format.u)
+        factor = libraries.roundings(name, equation.params, u)
         if name in libraries.NARROW - _SUMS:
             factor = _terms(equation, inputs, results[0]) ** 0.5
-        return [self._rounded(result, factor, terms, size) if is_float(result) else result for result in results]
+        of_a_sum = (factor, terms, size)
+        return [self._rounded(x, *of_a_sum, noise=noise) if is_float(x) else x for x in results]
+
+    def _anew(self, atom: Var, x: Any) -> Any:
+        """A value as another operation may have it, for which it is computed again."""
+        return x if is_exact(x) else self._rounded(x, noise=self.noise.of(atom.aval))
 
     def _moved(self, equation: JaxprEqn, x: np.ndarray) -> np.ndarray:
         """The input, moved by as much as a backward stable algorithm may move it."""
@@ -268,9 +210,9 @@ class _Run:
         size = np.asarray(libraries.norm(name, x[_near([x])], lengths))
         return self._rounded(x, 0.0, libraries.moved(lengths) ** 2, size)
 
-    def _rounded(self, x: np.ndarray, *of_a_sum: Any) -> np.ndarray:
+    def _rounded(self, x: np.ndarray, *of_a_sum: Any, noise: Noise | None = None) -> np.ndarray:
         self.site += 1
-        return self.noise.rounded(self.site, x, *of_a_sum)
+        return (noise or self.noise).rounded(self.site, x, *of_a_sum)
 
 
 def _near(inputs: Values) -> slice:

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import DTypeLike
 
 from reference.tolerance.formats import Format
-from reference.tolerance.monte_carlo import noises, perturbed
+from reference.tolerance.monte_carlo import perturbed
+from reference.tolerance.noise import noises
 from reference.tolerance.sharing import Pairs, once
 from reference.tolerance.side_by_side import given, refusing_double, widened
 
@@ -106,7 +107,7 @@ def meter(function: Callable[..., Any], *like: Any, samples: int = SAMPLES, seed
 
         def pairs_of_all() -> Pairs:
             with jax.enable_x64(True):
-                results = perturbed(closed, noises(format, samples, seed), flat)
+                results = perturbed(closed, noises(format, samples, seed, closed), flat)
             return [spread(widened(result)) for result in results]
 
         pairs = once(pairs_of_all, closed, flat, format, samples, seed)
