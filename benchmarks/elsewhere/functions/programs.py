@@ -20,6 +20,8 @@ CASES: dict[str, Case] = {
     "finfo": normal(lambda x: jnp.log(x**2 + jnp.finfo(x.dtype).eps)),
     "frexp": normal(lambda x: jnp.frexp(x)[0] ** 2),
     "gumbel": normal(lambda x: jax.nn.softmax(x + jax.random.gumbel(KEY, x.shape, x.dtype))),
+    "mixed precision": normal(lambda x: jnp.tanh(x.astype("bfloat16") @ x.T.astype("bfloat16")).astype(x.dtype)),
+    "mixed precision, a loss": normal(lambda x: jnp.mean(jax.nn.log_softmax(x.astype("float16")).astype(x.dtype) ** 2)),
     "normal": normal(lambda x: x * jax.random.normal(KEY, x.shape, x.dtype) + x**2),
     "permutation": normal(lambda x: jnp.sin(x)[jax.random.permutation(KEY, 6)]),
     "random.beta": positive(lambda x: jax.random.beta(KEY, x + 1, 2 * x, dtype=x.dtype)),
@@ -31,5 +33,6 @@ CASES: dict[str, Case] = {
     "random.laplace": normal(lambda x: x**2 + jax.random.laplace(KEY, x.shape, x.dtype)),
     "random.t": positive(lambda x: jax.random.t(KEY, x + 3, dtype=x.dtype)),
     "random.truncated_normal": normal(lambda x: x * jax.random.truncated_normal(KEY, -1, 1, x.shape, x.dtype)),
+    "reduce_precision": normal(lambda x: jnp.sin(lax.reduce_precision(x, 5, 6))),
     "uniform": normal(lambda x: x * jax.random.uniform(KEY, x.shape, x.dtype)),
 }

@@ -47,6 +47,7 @@ CASES: dict[str, Case] = {
         fp8_ops.out_qdq, jnp.float32, jnp.float8_e5m2, drawn(3, 4), jnp.ones(1), jnp.zeros(16), dtypes=("float32",)
     ),
     "flax.linen.Dense": _linen(nn.Dense(3), drawn(2, 4)),
+    "flax.linen.Dense, in bfloat16": _linen(nn.Dense(3, dtype="bfloat16"), drawn(2, 4)),
     "flax.linen.DenseGeneral": _linen(nn.DenseGeneral((2, 3), axis=(-2, -1)), drawn(2, 3, 4)),
     "flax.linen.Einsum": _linen(nn.Einsum((4, 3), "ab,bc->ac", use_bias=False), drawn(2, 4)),
     "flax.linen.Conv": _linen(nn.Conv(3, (3, 3)), drawn(1, 5, 5, 2)),
@@ -61,6 +62,7 @@ CASES: dict[str, Case] = {
     "flax.linen.LSTMCell": _cell(nn.LSTMCell(3), (drawn(3), drawn(3))),
     "flax.linen.OptimizedLSTMCell": _cell(nn.OptimizedLSTMCell(3), (drawn(3), drawn(3))),
     "flax.linen.MGUCell": _cell(nn.MGUCell(3), (drawn(3),)),
+    "flax.linen.LayerNorm, in float16": _linen(nn.LayerNorm(dtype="float16"), drawn(2, 4)),
     "flax.linen.MultiHeadDotProductAttention": _linen(
         nn.MultiHeadDotProductAttention(2, use_bias=False), drawn(1, 3, 4)
     ),
