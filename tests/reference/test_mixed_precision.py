@@ -92,6 +92,11 @@ def test_a_cast_to_the_precision_under_test_or_a_wider_one_is_exact():
         assert measure(both, x, dtype="float64").tolerance.min() > 2 * unit_roundoff("float32") * np.abs(x).min()
 
 
+def test_a_count_in_a_narrow_type_is_exact():
+    count = measure(lambda x: jnp.sum(x > 0).astype(BF16).astype(x.dtype) + 0 * x, X, dtype="float32")
+    assert not count.tolerance.any()
+
+
 @pytest.mark.parametrize(("narrow", "bits"), [(BF16, (8, 7)), (F16, (5, 10)), (jnp.float32, (8, 23))])
 def test_the_format_of_reduced_precision_is_that_of_the_type_with_its_bits(narrow, bits):
     reduced, info = Format.of_bits(*bits), jnp.finfo(narrow)
