@@ -93,7 +93,7 @@ def test_a_cast_to_the_precision_under_test_or_a_wider_one_is_exact():
 
 
 def test_a_count_in_a_narrow_type_is_exact():
-    count = measure(lambda x: jnp.sum(x > 0).astype(BF16).astype(x.dtype) + 0 * x, X, dtype="float32")
+    count = measure(lambda x: jnp.sum(x > 0).astype(BF16).astype(x.dtype), X, dtype="float32")
     assert not count.tolerance.any()
 
 
