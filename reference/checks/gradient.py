@@ -1,6 +1,7 @@
 """The check of a user's gradient, written by hand for a function, against jax.grad."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from jaxtyping import DTypeLike
 from reference.checks import faults
 from reference.checks.approximation import allowed_text, require_approximation
 from reference.checks.arguments import chosen, take_apart
+from reference.checks.beyond import narrower
 from reference.checks.culprit import naming_lost
 from reference.checks.disputes import explained
 from reference.checks.gradient_beyond import elsewhere_too, in_double, without_vacuous
@@ -250,6 +252,9 @@ def _witnessed(
     def loss(moving: list[Any]) -> Any:
         return subject.loss(moving, data)
 
+    with jax.enable_x64(True), suppress(Exception):  # one that JAX cannot trace there is for the witnesses to refuse
+        if narrow := narrower({"fun": loss}, [widened(leaf) for leaf in point]):
+            return [], [f"witnesses are left out, since their error bars are of float64: {narrow}"]
     by = {"manual": (subject.flat(result)[1], allowed), "jax.grad": (value, _bars_of_jax(loss, point, value, allowed))}
 
     return witness_rows(loss, point, given.moving_paths, by, witnesses, seed)

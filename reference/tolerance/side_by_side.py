@@ -5,8 +5,8 @@ no compilation, and the programs that are checked are small, so their operations
 would take seconds. An operation that has no row in `OPERATIONS` is computed by JAX, vmapped over the samples.
 
 Floats that depend on the arguments are in double. Integers, bits and random draws have the width that the program gives
-them, since a draw in another width is another draw: a float that is made of bits, or of numbers that stand in the
-program, stays narrow until it meets one in double, and is `Standing` where the program's own width is double.
+them, since a draw in another width is another draw: a float that is made of bits, of counts, or of numbers that stand
+in the program, stays narrow until it meets one in double, and is `Standing` where the program's own width is double.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -130,6 +130,8 @@ def sampled(equation: JaxprEqn, inputs: Values, points: bool = False) -> Values:
     inputs = [widened(value) for value in inputs]
     operation = OPERATIONS.get(name)
     found = None if operation is None else operation(equation.params, *inputs)
+    if name == "convert_element_type" and not is_float(inputs[0]) and found is not None:
+        return [standing(found)]  # a count is exact
     if found is None:
         return _by_primitive(equation, inputs, points)
     return found if isinstance(found, list) else [found]

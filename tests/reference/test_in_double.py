@@ -219,3 +219,11 @@ def test_a_right_derivative_passes_where_jax_cancels():
     off = np.abs(jax.grad(lambda x: plain(x).sum())(x) / by_mpmath(x) - 1)
     assert off.max() > 3e-14
     assert reference.check_vjp(f, x, raw=plain, dtype="float64", transforms="eager").verdict == "pass"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_an_index_made_of_a_count_is_exact(dtype):
+    """The median of seven is the entry at 0.5 * (7 - 1), which no noise may take for the one before it."""
+    x = np.random.default_rng(5).normal(size=7).astype(dtype)
+    report = reference.check_vjp(jnp.nanmedian, x, raw=jnp.nanmedian, dtype=dtype, transforms="eager")
+    assert report.passed, report.summary()

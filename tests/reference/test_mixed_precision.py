@@ -73,6 +73,8 @@ def test_a_gradient_too():
     report = check_gradient(loss, lambda x: 2 * jnp.sin(x) * jnp.cos(x), X)
     assert report.passed, report.summary()
     assert not check_gradient(loss, lambda x: 2.2 * jnp.sin(x) * jnp.cos(x), X).passed
+    report = check_gradient(loss, jax.grad(loss), X, witnesses="all")
+    assert report.passed and any("witnesses are left out" in note for note in report.notes), report
 
 
 def test_a_cast_errs_by_at_most_half_a_unit_of_its_type():
