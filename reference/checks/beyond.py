@@ -23,7 +23,7 @@ FACTORS = (16.0, 1 / 16, -1.0)
 """By which `thorough` scales the arguments; a product that leaves the function's domain is left out, with a note."""
 
 
-def in_double(trial: Trial, prepared: Callable[[Any], Trial], asked: DTypeLike | None) -> tuple[list[Row], list[str]]:
+def in_double(trial: Trial, prepared: Callable[..., Trial], asked: DTypeLike | None) -> tuple[list[Row], list[str]]:
     """Rows on the rule run in float64, where a fault shows that narrower rounding hides, and notes.
 
     Where a precision was asked for, there are none. A rule that computes in a narrower precision inside, or that cannot
@@ -32,7 +32,8 @@ def in_double(trial: Trial, prepared: Callable[[Any], Trial], asked: DTypeLike |
     if asked is not None or trial.rule.given.working == np.float64:
         return [], []
     try:
-        wide = prepared("float64") if trial.valued is None else by_values(prepared("float64"))
+        wide = prepared("float64", called=False)
+        wide = wide if trial.valued is None else by_values(wide)
         with wide.rule.given.precision():
             both = {"the rule": wide.rule.f, "the plain function": wide.rule.raw}
             applied = {name: partial(wide.apply, function) for name, function in both.items()}

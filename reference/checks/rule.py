@@ -84,8 +84,8 @@ def check_vjp(
     require_approximation(approximation)
     held = held_rule(f, jax.custom_vjp, raw)
 
-    def prepared(dtype: DTypeLike | None) -> Trial:
-        rule = rule_under_test(f, held, raw, args, argnums, nondiff_argnums, dtype)
+    def prepared(dtype: DTypeLike | None, called: bool = True) -> Trial:
+        rule = rule_under_test(f, held, raw, args, argnums, nondiff_argnums, dtype, called)
         with rule.given.precision():
             if cotangents is None:
                 vectors = drawn([kind for _, kind in rule.outputs], seed)
@@ -158,8 +158,8 @@ def check_jvp(
     require_approximation(approximation)
     held = held_rule(f, jax.custom_jvp, raw)
 
-    def prepared(dtype: DTypeLike | None) -> Trial:
-        rule = rule_under_test(f, held, raw, args, argnums, nondiff_argnums, dtype)
+    def prepared(dtype: DTypeLike | None, called: bool = True) -> Trial:
+        rule = rule_under_test(f, held, raw, args, argnums, nondiff_argnums, dtype, called)
         with rule.given.precision():
             moving = rule.given.fresh("moving")
             given = None if tangents is None else tangents_like(tangents, rule, argnums, dtype)

@@ -22,9 +22,16 @@ Tree = Any
 
 
 def rule_under_test(
-    f: Any, held: Held | None, raw: Any, args: tuple[Any, ...], argnums: Any, nondiff: Sequence[int], dtype: Any
+    f: Any,
+    held: Held | None,
+    raw: Any,
+    args: tuple[Any, ...],
+    argnums: Any,
+    nondiff: Sequence[int],
+    dtype: Any,
+    called: bool = True,
 ) -> Rule:
-    """The `Rule` that both checks need, after a trial call of its plain function."""
+    """The `Rule` that both checks need; the plain function is called, or else its value has types alone."""
     declared = () if held is None else held.static
     fixed = {*declared, *(chosen(nondiff, len(args)) if nondiff else ())}
     numbers = chosen([i for i in range(len(args)) if i not in fixed] if argnums is None else argnums, len(args))
@@ -38,9 +45,9 @@ def rule_under_test(
     given.require_finite()
     with given.precision():
         moving, data = arrays(given.fresh("moving")), arrays(given.fresh("data"))
-        value, bits = _value(plain, given, role)
+        value, bits = _value(plain, given, role, called)
         leaves = jax.tree_util.tree_leaves_with_path(value)
-        found = [("primal" + jax.tree_util.keystr(path), jnp.asarray(leaf)) for path, leaf in leaves]
+        found = [("primal" + jax.tree_util.keystr(path), _typed(leaf)) for path, leaf in leaves]
         _require_real(found)
         outputs = [(name, leaf) for name, leaf in found if jnp.issubdtype(leaf.dtype, jnp.floating)]
         if not outputs:
@@ -49,24 +56,32 @@ def rule_under_test(
         f = keeping(f, given.build(arrays(given.fresh("moving")), arrays(given.fresh("data"))))
         types = tuple((name, jax.ShapeDtypeStruct(x.shape, x.dtype)) for name, x in outputs)
         rule = Rule(f, plain, given, value, types, bits)
-        values, names = [leaf for _, leaf in outputs], [name for name, _ in outputs]
-        faults.require_finite(values, names, role, lambda m, d: rule.floats(plain, m, d), moving, data)
+        if called:
+            values, names = [leaf for _, leaf in outputs], [name for name, _ in outputs]
+            faults.require_finite(values, names, role, lambda m, d: rule.floats(plain, m, d), moving, data)
     return rule
 
 
-def _value(plain: Callable[..., Any], given: Arguments, role: str) -> tuple[Any, int]:
-    """The plain function's result, and the bits of the narrowest float that it computes with.
+def _value(plain: Callable[..., Any], given: Arguments, role: str, called: bool) -> tuple[Any, int]:
+    """The plain function's result, or its types; and the bits of the narrowest float that it computes with.
 
     It is compiled as one program if it can be, since one is quicker than many.
     """
     leaves = [arrays(given.fresh(kind)) for kind in ("moving", "data")]
+
+    def whole(moving: Vector, data: Vector) -> Any:
+        return plain(*given.build(moving, data))
+
     try:
-        traced = jax.jit(lambda moving, data: plain(*given.build(moving, data)), compiler_options=quick()).trace(
-            *leaves
-        )
-        return traced.lower().compile()(*leaves), float_bits(traced.jaxpr.jaxpr)
+        traced = jax.jit(whole, compiler_options=quick()).trace(*leaves)
+        value = traced.lower().compile()(*leaves) if called else traced.out_info
+        return value, float_bits(traced.jaxpr.jaxpr)
     except Exception:  # it needs values, returns no arrays, or raises; uncompiled it says which
         return faults.call(plain, given.build(*leaves), role), 8 * given.working.itemsize
+
+
+def _typed(leaf: Any) -> Any:
+    return leaf if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else jnp.asarray(leaf)
 
 
 def _require_real(found: Sequence[tuple[str, Any]]) -> None:
