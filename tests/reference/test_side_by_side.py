@@ -19,6 +19,7 @@ X = rng.normal(size=(SAMPLES, 2, 3))
 Y = rng.normal(size=(SAMPLES, 2, 3))
 P = rng.uniform(0.1, 2, (SAMPLES, 2, 3))
 WEIRD = np.asarray([[np.nan, np.inf, -np.inf], [0.0, -0.0, 1e300]])[None]
+HALVES = np.arange(-2, 4).reshape(1, 2, 3) / 2
 WHICH = rng.uniform(size=(SAMPLES, 2, 3)) < 0.5
 CASES = {
     "abs": [(lax.abs, X), (lax.abs, WEIRD)],
@@ -92,7 +93,11 @@ CASES = {
     "rem": [(lax.rem, 3 * X, P), (lax.rem, WEIRD, X), (lax.rem, X, WEIRD)],
     "reduce_sum": [(jnp.sum, X), (lambda x: jnp.sum(x, 0), X), (jnp.sum, X[:, :, :0]), (jnp.sum, WEIRD)],
     "reshape": [(lambda x: x.reshape(3, 2), X), (lambda x: lax.reshape(x, (6,), (1, 0)), X)],
-    "round": [(lambda x: lax.round(x, lax.RoundingMethod.AWAY_FROM_ZERO), 3 * X), (jnp.round, X), (jnp.round, WEIRD)],
+    "round": [
+        (lambda x: lax.round(x, lax.RoundingMethod.AWAY_FROM_ZERO), HALVES),
+        (jnp.round, HALVES),
+        (jnp.round, WEIRD),
+    ],
     "rsqrt": [(lax.rsqrt, P), (lax.rsqrt, WEIRD)],
     "select_n": [
         (lax.select_n, WHICH, X, Y[:1]),
