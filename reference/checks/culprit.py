@@ -98,7 +98,7 @@ def first_turned(function: Callable[..., Any], *args: Any, dtype: DTypeLike, sam
 def _rounded(
     function: Callable[..., Any], *args: Any, dtype: DTypeLike, samples: int, seed: int
 ) -> Callable[[Watch], "_Found | None"]:
-    """What evaluates a function with its operations rounded at random, until what watches has found something."""
+    """A function to evaluate with its operations rounded at random, until what watches it has found something."""
     closed, flat = jax.make_jaxpr(function)(*args), [given(leaf) for leaf in jax.tree.leaves(args)]
     noise = noises(Format.of(dtype), samples, seed, closed)
 

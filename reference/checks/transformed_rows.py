@@ -118,7 +118,7 @@ def _batches(trial: Trial, near: Vector, groups: Sequence[Sequence[int]]) -> lis
 
 
 def _refused(trial: Trial, batch: Batch) -> str:
-    """What the plain function raises under the same vmap, or ""."""
+    """The error of the plain function under the same vmap, or ""."""
     (given,) = _inputs(trial, [batch])
     try:
         _one(trial, batch, trial.rule.raw)(*given)
