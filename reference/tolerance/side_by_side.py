@@ -11,17 +11,18 @@ in the program, stays narrow until it meets one in double, and is `Standing` whe
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Primitive
 from jaxtyping import DTypeLike
 
 from reference.jaxprs import Rule, Values, bind, evaluate, inside
 from reference.tolerance.operations import ENTRY_BY_ENTRY, OPERATIONS, THE_SAME_IN_ANY_WIDTH, level
+from reference.xla import quick
 
 
 class Standing(np.ndarray):
@@ -210,12 +211,13 @@ def _one_by_one(inputs: Values, compute: Callable[..., Any], points: bool) -> li
 
 def _by_jax(equation: JaxprEqn, inputs: Values, narrow: bool = False, points: bool = False) -> Values:
     """By the primitive itself, with the float types in its parameters widened unless it is narrow."""
-    changed, kept = ({}, _kept) if narrow else (_in_double(equation), widened)
     inputs = [_kept(value) for value in inputs]
-    many = [len(value) > 1 for value in inputs]
     if equation.primitive.name in ENTRY_BY_ENTRY:
-        return [kept(output) for output in bind(equation, np.broadcast_arrays(*level(inputs)), **changed)]
+        function = _compiled(equation.primitive, tuple(equation.params.items()))
+        return [np.asarray(function(*np.broadcast_arrays(*level(inputs))))]
 
+    changed, kept = ({}, _kept) if narrow else (_in_double(equation), widened)
+    many = [len(value) > 1 for value in inputs]
     one = lambda *given: bind(equation, given, **changed)  # noqa: E731
     given = [value if varies else value[0] for value, varies in zip(inputs, many, strict=True)]
     if not any(many):
@@ -226,6 +228,12 @@ def _by_jax(equation: JaxprEqn, inputs: Values, narrow: bool = False, points: bo
     each = lambda *of: one(*(value if is_key(value) else jnp.asarray(value) for value in of))  # noqa: E731
     rows = _one_by_one(inputs, each, points)
     return [np.stack([kept(output) for output in outputs]) for outputs in zip(*rows, strict=True)]
+
+
+@cache
+def _compiled(primitive: Primitive, params: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    """A function of numbers as one program, which a loop calls a thousand times."""
+    return jax.jit(lambda *entries: primitive.bind(*entries, **dict(params)), compiler_options=quick())
 
 
 _OF_A_BATCH = ("unvmap_all", "unvmap_any", "unvmap_max")
