@@ -3,16 +3,6 @@
 _WIDER = ("the type of the value", "float32 for arguments in bfloat16", "the formula")
 
 KNOWN: dict[str, tuple[str, str, str]] = {
-    "dot_product_attention": (
-        "the value in float64",
-        "1e-7 relative: it computes in float32",
-        "the formula in float64",
-    ),
-    "dot_product_attention, causal": (
-        "the value in float64",
-        "1e-7 relative: it computes in float32",
-        "the formula in float64",
-    ),
     "vmap of a while": ("the value in float16", "nan", "expi is finite there"),
     "spence, above 1": (
         "the derivative for x > 1",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, JaxprEqn
 
+from reference.jaxprs import float_types
 from reference.tolerance.formats import Format, unit_roundoff
 from reference.tolerance.side_by_side import is_float
 
@@ -92,6 +93,18 @@ class Noise:
         return real + 1j * self.table[:, other : other + count]
 
 
+def types_inside(program: ClosedJaxpr, format: Format) -> tuple[str, ...]:
+    """The names of the types in a program that are narrower than its inputs and the format, and round as such."""
+    least = max(_unit(program), format.u)
+    formats = {str(dtype): _of(dtype) for dtype in float_types(program.jaxpr)}
+    return tuple(sorted(name for name, inner in formats.items() if inner is not None and inner.u > least))
+
+
+def _unit(program: ClosedJaxpr) -> float:
+    """The unit roundoff of the widest input of a program."""
+    return min((unit_roundoff(aval.dtype) for aval in program.in_avals if is_float(aval)), default=math.inf)
+
+
 def noises(format: Format, samples: int, seed: int, program: ClosedJaxpr | None = None) -> Noise:
     """`samples` samples of noise, and in front one without noise.
 
@@ -103,9 +116,8 @@ def noises(format: Format, samples: int, seed: int, program: ClosedJaxpr | None 
     """
     table = np.random.default_rng(seed).uniform(-1, 1, (samples + 1, TABLE))
     table[0] = 0.0
-    units = [] if program is None else [unit_roundoff(aval.dtype) for aval in program.in_avals if is_float(aval)]
     twice = np.concatenate([table, table], axis=1)  # so that no read wraps around
-    return Noise(twice, format, given=min(units, default=math.inf))
+    return Noise(twice, format, given=math.inf if program is None else _unit(program))
 
 
 @cache

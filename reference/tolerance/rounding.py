@@ -14,7 +14,7 @@ from jaxtyping import DTypeLike
 
 from reference.tolerance.formats import Format
 from reference.tolerance.monte_carlo import perturbed
-from reference.tolerance.noise import noises
+from reference.tolerance.noise import noises, types_inside
 from reference.tolerance.sharing import Pairs, once
 from reference.tolerance.side_by_side import given, refusing_double, widened
 
@@ -33,17 +33,21 @@ class Measured:
         tolerance: the same tree, for every entry the largest error due to rounding; inf if the working precision
             overflows in the computation, so that the error is unknown.
         narrow: names of what refused to be evaluated in float64, so that the value has its rounding.
+        inside: types that are narrower than the function's arguments and the precision, and round as such.
     """
 
     value: Tree
     tolerance: Tree
     narrow: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
-        """A sentence on what refused to be evaluated in float64."""
-        names = ", ".join(self.narrow)
-        return [f"the reference has the rounding of {names}, which knows its types by heart"] if names else []
+        """A sentence on what refused to be evaluated in float64, and one on narrower types."""
+        refused = f"the reference has the rounding of {', '.join(self.narrow)}, which knows its types by heart"
+        types = " and ".join(self.inside)
+        mixed = f"the plain function computes in {types} inside, so that no fault finer than its rounding can show"
+        return [note for note, names in ((refused, self.narrow), (mixed, self.inside)) if names]
 
     @property
     def overflows(self) -> bool:
@@ -112,7 +116,7 @@ def meter(function: Callable[..., Any], *like: Any, samples: int = SAMPLES, seed
 
         pairs = once(pairs_of_all, closed, flat, format, samples, seed)
         value, tolerance = (tree.unflatten([pair[side] for pair in pairs]) for side in (0, 1))
-        return Measured(value, tolerance, refusing_double(closed))
+        return Measured(value, tolerance, refusing_double(closed), types_inside(closed, format))
 
     return measured
 

@@ -68,6 +68,7 @@ def test_a_fault_above_the_narrow_rounding_fails_and_a_rule_may_be_more_precise(
     assert not check_vjp(ruled(jnp.sin, jnp.cos, forward=sine), X, **QUICK).passed  # it is the rule that is narrow
     notes = check_vjp(ruled(sine, jnp.cos), X, transforms="eager").notes
     assert any(note.startswith("not repeated in float64: the rule computes in bfloat16") for note in notes), notes
+    assert any(note.startswith("the plain function computes in bfloat16 inside") for note in notes), notes
 
 
 def test_a_gradient_too():
