@@ -13,7 +13,7 @@ from reference.checks.disputes import Disputes, Judged, explained
 from reference.checks.linear_rows import Called, Trial, Truth, Vector
 from reference.checks.mistakes import named
 from reference.checks.rule_parts import by_argument
-from reference.checks.transformed_rows import Transformed, in_turns, jitted, vmapped
+from reference.checks.transformed_rows import Transformed, compiled, in_turns, jitted, vmapped
 from reference.report import Row
 
 Told = tuple[list[Row], list[str]]  # rows and notes
@@ -40,9 +40,10 @@ def begin(trial: Trial, transforms: Sequence[str]) -> Begun:
         called = trial.called()
     except Exception as error:  # the error is the finding
         return Begun(error, transforms)
-    compiled = [jitted(trial)] if "jit" in transforms else []
-    batched = [vmapped(trial, by_argument(trial.rule.given))] if "vmap" in transforms else []
-    return Begun(called, transforms, (*compiled, *batched))
+    own = compiled(trial) if "jit" in transforms else None
+    alone = [jitted(trial, own)] if own else []
+    batched = [vmapped(trial, by_argument(trial.rule.given), own)] if "vmap" in transforms else []
+    return Begun(called, transforms, (*alone, *batched))
 
 
 def truth_of(trial: Trial) -> tuple[Trial, Truth, list[str]]:

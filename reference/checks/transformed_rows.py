@@ -1,6 +1,7 @@
 """The rows that hold a derivative rule against the reference as JAX transforms it: compiled, batched, in turns."""
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from reference.checks import faults
-from reference.checks.ahead import compiling
+from reference.checks.ahead import Program, compiling
 from reference.checks.linear_rows import Trial, Truth, Vector, against, arrays
 from reference.compare import compare_leaf
 from reference.report import Row
@@ -50,9 +51,13 @@ def in_turns(trial: Trial, truth: Truth, notes: list[str], batched: bool) -> Ite
     )
 
 
-def jitted(trial: Trial) -> Transformed:
-    """Start to compile the rule; what is returned gives rows on it."""
-    program = compiling(lambda *args: trial.apply(trial.rule.f, *args), trial.moving, trial.data, trial.vectors)
+def compiled(trial: Trial) -> Program:
+    """The rule's own program, which starts to be compiled."""
+    return compiling(lambda *args: trial.apply(trial.rule.f, *args), trial.moving, trial.data, trial.vectors)
+
+
+def jitted(trial: Trial, program: Program) -> Transformed:
+    """Rows on the rule's own program."""
 
     def rows(truth: Truth, notes: list[str]) -> Iterator[Row]:
         try:
@@ -65,24 +70,27 @@ def jitted(trial: Trial) -> Transformed:
     return rows
 
 
-def vmapped(trial: Trial, groups: Sequence[Sequence[int]]) -> Transformed:
-    """Start to compile the rule under vmap, all batches as one program; what is returned gives rows on it.
+def vmapped(trial: Trial, groups: Sequence[Sequence[int]], own: Program | None) -> Transformed:
+    """Start to compile the rule under vmap; what is returned gives rows on it.
 
-    The batches are two points, one alone, vectors alone, and each argument alone with the rest shared.
+    The batches are two points, one alone, vectors alone, and each argument alone with the rest shared. They are one
+    program, or one each where the rule is large.
 
     Args:
         trial: what is tested.
         groups: the numbers of the differentiated leaves, by argument.
+        own: the rule's own program, if it is compiled.
     """
     like = _batches(trial, trial.moving, groups)
-    together = compiling(
-        lambda given: [_one(trial, batch, trial.rule.f)(*each) for batch, each in zip(like, given, strict=True)],
-        _inputs(trial, like),
-        options=quick(),
-    )
+    each = own is not None and own.large
+    programs, before = list[tuple[slice, Program]](), own
+    for part in [slice(k, k + 1) for k in range(len(like))] if each else [slice(None)]:
+        before = _together(trial, like[part], before if each else None)
+        programs.append((part, before))
 
     def rows(truth: Truth, notes: list[str]) -> Iterator[Row]:
-        for batch, results in _run(trial, _batches(trial, truth.near, groups), together):
+        batches = _batches(trial, truth.near, groups)
+        for batch, results in chain.from_iterable(_run(trial, batches[part], run) for part, run in programs):
             prefix, _, _, numbers = batch
             first = prefix == "under vmap: "
             if isinstance(results, Exception):
@@ -117,6 +125,13 @@ def _batches(trial: Trial, near: Vector, groups: Sequence[Sequence[int]]) -> lis
     return batches
 
 
+def _together(trial: Trial, batches: list[Batch], after: Program | None) -> Program:
+    def together(given: list[tuple[Any, Any, Any]]) -> list[Any]:
+        return [_one(trial, batch, trial.rule.f)(*each) for batch, each in zip(batches, given, strict=True)]
+
+    return compiling(together, _inputs(trial, batches), options=quick(), after=after)
+
+
 def _refused(trial: Trial, batch: Batch) -> str:
     """The error of the plain function under the same vmap, or ""."""
     (given,) = _inputs(trial, [batch])
@@ -139,7 +154,7 @@ def _inputs(trial: Trial, batches: list[Batch]) -> list[tuple[Any, Any, Any]]:
     return [(values, arrays(trial.data), stack) for (_, _, values, _), stack in zip(batches, stacks, strict=True)]
 
 
-def _run(trial: Trial, batches: list[Batch], together: Callable[..., Any]) -> Iterator[tuple[Batch, Any]]:
+def _run(trial: Trial, batches: list[Batch], together: Program) -> Iterator[tuple[Batch, Any]]:
     """Every batch with its results, by the program of all; or, where that raises, one by one as it stands."""
     try:
         yield from zip(batches, together(_inputs(trial, batches)), strict=True)
