@@ -10,7 +10,7 @@ import pytest
 from helpers import as_a_user
 from jax import lax
 
-from reference.checks import culprit
+from reference.checks import ahead, culprit
 from reference.checks.gradient import check_gradient
 from reference.checks.near import near_points
 from reference.checks.rule import check_jvp, check_vjp
@@ -258,8 +258,14 @@ def batched(wrong_axis):
     return ruled(lambda x, w: x * w, lambda saved, g: (back(g, *saved), g * saved[0]))
 
 
-def test_an_argument_that_is_shared_under_vmap_is_seen():
+@pytest.mark.parametrize("large", [ahead.LARGE, 0], ids=["batches together", "batches apart"])
+def test_an_argument_that_is_shared_under_vmap_is_seen(large, monkeypatch):
+    monkeypatch.setattr(ahead, "LARGE", large)
     report = check_vjp(batched(True), X, Y, dtype="float32")
+    assert [row.path for row in report.rows if row.path.startswith("under vmap")][::2] == [
+        f"under vmap{how}: x"
+        for how in ("", ", a batch of one", " over cotangents alone", " over x alone", " over w alone")
+    ]
     assert {row.path for row in report.failures} == {"under vmap over x alone: x"}, report.summary()
     assert check_vjp(batched(False), X, Y, dtype="float32").passed
 
