@@ -81,7 +81,7 @@ def _value(plain: Callable[..., Any], given: Arguments, role: str, called: bool)
 
 
 def _typed(leaf: Any) -> Any:
-    return leaf if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else jnp.asarray(leaf)
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.asarray(leaf)
 
 
 def _require_real(found: Sequence[tuple[str, Any]]) -> None:

@@ -46,7 +46,7 @@ class Measured:
         """A sentence on what refused to be evaluated in float64, and one on narrower types."""
         refused = f"the reference has the rounding of {', '.join(self.narrow)}, which knows its types by heart"
         types = " and ".join(self.inside)
-        mixed = f"the plain function computes in {types} inside, so that no fault finer than its rounding can show"
+        mixed = f"the plain function computes in {types} inside: what depends on that is held to its rounding"
         return [note for note, names in ((refused, self.narrow), (mixed, self.inside)) if names]
 
     @property
